@@ -1,0 +1,155 @@
+"""Dual BatchNorm: adversarial inputs are normalised by themselves.
+
+Adversarial images have other statistics than clean ones; sharing one BatchNorm hurts both (AdvProp, Xie et al.,
+CVPR 2020, Sec. 4). `dual_batchnorm` gives every BatchNorm of a module a second, adversarial branch.
+
+Differs from the paper: the adversarial branch keeps no running statistics, because evaluation always uses the clean
+branch and nothing would ever read them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from idaa_lightly.errors import ModelError
+
+
+class DualBatchNorm(nn.Module):
+    """A BatchNorm with a clean and an adversarial branch.
+
+    The clean branch is the given module itself and keeps its keys in the state dict, so that an ordinary checkpoint
+    loads strictly (and initialises the adversarial branch). The adversarial branch always normalises by the
+    statistics of its batch. In eval mode the clean branch is used, whatever is selected.
+
+    Args:
+        norm: any BatchNorm: 1d, 2d, 3d, synchronised, or a subclass such as timm's BatchNormAct2d.
+
+    Shape:
+        - Input and output: those of `norm`.
+    """
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__()
+        self.clean = norm
+        self.adversarial = copy.deepcopy(norm)
+        self.adversarial.track_running_stats = False
+        self.adversarial.running_mean = None
+        self.adversarial.running_var = None
+        self.adversarial.num_batches_tracked = None
+        self.use_adversarial = False
+        self.training = norm.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises `x` by the selected branch."""
+        branch = self.adversarial if self.use_adversarial and self.training else self.clean
+        output: Tensor = branch(x)
+        return output
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As nn.Module's, with the clean branch under the keys of the BatchNorm that was converted."""
+        state = super().state_dict(*args, **kwargs)
+        prefix = args[1] if len(args) > 1 else kwargs.get("prefix", "")
+        for key in [key for key in state if key.startswith(f"{prefix}clean.")]:
+            state[prefix + key.removeprefix(f"{prefix}clean.")] = state.pop(key)
+        return state
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        own = [key for key in state_dict if key.startswith(prefix)]
+        branch = f"{prefix}adversarial."
+        seen = any(key.startswith(branch) for key in own)
+        for key in own:
+            name = key.removeprefix(prefix)
+            if not key.startswith(branch):
+                value = state_dict.pop(key)
+                state_dict[f"{prefix}clean.{name}"] = value
+                if not seen and name in self.adversarial.state_dict():
+                    state_dict[branch + name] = value.clone()
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def dual_batchnorm(module: nn.Module) -> nn.Module:
+    """Gives every BatchNorm in `module` an adversarial branch, in place.
+
+    The parameters stay the same objects, so an optimiser made earlier goes on with the clean branch; give it
+    `adversarial_parameters(module)` too. Convert before momentum (EMA) copies are made, and before
+    `SyncBatchNorm.convert_sync_batchnorm` or after it (timm's converter: before). Converting twice changes nothing.
+
+    Args:
+        module: any module; without a BatchNorm it is returned as it is.
+
+    Returns:
+        The module; a new one only where `module` is itself a BatchNorm.
+    """
+    return _replace(module, _BatchNorm, DualBatchNorm)
+
+
+def strip_dual_batchnorm(module: nn.Module) -> nn.Module:
+    """Takes the adversarial branches out again, in place: an ordinary module with bit-equal clean features.
+
+    Args:
+        module: a module that `dual_batchnorm` may have converted.
+
+    Returns:
+        The module; the BatchNorm inside it where `module` is itself a `DualBatchNorm`.
+    """
+    return _replace(module, DualBatchNorm, lambda dual: dual.clean)
+
+
+def adversarial_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Yields the parameters of the adversarial branches, for an optimiser that was made before the conversion."""
+    for part in module.modules():
+        if isinstance(part, DualBatchNorm):
+            yield from part.adversarial.parameters()
+
+
+@contextmanager
+def adversarial_batchnorm(module: nn.Module) -> Iterator[None]:
+    """Selects the adversarial branches of `module` inside the with-block, and restores what was selected before."""
+    duals = [part for part in module.modules() if isinstance(part, DualBatchNorm)]
+    before = [dual.use_adversarial for dual in duals]
+    try:
+        for dual in duals:
+            dual.use_adversarial = True
+        yield
+    finally:
+        for dual, selected in zip(duals, before, strict=True):
+            dual.use_adversarial = selected
+
+
+def require_dual_batchnorm(module: nn.Module) -> None:
+    """Raises where `module` holds a BatchNorm without an adversarial branch.
+
+    Raises:
+        ModelError: names the layer and the call that mends it.
+    """
+    duals = [part for part in module.modules() if isinstance(part, DualBatchNorm)]
+    inside = {id(branch) for dual in duals for branch in (dual.clean, dual.adversarial)}
+    for name, part in module.named_modules():
+        if isinstance(part, _BatchNorm) and id(part) not in inside:
+            raise ModelError(
+                f"{type(part).__name__} at {name or 'the top'!r} has no adversarial branch, so adversarial images "
+                "would disturb its running statistics: call idaa_lightly.dual_batchnorm(model) before the optimiser "
+                "is made."
+            )
+
+
+def _replace(module: nn.Module, kind: type[nn.Module], make: Callable[[Any], nn.Module]) -> nn.Module:
+    """Replaces every outermost module of type `kind` by `make(it)`; one that is shared stays shared."""
+    made: dict[int, nn.Module] = {}
+
+    def visit(part: nn.Module) -> nn.Module:
+        if id(part) not in made:
+            made[id(part)] = make(part) if isinstance(part, kind) else part
+            if not isinstance(part, kind | DualBatchNorm):
+                for name, child in list(part._modules.items()):  # named_children() leaves out shared ones
+                    if child is not None:
+                        part._modules[name] = visit(child)
+        return made[id(part)]
+
+    return visit(module)

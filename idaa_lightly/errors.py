@@ -1,0 +1,45 @@
+"""Every exception that idaa-lightly raises on purpose.
+
+A message says what was got, what was expected and what to do. The command line prints it as one sentence and
+exits with `exit_code`; library users catch `IDAAError`, or the built-in type beside it.
+"""
+
+from __future__ import annotations
+
+
+class IDAAError(Exception):
+    """Base of all errors of this package."""
+
+    exit_code = 1
+
+
+class UsageError(IDAAError, ValueError):
+    """An argument or option has a value that cannot be used."""
+
+    exit_code = 2
+
+
+class PluginError(IDAAError):
+    """A plugin is unknown, ambiguous or fails to import."""
+
+    exit_code = 2
+
+
+class ModelError(IDAAError, TypeError):
+    """A model is not in the state that the call needs."""
+
+
+class DataError(IDAAError, ValueError):
+    """A data set cannot be read or is too small for the task."""
+
+
+class FileFormatError(IDAAError, ValueError):
+    """A file is not what it was given as: a checkpoint, a VAE, features, a run folder."""
+
+
+class RunFolderError(IDAAError):
+    """An output folder already holds something that would be lost."""
+
+
+class NonFiniteError(IDAAError, ArithmeticError):
+    """Features or a loss hold NaN or infinity."""

@@ -1,0 +1,1 @@
+"""What a representation is worth: kNN and linear evaluation of frozen features."""

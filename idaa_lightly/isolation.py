@@ -1,0 +1,53 @@
+"""What lets an attack pass through a model without leaving a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def module_of(function: Any) -> nn.Module:
+    """The nn.Module behind a callable: itself, the owner of a bound method, or an empty one."""
+    for candidate in (function, getattr(function, "__self__", None)):
+        if isinstance(candidate, nn.Module):
+            return candidate
+    return nn.Module()
+
+
+def detached(output: Any) -> Any:
+    """The same tensor, or tuple, list or dict of them, outside the graph."""
+    if isinstance(output, Tensor):
+        return output.detach()
+    if isinstance(output, dict):
+        return {key: detached(value) for key, value in output.items()}
+    if isinstance(output, tuple | list):
+        parts = [detached(value) for value in output]
+        return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+    return output
+
+
+@contextmanager
+def preserved_buffers(module: nn.Module) -> Iterator[None]:
+    """Lends copies of all buffers (memory banks, queues, centres) for the with-block, and puts the originals back.
+
+    The originals are never written to, so graphs that saved them stay valid. BatchNorms are left out: their
+    adversarial branch has no buffers.
+    """
+    lent = [
+        (part._buffers, name, buffer)
+        for part in module.modules()
+        if not isinstance(part, _BatchNorm)
+        for name, buffer in part._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        for buffers, name, buffer in lent:
+            buffers[name] = buffer.clone()
+        yield
+    finally:
+        for buffers, name, buffer in lent:
+            buffers[name] = buffer

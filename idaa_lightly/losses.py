@@ -1,0 +1,100 @@
+"""The whole idea in one place: a clean loss, an adversarial view of the anchor, and its loss.
+
+    views (x0, x1) ──► clean loss L(f(x0), f(x1))
+          │
+          └─► generator(x0, objective) ──► x' ──► adversarial loss L(f(x0), f_adv(x'))
+    total = clean + weight · adversarial
+
+f_adv is f with the adversarial branch of its BatchNorms (see `idaa_lightly.batchnorm`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from idaa_lightly.batchnorm import adversarial_batchnorm, require_dual_batchnorm
+from idaa_lightly.isolation import detached, module_of, preserved_buffers
+
+
+class AdversarialOutput(NamedTuple):
+    """Scalars `total` = `clean` + weight · `adversarial`, and the adversarial `views` (N, C, H, W), detached."""
+
+    total: Tensor
+    clean: Tensor
+    adversarial: Tensor
+    views: Tensor
+
+
+class AdversarialLoss(nn.Module):
+    """Adds a loss on adversarial views to any self-supervised loss.
+
+    Source: Yang et al., ICML 2022, Sec. 3.3; the two terms and the split BatchNorm as in Ho & Vasconcelos, NeurIPS
+    2020, Sec. 3.3.
+
+    Args:
+        criterion: Lightly's `forward(out0, out1) -> scalar`, or a function of one output per view. An output is what
+            the model gives: a tensor, or a tuple, list or dict of them.
+        generator: called as `generator(images, objective)`, such as `IDAA(vae)`. Its `starts_at_input` tells whether
+            the first images that it asks the objective about are the given ones.
+        weight: of the adversarial term, α in the paper.
+
+    Raises:
+        ModelError: the model has a BatchNorm that `dual_batchnorm` has not converted.
+    """
+
+    def __init__(
+        self, criterion: Callable[..., Tensor], generator: Callable[..., Tensor], weight: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.criterion, self.generator, self.weight = criterion, generator, weight
+
+    def forward(
+        self, model: Callable[[Tensor], Any], x0: Tensor, x1: Tensor, *others: Tensor
+    ) -> AdversarialOutput:
+        """Computes both terms; the adversarial view is made from `x0` and takes the place of `x1`.
+
+        Args:
+            model: an nn.Module or a bound method of one, from images (N, C, H, W) to an output. Any other callable
+                is taken to hold neither BatchNorm nor buffers.
+            x0: first view of the samples, (N, C, H, W).
+            x1: second view of the same samples.
+            others: further views (multi-crop), whose outputs the criterion gets after the first two.
+        """
+        require_dual_batchnorm(module_of(model))
+        anchor, positive, *rest = [model(x) for x in (x0, x1, *others)]
+        views = self._attack(model, x0, detached(rest))
+        with self._adversarial(model):
+            adversarial = self.criterion(anchor, model(views), *rest)
+        clean = self.criterion(anchor, positive, *rest)  # last: only the clean pair may enter queues and centres
+        total = clean + self.weight * adversarial
+        return AdversarialOutput(total, clean.detach(), adversarial.detach(), views.detach())
+
+    def _attack(self, model: Callable[[Tensor], Any], x0: Tensor, rest: list[Any]) -> Tensor:
+        """Searches x' against the anchor f_adv(x0), which is held fixed."""
+        anchor = None
+
+        def objective(images: Tensor) -> Tensor:
+            nonlocal anchor
+            output = model(images)
+            if anchor is None and getattr(self.generator, "starts_at_input", False):
+                anchor = detached(output)  # images is x0: one forward pass serves both sides
+            elif anchor is None:
+                with torch.no_grad():
+                    anchor = model(x0)
+            return self.criterion(anchor, output, *rest)
+
+        devices = [x0.device] if x0.device.type == "cuda" else []
+        with self._adversarial(model), torch.random.fork_rng(devices):
+            return self.generator(x0, objective)
+
+    @contextmanager
+    def _adversarial(self, model: Callable[[Tensor], Any]) -> Iterator[None]:
+        """Selects the adversarial branch, and keeps memory banks, queues and centres as they are."""
+        network, criterion = module_of(model), module_of(self.criterion)
+        with adversarial_batchnorm(network), preserved_buffers(network), preserved_buffers(criterion):
+            yield
