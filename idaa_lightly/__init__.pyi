@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from .ascent import FGSM, PGD, RandomDirection
 from .batchnorm import (
     DualBatchNorm,
