@@ -5,17 +5,19 @@ Source: Yang et al., ICML 2022, Sec. 3.2 and the appendix on architectures and t
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from idaa_lightly.atomic import atomic_write
 from idaa_lightly.errors import DataError, FileFormatError, NonFiniteError, UsageError
+from idaa_lightly.files import atomic_write, load_tensors
 
 
 class VAE(nn.Module):
@@ -218,17 +220,23 @@ def fit_vae(
     return history
 
 
-def load_tensors(path: str | Path, expected: str) -> dict[str, Any]:
-    """Reads a file of tensors without running code from it, or says that it is not `expected`."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise FileFormatError(f"{path} does not exist; expected {expected}") from error
-    except Exception as error:  # whatever the unpickler makes of a foreign file
-        raise FileFormatError(f"{path} is not {expected}: {type(error).__name__}") from error
-    if not isinstance(content, dict):
-        raise FileFormatError(f"{path} is not {expected}: it holds a {type(content).__name__}")
-    return content
+def cached_vae(key: dict[str, object], directory: Path, fit: Callable[[], VAE]) -> VAE:
+    """Loads the VAE that was fitted under this key, or fits and keeps it; processes that want the same one wait.
+
+    Args:
+        key: everything the VAE depends on, as JSON values: data, transform, architecture, beta, epochs, seed.
+        directory: of the cache; `key` is written beside each VAE.
+        fit: makes the VAE if it is not there.
+    """
+    text = json.dumps(key, indent=2, sort_keys=True)
+    path = directory / f"vae-{hashlib.sha256(text.encode()).hexdigest()[:16]}.pt"
+    directory.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            fit().save(path)
+            with atomic_write(path.with_suffix(".json")) as temporary:
+                temporary.write_text(text)
+        return VAE.load(path)
 
 
 def _joined(layers: list[nn.Module]) -> list[nn.Module]:

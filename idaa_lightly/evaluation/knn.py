@@ -98,7 +98,7 @@ def vote(similarities: Tensor, labels: Tensor, temperature: float, num_classes: 
     weights = ((similarities.double() - similarities[:, :1].double()) / temperature).exp()  # cannot overflow
     scores = torch.zeros(len(labels), num_classes, dtype=torch.double).scatter_add_(1, labels, weights)
     voted = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, labels, True)
-    order = scores.masked_fill(~voted, -1.0).argsort(1, descending=True, stable=True)
+    order = scores.masked_fill(~voted, -1.0).argsort(dim=1, descending=True, stable=True)
     return order.masked_fill(~voted.gather(1, order), -1)
 
 

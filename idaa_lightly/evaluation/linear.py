@@ -21,7 +21,12 @@ class LinearResult(NamedTuple):
 
 
 def linear_probe(
-    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, *, seed: int = 0
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    *,
+    seed: int = 0,
 ) -> LinearResult:
     """Multinomial logistic regression by L-BFGS on standardised features.
 
@@ -29,9 +34,9 @@ def linear_probe(
     test set is used once. Kornblith et al., "Do Better ImageNet Models Transfer Better?", CVPR 2019, App. A.
 
     Args:
-        train: features (N, D).
+        train_features: (N, D).
         train_labels: classes (N,) from 0.
-        test: features (M, D).
+        test_features: (M, D).
         test_labels: classes (M,).
         seed: of the split.
 
@@ -39,12 +44,13 @@ def linear_probe(
         DataError: fewer than 20 training features.
         NonFiniteError: NaN or infinity in the features.
     """
+    train, test = train_features.float(), test_features.float()
     if len(train) < 20:
         raise DataError(f"got {len(train)} training features, but a linear probe needs 20 or more")
     if not (train.isfinite().all() and test.isfinite().all()):
         raise NonFiniteError("the features hold NaN or infinity: the training diverged")
-    std, mean = torch.std_mean(train.float(), 0)
-    train, test = ((part.float() - mean) / std.clamp_min(1e-6) for part in (train, test))
+    std, mean = torch.std_mean(train, 0)
+    train, test = ((part - mean) / std.clamp_min(1e-6) for part in (train, test))
     classes = int(max(train_labels.max(), test_labels.max())) + 1
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     held_out, rest = order[: len(train) // 10], order[len(train) // 10 :]

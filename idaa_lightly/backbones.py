@@ -1,0 +1,83 @@
+"""Backbones by name, with the stem that fits the image size."""
+
+from __future__ import annotations
+
+import re
+
+import timm
+import torchvision
+from lightly.models.resnet import BasicBlock, ResNet
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from idaa_lightly.errors import UsageError
+from idaa_lightly.registry import suggestion
+
+SMALL = 64  # px; up to here a ResNet gets the CIFAR stem
+NARROW_LAYERS = {"resnet9": [1, 1, 1, 1], "resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6, 3]}
+
+
+class NarrowResNet(ResNet):
+    """Lightly's CIFAR ResNet of any width and image size, without its classifier.
+
+    Args:
+        layers: basic blocks per stage.
+        width: channels of the first stage; the ordinary ResNet has 64.
+    """
+
+    def __init__(self, layers: list[int], width: int) -> None:
+        super().__init__(BasicBlock, layers, width=width / 64)
+        del self.linear
+        self.num_features = 8 * width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, 3, H, W) to features (N, 8 · width)."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return x.mean((2, 3))
+
+
+def create_backbone(name: str, image_size: int) -> tuple[nn.Module, int]:
+    """Makes an untrained ResNet that gives features.
+
+    At 64 px and below the CIFAR stem takes the place of the ordinary one: a 3×3 convolution of stride 1 and no
+    max-pooling.
+
+    Args:
+        name: a ResNet of torchvision ("resnet18", "wide_resnet50_2"), of timm ("resnet26d"; "timm/resnet18" where
+            both have the name), or a narrow one such as "resnet18-w16" (resnet9, 18 or 34; 16 channels, not 64, in
+            the first stage).
+        image_size: in pixels.
+
+    Returns:
+        The backbone, images (N, 3, H, W) to features (N, num_features), and num_features.
+
+    Raises:
+        UsageError: there is no such ResNet.
+    """
+    narrow = re.fullmatch(r"(resnet\d+)-w(\d+)", name)
+    if narrow and narrow[1] in NARROW_LAYERS and int(narrow[2]) > 0:
+        network = NarrowResNet(NARROW_LAYERS[narrow[1]], int(narrow[2]))
+        return network, network.num_features
+    ours = torchvision.models.list_models(module=torchvision.models)
+    if name in ours and "resne" in name:
+        model = torchvision.models.get_model(name)
+        num_features = model.fc.in_features
+        model.fc = nn.Identity()
+    elif timm.is_model(name.removeprefix("timm/")):
+        model = timm.create_model(name.removeprefix("timm/"), num_classes=0)
+        num_features = model.num_features
+    else:
+        resnets = [n for n in ours if "resne" in n] + timm.list_models("*resne*")
+        raise UsageError(
+            f"no backbone {name!r}; known are the ResNets of torchvision and timm, and narrow ones such as "
+            f"'resnet18-w16'.{suggestion(name, resnets)}"
+        )
+    if not (hasattr(model, "conv1") and hasattr(model, "maxpool")):
+        raise UsageError(f"backbone {name!r} is no ResNet: it has no conv1 and maxpool")
+    if image_size <= SMALL:
+        convolutions = [part for part in model.conv1.modules() if isinstance(part, nn.Conv2d)]
+        model.conv1 = nn.Conv2d(3, convolutions[-1].out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        model.maxpool = nn.Identity()
+    return model, num_features

@@ -1,0 +1,58 @@
+"""Pictures of a run: learning curves and views."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from idaa_lightly.files import atomic_write
+
+AMPLIFIED = 4  # x' − x is shown times this, around grey
+
+
+def save_curves(folder: Path) -> None:
+    """Draws curves.png from metrics.csv: losses by step, kNN accuracy by epoch."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name in sorted({name for row in rows for name in row if name.startswith("loss/") and name.endswith("_step")}):
+        points = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+        left.plot(*zip(*points, strict=True), label=name.removeprefix("loss/").removesuffix("_step"))
+    left.set(xlabel="step", ylabel="loss")
+    left.legend()
+    points = [(float(row["epochs_done"]), 100 * float(row["knn"])) for row in rows if row.get("knn")]
+    right.plot(*zip(*points, strict=True), marker="o")
+    right.set(xlabel="epoch", ylabel="kNN top-1, %")
+    _save(figure, folder / "curves.png")
+
+
+def save_views(path: Path, rows: dict[str, Tensor], normalize: dict[str, list[float]], columns: int = 8) -> None:
+    """Draws rows of images (N, 3, H, W), normalised ones, by title.
+
+    A row whose title has a minus sign is a difference: it is amplified and shown around grey.
+    """
+    mean, std = (torch.tensor(normalize[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    figure = Figure(figsize=(columns * 1.1 + 1.2, len(rows) * 1.1), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (title, images) in zip(axes, rows.items(), strict=True):
+        images = images[:columns].detach().cpu().float()
+        difference = "−" in title
+        shown = 0.5 + AMPLIFIED * images * std if difference else images * std + mean
+        label = f"{AMPLIFIED}·({title})" if difference else title
+        for axis, image in zip(line, shown.clamp(0, 1), strict=False):
+            axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+        for axis in line:
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=120)

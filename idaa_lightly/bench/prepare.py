@@ -1,0 +1,167 @@
+"""From a configuration to the parts of a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+from tqdm import tqdm
+
+from idaa_lightly.backbones import create_backbone
+from idaa_lightly.bench.config import RunConfig
+from idaa_lightly.data import DataSet, load_data
+from idaa_lightly.errors import UsageError
+from idaa_lightly.loading import ViewDataset, describe, view_loader
+from idaa_lightly.plugin import Augmentation, FitContext, Method, options_of, parse_options
+from idaa_lightly.registry import load
+
+DIGITS: dict[str, Any] = {
+    "backbone": "resnet9-w16",
+    "epochs": 20,
+    "batch_size": 128,
+    "aug": {"width": 32, "bottleneck_dim": 128},
+}
+"""What lets the embedded default end within 3 minutes on 2 cores; no recipe of any paper."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a resolved configuration stands for."""
+
+    config: RunConfig
+    epochs: int
+    batch_size: int
+    data: DataSet
+    method: Method
+    augmentation: Augmentation
+    views: ViewDataset
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """Fills in what does not need the data: the recipe, the options with their defaults, the workers.
+
+    Raises:
+        UsageError: an option is unknown or out of range.
+        PluginError: there is no such method or augmentation.
+    """
+    method, augmentation = load("method", config.method), load("augmentation", config.aug)
+    digits = DIGITS if config.data == "digits" else {"aug": {}}
+    given = {kind: dict(config.set.get(kind, {})) for kind in ("method", "aug")}
+    for kind, plugin, name in (("method", method, "lr"), ("aug", augmentation, "vae")):
+        value = getattr(config, name)
+        if value is not None:
+            if name not in options_of(plugin):
+                raise UsageError(f"{getattr(config, kind)!r} has no option {name!r}: leave --{name} out")
+            given[kind][name] = value
+    for name in options_of(augmentation).keys() & digits["aug"]:
+        given["aug"].setdefault(name, digits["aug"][name])
+    for name in ("epochs", "batch_size", "image_size", "limit_train"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UsageError(f"{name} is {value}, but must be 1 or more")
+    on_cpu = config.accelerator == "cpu" or not torch.cuda.is_available()
+    return replace(
+        config,
+        backbone=config.backbone or digits.get("backbone", "resnet18"),
+        epochs=config.epochs or digits.get("epochs", method.epochs),
+        batch_size=config.batch_size or digits.get("batch_size", method.batch_size),
+        workers=(0 if on_cpu else min(12, os.cpu_count() or 1)) if config.workers is None else config.workers,
+        lr=None,
+        vae=None,
+        set={
+            "method": parse_options(method, config.method, given["method"]),
+            "aug": parse_options(augmentation, config.aug, given["aug"]),
+        },
+    )
+
+
+def make_augmentation(config: RunConfig) -> Augmentation:
+    """The augmentation of a resolved configuration."""
+    augmentation: Augmentation = load("augmentation", config.aug)(**config.set["aug"])
+    return augmentation
+
+
+def make_parts(config: RunConfig, augmentation: Augmentation, data: DataSet) -> Parts:
+    """Builds the network of a resolved configuration, and its views."""
+    torch.manual_seed(config.seed)
+    backbone, num_features = create_backbone(config.backbone or "", data.image_size)
+    method: Method = load("method", config.method)(backbone, num_features, **config.set["method"])
+    views = ViewDataset(data.train, method.transform(data.image_size, data.normalize), config.seed)
+    return Parts(config, config.epochs or 1, config.batch_size or 1, data, method, augmentation, views)
+
+
+def read_data(config: RunConfig, console: Console) -> DataSet:
+    """Reads the data of a configuration, and says what was done to it."""
+    data = load_data(
+        config.data,
+        data_dir=config.data_dir,
+        image_size=config.image_size,
+        limit_train=config.limit_train,
+        test_fraction=config.test_fraction,
+        progress=progress,
+    )
+    for note in data.notes:
+        console.print(f"Note: {note}.")
+    return data
+
+
+def fit_context(parts: Parts, device: torch.device) -> FitContext:
+    """What the augmentation may use before the training starts."""
+    return FitContext(
+        views=lambda batch_size: FirstViews(parts.views, batch_size, parts.config.workers or 0),
+        key={
+            "data": parts.data.train.fingerprint(),
+            "transform": describe(parts.views.transform),
+            "image_size": parts.data.image_size,
+        },
+        images=len(parts.views),
+        image_size=parts.data.image_size,
+        channels=3,
+        epochs=parts.epochs,
+        seed=parts.config.seed,
+        device=device,
+        cache_dir=cache_dir(),
+        progress=progress,
+    )
+
+
+def cache_dir() -> Path:
+    """$IDAA_LIGHTLY_CACHE, else idaa-lightly in the user's cache folder."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("IDAA_LIGHTLY_CACHE") or base / "idaa-lightly")
+
+
+def progress(title: str, total: int) -> Callable[[str], None]:
+    """A progress bar, on a terminal only; call the result after each step."""
+    bar = tqdm(total=total, desc=title, leave=False, disable=None)
+
+    def step(text: str) -> None:
+        bar.set_postfix_str(text, refresh=False)
+        bar.update()
+        if bar.n >= total:
+            bar.close()
+
+    return step
+
+
+class FirstViews:
+    """Batches (N, C, H, W) of the first view of each image; other views each time it is iterated."""
+
+    def __init__(self, views: ViewDataset, batch_size: int, workers: int = 0) -> None:
+        self.single = views.transform.transforms[0]  # type: ignore[attr-defined]
+        dataset = ViewDataset(views.images, self._view, views.seed)
+        self.loader, self.epoch = view_loader(dataset, min(batch_size, len(views)), workers=workers), 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.loader.sampler.set_epoch(self.epoch)  # type: ignore[attr-defined]
+        self.epoch += 1
+        return (views[0] for views, _ in self.loader)
+
+    def _view(self, image: Any) -> list[Tensor]:
+        return [self.single(image)]

@@ -1,0 +1,119 @@
+"""The run folder, and the schema of its record.
+
+record.json, schema 1:
+
+    schema        1
+    config        the resolved configuration, as in config.toml
+    initial       {epoch: 0, knn, linear}: the untrained network, top-1 accuracies in [0, 1] on all test images
+    last          {epoch, knn, linear, linear_l2}: after the last epoch; the figures to cite
+    best          {epoch, knn, selected_on}: the best epoch by test kNN, an optimistic figure
+    history       [{epoch, knn}, ...]: online evaluation
+    evaluation    {knn_k, knn_temperature, knn_backend, features, linear}: the protocol
+    time          {train_s, images_per_s, wall_s, cpu_s, resumed_at_epoch}: train_s is the training without
+                  evaluation, over all processes of a resumed run; wall_s and cpu_s are of the last process
+    data          {name, train, test, classes, image_size, normalize, fingerprint, notes}
+    versions      of Python and of the packages that figures depend on
+    device        {name, cpus, torch_threads}
+    git_commit    of idaa-lightly's checkout, null where it is installed from a wheel
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from idaa_lightly.bench.config import RunConfig, read_toml
+from idaa_lightly.errors import FileFormatError, RunFolderError
+from idaa_lightly.files import atomic_write
+
+SCHEMA = 1
+PACKAGES = (
+    "idaa-lightly", "torch", "torchvision", "lightly", "pytorch-lightning", "timm", "kornia", "numpy", "pillow",
+    "faiss-cpu", "faiss-gpu", "scikit-learn",
+)  # fmt: skip
+
+
+def open_folder(folder: Path, config: RunConfig, *, resume: bool) -> dict[str, Any] | None:
+    """Makes a run folder for this configuration, or takes up one that is there.
+
+    Returns:
+        The record if the run is finished already, else None.
+
+    Raises:
+        RunFolderError: the folder holds something else, or the same run and `resume` is not set.
+    """
+    if not folder.exists() or not any(folder.iterdir()):
+        with atomic_write(folder / "config.toml") as temporary:
+            temporary.write_text(config.to_toml())
+        return None
+    if not (folder / "config.toml").exists():
+        raise RunFolderError(f"{folder} holds files that are no run: choose another --out")
+    there = RunConfig(**read_toml(folder / "config.toml")).to_dict()
+    wanted = config.to_dict()
+    changed = sorted(name for name in there | wanted if there.get(name) != wanted.get(name))
+    if changed:
+        differences = ", ".join(f"{name} {there.get(name)} there, {wanted.get(name)} here" for name in changed)
+        raise RunFolderError(f"{folder} holds another run ({differences}): choose another --out")
+    record = read_record(folder) if (folder / "record.json").exists() else None
+    if not resume:
+        state = "is finished: see its record.json" if record else "was interrupted: add --resume to go on with it"
+        raise RunFolderError(f"{folder} holds this very run, which {state}, or choose another --out")
+    return record
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON atomically, keys in order."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Reads the record of a finished run.
+
+    Raises:
+        FileFormatError: there is none, or one of another schema.
+    """
+    path = folder / "record.json"
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise FileFormatError(f"{path} is no record of a finished run: {error}") from error
+    if record.get("schema") != SCHEMA:
+        raise FileFormatError(f"{path} has schema {record.get('schema')}, but expected {SCHEMA}")
+    return record
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and commit, for the record."""
+    import torch
+
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "versions": versions,
+        "device": {"name": name, "cpus": os.cpu_count(), "torch_threads": torch.get_num_threads()},
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout that this file is in, with '+' where files are changed."""
+    here = Path(__file__).resolve()
+    try:
+        git = ["git", "-C", str(here.parent)]
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], check=True, capture_output=True)
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+" if changed.stdout else "")

@@ -1,0 +1,229 @@
+"""One run, from a configuration to a folder: fit, train, evaluate, write down."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import sys
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint, Timer, TQDMProgressBar
+from rich.console import Console
+from torch import Tensor, nn
+
+from idaa_lightly.backbones import SMALL
+from idaa_lightly.batchnorm import strip_dual_batchnorm
+from idaa_lightly.bench.config import RunConfig
+from idaa_lightly.bench.estimate import estimate, in_words
+from idaa_lightly.bench.pictures import save_curves, save_views
+from idaa_lightly.bench.prepare import (
+    Parts,
+    fit_context,
+    make_augmentation,
+    make_parts,
+    progress,
+    read_data,
+    resolve,
+)
+from idaa_lightly.bench.results import SCHEMA, environment, open_folder, write_json
+from idaa_lightly.data import DataSet
+from idaa_lightly.errors import IDAAError
+from idaa_lightly.evaluation.features import embed
+from idaa_lightly.evaluation.knn import backend, knn_classify
+from idaa_lightly.evaluation.linear import linear_probe
+from idaa_lightly.files import atomic_write, load_tensors
+from idaa_lightly.loading import evaluation_batches, require_trainable, view_loader
+from idaa_lightly.plugin import Method
+from idaa_lightly.training import LOG_EVERY, Evaluation, MetricsCSV, SelfSupervised
+
+KNN_K, KNN_TEMPERATURE = 200, 0.1
+EVALUATION_BATCH = 256
+
+
+def run(config: RunConfig, out: Path, *, resume: bool = False, console: Console | None = None) -> dict[str, Any]:
+    """Trains and evaluates; leaves the run folder `out`.
+
+    Args:
+        config: need not be resolved.
+        out: the run folder.
+        resume: go on with an interrupted run of this configuration; a finished one is left as it is.
+        console: for what is said on the way.
+
+    Returns:
+        The record; see `idaa_lightly.bench.results`. Of several processes (DDP) only the first one returns it.
+    """
+    first = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    console = (console or Console()) if first else Console(quiet=True)
+    start = time.perf_counter(), time.process_time()
+    config = resolve(config)
+    augmentation = make_augmentation(config)  # a bad option is said before anything is read
+    data = read_data(config, console)
+    require_trainable(data, config.batch_size or 1)
+    config = replace(config, image_size=data.image_size)
+    parts = make_parts(config, augmentation, data)
+    record = open_folder(out, config, resume=resume) if first else None
+    if record is not None:
+        console.print(f"{out} is finished already.")
+        return record
+    return _run(parts, out, console, start)
+
+
+def features_of(backbone: nn.Module, data: DataSet) -> dict[str, Tensor]:
+    """Frozen features: train_features (N, D), train_labels (N,), and the same for test."""
+    step = progress("features", sum(-(-len(part) // EVALUATION_BATCH) for part in (data.train, data.test)))
+    result = {}
+    for split, images in (("train", data.train), ("test", data.test)):
+        batches = evaluation_batches(data, images, EVALUATION_BATCH)
+        result[f"{split}_features"], result[f"{split}_labels"] = embed(backbone, batches, lambda _: step(""))
+    return result
+
+
+def knn_accuracy(features: dict[str, Tensor], k: int = KNN_K, temperature: float = KNN_TEMPERATURE) -> float:
+    """Top-1 accuracy of the test features in the bank of train features."""
+    ranked = knn_classify(
+        features["train_features"], features["train_labels"], features["test_features"], k, temperature
+    )
+    return (ranked[:, 0] == torch.as_tensor(features["test_labels"])).double().mean().item()
+
+
+def _run(parts: Parts, out: Path, console: Console, start: tuple[float, float]) -> dict[str, Any]:
+    config, data = parts.config, parts.data
+    checkpoint = out / "checkpoints" / "last.ckpt"
+    resumed = load_tensors(checkpoint, "a checkpoint of this run") if checkpoint.exists() else {}
+
+    def evaluate(method: Method, epoch: int) -> dict[str, float]:
+        features = features_of(method.backbone, data)
+        metrics = {"knn": knn_accuracy(features, k=min(KNN_K, len(data.train)))}
+        if epoch in (0, parts.epochs):
+            probe = linear_probe(**features)
+            metrics |= {"linear": probe.accuracy, "linear_l2": probe.l2}
+        console.print(f"epoch {epoch}/{parts.epochs}: kNN {100 * metrics['knn']:.2f} %", highlight=False)
+        return metrics
+
+    evaluation, timer = Evaluation(evaluate, parts.epochs), Timer()
+    with warnings.catch_warnings():
+        _quiet_lightning()
+        trainer = _trainer(config, out, [evaluation, timer], resumed.get("global_step", 0))
+        context = fit_context(parts, trainer.strategy.root_device)
+        _announce(parts, console, out, in_words(estimate(parts, context)), resumed.get("epoch"))
+        parts.augmentation.fit(context)
+        steps = len(parts.views) // parts.batch_size
+        module = SelfSupervised(
+            parts.method, parts.augmentation, epochs=parts.epochs, steps_per_epoch=steps, seed=config.seed
+        )
+        if config.compile:
+            parts.method.backbone.compile()
+        ranks, rank = trainer.world_size, trainer.global_rank
+        loader = view_loader(
+            parts.views, parts.batch_size // ranks, workers=config.workers or 0, ranks=ranks, rank=rank
+        )
+        trainer.fit(module, loader, ckpt_path=checkpoint if resumed else None)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    if not trainer.is_global_zero:
+        return {}
+    backbone = strip_dual_batchnorm(copy.deepcopy(parts.method.backbone)).cpu()
+    with atomic_write(out / "backbone.pt") as temporary:
+        torch.save(backbone.state_dict(), temporary)
+    save_curves(out)
+    _save_views(parts, module, out)
+    train_time = timer.time_elapsed("train") - evaluation.seconds
+    best = max(evaluation.history, key=lambda entry: entry["knn"])
+    record = {
+        "schema": SCHEMA,
+        "config": config.to_dict(),
+        "initial": evaluation.history[0],
+        "last": evaluation.history[-1],
+        "best": {"epoch": best["epoch"], "knn": best["knn"], "selected_on": "the test images: optimistic"},
+        "history": evaluation.history,
+        "evaluation": {
+            "knn_k": min(KNN_K, len(data.train)),
+            "knn_temperature": KNN_TEMPERATURE,
+            "knn_backend": backend(),
+            "features": "backbone, in eval mode, of images without augmentation",
+            "linear": "L-BFGS on standardised features, L2 strength chosen on a tenth of train",
+        },
+        "time": {
+            "train_s": round(train_time, 2),
+            "images_per_s": round(parts.epochs * steps * parts.batch_size / train_time, 1),
+            "wall_s": round(time.perf_counter() - start[0], 2),
+            "cpu_s": round(time.process_time() - start[1], 2),
+            "resumed_at_epoch": resumed.get("epoch"),
+        },
+        "data": {
+            "name": data.name,
+            "train": len(data.train),
+            "test": len(data.test),
+            "classes": len(data.classes),
+            "image_size": data.image_size,
+            "normalize": data.normalize,
+            "fingerprint": [data.train.fingerprint(), data.test.fingerprint()],
+            "notes": list(data.notes),
+        },
+        **environment(),
+    }
+    write_json(out / "record.json", record)
+    return record
+
+
+def _announce(parts: Parts, console: Console, out: Path, duration: str, resumed_at: int | None) -> None:
+    config, data = parts.config, parts.data
+    stem = " with the CIFAR stem" if data.image_size <= SMALL else ""
+    console.print(
+        f"{config.method} × {config.aug} on {config.data}: {len(data.train)} training and {len(data.test)} test images "
+        f"of {data.image_size} px in {len(data.classes)} classes; {config.backbone}{stem}; {parts.epochs} epochs of "
+        f"{len(parts.views) // parts.batch_size} steps, {parts.batch_size} images each; kNN by {backend()}.",
+        highlight=False,
+    )
+    if resumed_at is not None:
+        console.print(f"Going on after epoch {resumed_at + 1}; all of it would take about {duration}.")
+    else:
+        console.print(f"Takes about {duration}. Run folder: {out}", highlight=False)
+
+
+def _trainer(config: RunConfig, out: Path, callbacks: list[pl.Callback], resumed_at: int) -> pl.Trainer:
+    saving = ModelCheckpoint(out / "checkpoints", filename="last", enable_version_counter=False)
+    bar = sys.stderr.isatty()
+    try:
+        return pl.Trainer(
+            accelerator=config.accelerator,
+            devices=int(config.devices) if config.devices.isdigit() else config.devices,
+            strategy=config.strategy,
+            precision=config.precision,  # type: ignore[arg-type]
+            max_epochs=config.epochs,
+            logger=MetricsCSV(out / "metrics.csv", resumed_at),
+            callbacks=[*callbacks, saving, *([TQDMProgressBar()] if bar else [])],
+            enable_progress_bar=bar,
+            enable_model_summary=False,
+            log_every_n_steps=LOG_EVERY,
+        )
+    except (ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
+        raise IDAAError(
+            f"accelerator {config.accelerator}, devices {config.devices}, strategy {config.strategy} and precision "
+            f"{config.precision} do not work here: {error}"
+        ) from error
+
+
+def _quiet_lightning() -> None:
+    """Silences what does not concern our users: hints on workers and on a validation loop that we replace."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for text in (".*does not have many workers.*", ".*number of training batches.*", ".*LeafSpec.*"):
+        warnings.filterwarnings("ignore", message=text)
+
+
+def _save_views(parts: Parts, module: SelfSupervised, out: Path) -> None:
+    """Draws x, the second view or x', and what the augmentation adds; the last thing done with the network."""
+    count = min(parts.batch_size, 64, len(parts.views))
+    samples = [parts.views[parts.epochs, index][0] for index in range(count)]
+    x0, x1, *rest = [torch.stack(view).to(module.device) for view in zip(*samples, strict=True)]
+    adversarial = getattr(module.train().objective(parts.method, x0, x1, *rest), "views", None)
+    rows = {"x": x0}
+    rows |= {"second view": x1} if adversarial is None else {"x'": adversarial, "x' − x": adversarial - x0}
+    save_views(out / "views.png", rows | parts.augmentation.panels(x0), parts.data.normalize)

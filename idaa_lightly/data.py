@@ -1,0 +1,294 @@
+"""Data sets and their images.
+
+Small images (up to 96 px) are decoded once into memory; larger ones are read from disk each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms import functional as TF
+
+from idaa_lightly.errors import DataError, UsageError
+from idaa_lightly.registry import suggestion
+
+IN_MEMORY = 96  # px; up to here all images are decoded at the start
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+NAMES = ("digits", "cifar10", "cifar100", "stl10", "fashionmnist")
+Progress = Callable[[str, int], Callable[[str], None]]
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of one split: pixels (N, S, S, 3), uint8, in memory, or else paths; and labels (N,)."""
+
+    labels: Tensor
+    pixels: Tensor | None = None
+    paths: tuple[Path, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        if self.pixels is not None:
+            return Image.fromarray(self.pixels[index].numpy())
+        return Image.fromarray(decode(self.paths[index])[0])
+
+    def take(self, indices: Tensor) -> Images:
+        """The images at these indices."""
+        pixels = None if self.pixels is None else self.pixels[indices]
+        return Images(self.labels[indices], pixels, tuple(self.paths[i] for i in indices if self.paths))
+
+    def fingerprint(self) -> str:
+        """A hash of the pixels, or of the files' names and sizes, and the labels."""
+        digest = hashlib.sha256(self.labels.numpy().tobytes())
+        if self.pixels is not None:
+            digest.update(self.pixels.numpy().tobytes())
+        for path in self.paths:
+            digest.update(f"{path.name}:{path.stat().st_size};".encode())
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Train and test images, ready for views.
+
+    Attributes:
+        name: as it was asked for.
+        classes: their names, by label.
+        image_size: of the views, in pixels.
+        normalize: mean and standard deviation per channel, of pixels in [0, 1].
+        notes: sentences on what was done to the images.
+    """
+
+    name: str
+    train: Images
+    test: Images
+    classes: tuple[str, ...]
+    image_size: int
+    normalize: dict[str, list[float]]
+    notes: tuple[str, ...] = ()
+
+
+def load_data(
+    name: str,
+    *,
+    data_dir: str = "data",
+    image_size: int | None = None,
+    limit_train: int | None = None,
+    test_fraction: float = 0.2,
+    progress: Progress | None = None,
+) -> DataSet:
+    """Loads a data set by name.
+
+    Args:
+        name: one of `NAMES`, or "folder:PATH" for an image folder with train/ and test/ or val/ below it, a folder
+            per class in each; or one such folder, which is split.
+        data_dir: where torchvision's data sets are kept or downloaded to.
+        image_size: in pixels; where it is None, the images' own if they are square and up to 96 px, else the largest
+            of 32, 64, 96 and 224 that most of them fill.
+        limit_train: keep this many training images, spread over the classes; the same ones each time, and a smaller
+            number's are among a larger one's.
+        test_fraction: of a folder that has to be split, in (0, 1).
+        progress: called with a title and a number of steps, gives a function to call after each step.
+
+    Raises:
+        DataError: nothing there, or an image cannot be read.
+        UsageError: no such data set, or a value out of range.
+    """
+    if not 0 < test_fraction < 1:
+        raise UsageError(f"test_fraction is {test_fraction}, but must be between 0 and 1")
+    if limit_train is not None and limit_train < 1:
+        raise UsageError(f"limit_train is {limit_train}, but must be 1 or more")
+    report = progress or (lambda title, total: lambda text: None)
+    if name.startswith("folder:"):
+        train, test, classes = _folder(Path(name.removeprefix("folder:")).expanduser(), test_fraction)
+    elif name in NAMES:
+        train, test, classes = _builtin(name, data_dir)
+    else:
+        raise UsageError(
+            f"no data set {name!r}; known: {', '.join(NAMES)}, folder:PATH.{suggestion(name, NAMES)}"
+        )
+    if limit_train is not None:
+        train = train.take(_balanced(train.labels, limit_train))
+    size = image_size or _usual_size(train)
+    if size < 8:
+        raise UsageError(f"image_size is {size}, but must be 8 or more")
+    notes: Counter[str] = Counter()
+    if size <= IN_MEMORY:
+        step = report("reading images", len(train) + len(test))
+        train, test = (_decoded(images, size, notes, step) for images in (train, test))
+    normalize = IMAGENET if train.pixels is None else _statistics(train.pixels)
+    sentences = [f"{count} images {what}" for what, count in sorted(notes.items())]
+    if train.pixels is None:
+        sentences.append("images stay on disk, normalised by ImageNet's mean and standard deviation")
+    return DataSet(name, train, test, classes, size, normalize, tuple(sentences))
+
+
+def decode(path: Path) -> tuple[np.ndarray[Any, Any], str]:
+    """An image file as RGB, (H, W, 3) in uint8, and the mode it was stored in.
+
+    16 bits are scaled to 8; grey becomes RGB; an alpha channel is dropped, as torchvision's loader does.
+
+    Raises:
+        DataError: the file is no image or is cut short.
+    """
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+            if mode.startswith(("I", "F")):
+                deep = np.asarray(image, dtype=np.float64)
+                scale = 255 / max(65535.0 if mode != "F" else float(deep.max()), 1e-12)
+                grey = (deep * scale).round().clip(0, 255).astype(np.uint8)
+                return np.stack([grey] * 3, axis=2), mode
+            return np.array(image.convert("RGBA").convert("RGB") if mode == "P" else image.convert("RGB")), mode
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise DataError(
+            f"cannot read the image {path} ({error}): repair it or take it out of the folder"
+        ) from error
+
+
+def _builtin(name: str, data_dir: str) -> tuple[Images, Images, tuple[str, ...]]:
+    if name == "digits":
+        return _digits()
+    datasets = torchvision.datasets
+    cls = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "stl10": datasets.STL10}.get(
+        name, datasets.FashionMNIST
+    )
+    splits = ({"split": "train"}, {"split": "test"}) if name == "stl10" else ({"train": True}, {"train": False})
+    try:
+        parts = [cls(data_dir, download=True, **split) for split in splits]
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"{name} is not in {data_dir} and cannot be downloaded ({error}): give --data-dir, or a copy of it as "
+            "folder:PATH"
+        ) from error
+    train, test = (_from_torchvision(part) for part in parts)
+    return train, test, tuple(parts[0].classes)
+
+
+def _from_torchvision(part: Any) -> Images:
+    pixels = torch.as_tensor(np.asarray(part.data))
+    if pixels.ndim == 3:  # FashionMNIST: (N, H, W)
+        pixels = pixels.unsqueeze(3).expand(-1, -1, -1, 3)
+    if pixels.shape[1] == 3:  # STL10: (N, 3, H, W)
+        pixels = pixels.permute(0, 2, 3, 1)
+    labels = part.labels if hasattr(part, "labels") else part.targets
+    return Images(torch.as_tensor(np.asarray(labels)).long(), pixels.contiguous())
+
+
+def _digits() -> tuple[Images, Images, tuple[str, ...]]:
+    """Scikit-learn's digits, 8×8 in 16 grey levels, enlarged to 32×32; a fifth of them is the test set."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    grey = torch.from_numpy(bunch.images)[:, None].float() * (255 / 16)
+    large = torch.nn.functional.interpolate(grey, size=32, mode="bilinear", align_corners=False)
+    pixels = large.round().byte().permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous()
+    train, test = _split(Images(torch.from_numpy(bunch.target).long(), pixels), 0.2)
+    return train, test, tuple(map(str, range(10)))
+
+
+def _folder(root: Path, test_fraction: float) -> tuple[Images, Images, tuple[str, ...]]:
+    if not root.is_dir():
+        raise DataError(f"{root} is no folder; expected train/ and test/ or val/ below it, or a folder per class")
+    parts = [root / part for part in ("train", "test", "val") if (root / part).is_dir()]
+    if root / "train" not in parts:
+        images, classes = _class_folders(root)
+        return *_split(images, test_fraction), classes
+    if len(parts) < 2:
+        images, classes = _class_folders(parts[0])
+        return *_split(images, test_fraction), classes
+    (train, classes), (test, test_classes) = (_class_folders(part) for part in parts[:2])
+    if set(test_classes) != set(classes):
+        odd = sorted(set(classes) ^ set(test_classes))
+        raise DataError(f"{parts[0]} and {parts[1]} have different classes, such as {odd[0]!r}")
+    return train, test, classes
+
+
+def _class_folders(root: Path) -> tuple[Images, tuple[str, ...]]:
+    """A folder per class; a folder of images alone counts as one class."""
+    extensions = torchvision.datasets.folder.IMG_EXTENSIONS
+    folders = sorted(path for path in root.iterdir() if path.is_dir()) or [root]
+    found = [
+        [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in extensions] for folder in folders
+    ]
+    kept = [(folder.name, paths) for folder, paths in zip(folders, found, strict=True) if paths]
+    if not kept:
+        raise DataError(f"{root} holds no images; expected files such as {root}/CLASS/NAME.png")
+    labels = torch.tensor([label for label, (_, paths) in enumerate(kept) for _ in paths])
+    return Images(labels, paths=tuple(p for _, paths in kept for p in paths)), tuple(name for name, _ in kept)
+
+
+def _split(images: Images, test_fraction: float) -> tuple[Images, Images]:
+    """Train and test, each class divided in the same proportion; the same each time."""
+    order = _balanced(images.labels, len(images))
+    count = max(1, round(len(images) * test_fraction))
+    if count >= len(images):
+        raise DataError(f"{len(images)} image(s) cannot be split into train and test")
+    return images.take(order[count:].sort().values), images.take(order[:count].sort().values)
+
+
+def _balanced(labels: Tensor, count: int) -> Tensor:
+    """Indices of `count` samples, taken class by class in turn from a fixed shuffle."""
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    turn = torch.empty(len(labels), dtype=torch.long)
+    for label in labels.unique():
+        members = shuffled[labels[shuffled] == label]
+        turn[members] = torch.arange(len(members))
+    return shuffled[turn[shuffled].argsort(stable=True)][:count]
+
+
+def _usual_size(images: Images) -> int:
+    """The images' own size if it is the same square for all, up to 96 px; else the largest usual one they fill."""
+    if images.pixels is not None:
+        return images.pixels.shape[1]
+    sides = []
+    for path in images.paths[:: max(1, len(images) // 64)]:
+        try:
+            with Image.open(path) as image:
+                sides.append(image.size)
+        except (UnidentifiedImageError, OSError) as error:
+            raise DataError(f"cannot read the image {path} ({error}): repair it or take it out") from error
+    if len(set(sides)) == 1 and sides[0][0] == sides[0][1] <= IN_MEMORY:
+        return sides[0][0]
+    middle = sorted(min(side) for side in sides)[len(sides) // 2]
+    return max([size for size in (32, 64, 96, 224) if size <= middle], default=32)
+
+
+def _decoded(images: Images, size: int, notes: Counter[str], step: Callable[[str], None]) -> Images:
+    """The images in memory, square, of the given size."""
+    if images.pixels is not None and images.pixels.shape[1] == size:
+        return replace(images, paths=())
+    pixels = torch.empty(len(images), size, size, 3, dtype=torch.uint8)
+    for index in range(len(images)):
+        if images.pixels is not None:
+            image = images[index]
+        else:
+            array, mode = decode(images.paths[index])
+            image = Image.fromarray(array)
+            if mode != "RGB":
+                notes[f"converted from {mode} to RGB"] += 1
+        if image.size != (size, size):
+            notes[f"resized and cropped to {size}×{size}"] += 1
+            image = TF.center_crop(TF.resize(image, size), size)
+        pixels[index] = torch.from_numpy(np.array(image))
+        step("")
+    return Images(images.labels, pixels)
+
+
+def _statistics(pixels: Tensor) -> dict[str, list[float]]:
+    """Mean and standard deviation per channel, of pixels in [0, 1], rounded as papers print them."""
+    flat = pixels.reshape(-1, 3).double() / 255
+    std, mean = torch.std_mean(flat, 0)
+    return {"mean": [round(v, 4) for v in mean.tolist()], "std": [round(max(v, 1e-3), 4) for v in std.tolist()]}

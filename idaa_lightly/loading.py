@@ -1,0 +1,114 @@
+"""From images to batches: augmented views for training, plain images for evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torchvision.transforms import functional as TF
+
+from idaa_lightly.data import DataSet, Images
+from idaa_lightly.errors import DataError
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Seeds the random streams that transforms draw from (torch, numpy, random) by `key`, and restores them."""
+    seed = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
+class ViewDataset(Dataset[tuple[list[Tensor], int]]):
+    """Views of images, indexed by (epoch, index): the views depend on these and the seed, and on nothing else."""
+
+    def __init__(self, images: Images, transform: Callable[[Image.Image], list[Tensor]], seed: int) -> None:
+        self.images, self.transform, self.seed = images, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[list[Tensor], int]:
+        epoch, index = key
+        image = self.images[index]
+        with seeded(self.seed, epoch, index):
+            return self.transform(image), int(self.images.labels[index])
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """Shuffles by seed and epoch, and gives (epoch, index)."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((self.epoch, index) for index in super().__iter__())
+
+
+def view_loader(
+    views: ViewDataset, batch_size: int, *, workers: int = 0, ranks: int = 1, rank: int = 0
+) -> DataLoader[Any]:
+    """Loads shuffled views in batches of equal size; a sampler's `set_epoch` says which epoch."""
+    sampler = EpochSampler(
+        views, num_replicas=ranks, rank=rank, shuffle=True, seed=views.seed, drop_last=ranks > 1
+    )
+    return DataLoader(
+        views,
+        batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        drop_last=True,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def evaluation_batches(
+    data: DataSet, images: Images, batch_size: int = 256
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Normalised images (N, 3, S, S) without augmentation, and labels (N,), in order."""
+    for start in range(0, len(images), batch_size):
+        rows = range(start, min(start + batch_size, len(images)))
+        if images.pixels is not None:
+            batch = images.pixels[rows.start : rows.stop].permute(0, 3, 1, 2).float().div(255)
+        else:  # the usual evaluation of ImageNet models: shorter side to 8/7 of the size, then the centre
+            parts = (TF.resize(images[i], data.image_size * 8 // 7) for i in rows)
+            batch = torch.stack([TF.to_tensor(TF.center_crop(part, data.image_size)) for part in parts])
+        yield TF.normalize(batch, **data.normalize), images.labels[rows.start : rows.stop]
+
+
+def require_trainable(data: DataSet, batch_size: int) -> None:
+    """Raises DataError where kNN would have nothing to tell apart, or an epoch no batch."""
+    if len(data.classes) < 2:
+        raise DataError(f"{data.name} has one class only, but evaluation needs two or more, a folder for each")
+    if len(data.train) < batch_size:
+        raise DataError(
+            f"{data.name} has {len(data.train)} training images, fewer than a batch of {batch_size}: lower "
+            "--batch-size"
+        )
+
+
+def describe(transform: Any) -> Any:
+    """JSON values that tell transforms apart: class names and attributes, all the way down."""
+    if isinstance(transform, str | int | float | bool | None):
+        return transform
+    if isinstance(transform, list | tuple):
+        return [describe(part) for part in transform]
+    if isinstance(transform, dict):
+        return {str(key): describe(value) for key, value in transform.items()}
+    if isinstance(transform, nn.Module):
+        return [repr(transform), [describe(child) for child in transform.children()]]
+    return [type(transform).__qualname__, describe(getattr(transform, "__dict__", {}))]

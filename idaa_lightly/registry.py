@@ -1,0 +1,66 @@
+"""Plugins by name, through entry points. Listing imports none of them."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from idaa_lightly.errors import PluginError
+
+Kind = Literal["method", "augmentation"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A plugin as its distribution declares it; `target` is "module:attribute"."""
+
+    name: str
+    target: str
+    distribution: str
+    version: str
+
+
+def entries(kind: Kind) -> list[Entry]:
+    """All installed plugins of a kind, sorted by name; a name that two distributions claim is there twice."""
+    found = {
+        Entry(
+            point.name,
+            point.value,
+            point.dist.name if point.dist else "unknown",
+            point.dist.version if point.dist else "",
+        )
+        for point in importlib.metadata.entry_points(group=f"idaa_lightly.{kind}s")
+    }
+    return sorted(found, key=lambda entry: (entry.name, entry.distribution))
+
+
+def load(kind: Kind, name: str) -> Any:
+    """Imports the plugin of this name.
+
+    Raises:
+        PluginError: no or two distributions have it, or its import fails.
+    """
+    found = [entry for entry in entries(kind) if entry.name == name]
+    if not found:
+        installed = [entry.name for entry in entries(kind)]
+        raise PluginError(f"no {kind} {name!r}; installed: {', '.join(installed)}.{suggestion(name, installed)}")
+    if len(found) > 1:
+        claims = " and ".join(f"{entry.distribution} {entry.version}" for entry in found)
+        raise PluginError(f"{kind} {name!r} is claimed by {claims}: uninstall one of them")
+    (entry,) = found
+    try:
+        return importlib.metadata.EntryPoint(name, entry.target, "").load()
+    except Exception as error:  # whatever a stranger's module raises
+        raise PluginError(
+            f"{kind} {name!r} of {entry.distribution} {entry.version} cannot be imported from {entry.target}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def suggestion(got: str, known: Iterable[str]) -> str:
+    """' Did you mean ...?' where something known is close, else nothing."""
+    close = difflib.get_close_matches(got, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,176 @@
+"""The one LightningModule, and its callbacks."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
+
+from idaa_lightly.batchnorm import dual_batchnorm
+from idaa_lightly.errors import NonFiniteError
+from idaa_lightly.files import atomic_write
+from idaa_lightly.plugin import Augmentation, Method
+
+LOG_EVERY = 10  # steps; scalars leave the device only then
+
+
+class SelfSupervised(pl.LightningModule):
+    """Trains a method with an augmentation on batches of (views, labels).
+
+    Args:
+        method: converted by `dual_batchnorm` here if the augmentation needs it.
+        augmentation: fitted already.
+        epochs: of the whole training.
+        steps_per_epoch: optimiser steps.
+        seed: of the run; epoch e begins with the random state that the seed and e give, resumed or not.
+    """
+
+    def __init__(
+        self, method: Method, augmentation: Augmentation, *, epochs: int, steps_per_epoch: int, seed: int
+    ) -> None:
+        super().__init__()
+        self.method = dual_batchnorm(method) if augmentation.dual_batchnorm else method
+        self.objective = augmentation.loss(method)
+        self.schedule, self.seed = (epochs, steps_per_epoch), seed
+        self.register_buffer("first_bad_step", torch.tensor(-1), persistent=False)
+
+    def configure_optimizers(self) -> Any:
+        """The method's recipe."""
+        optimizer, scheduler = self.method.optimizer(self.parameters(), *self.schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_epoch_start(self) -> None:
+        """Seeds the epoch, so that a resumed run goes on as an uninterrupted one would."""
+        key = repr((self.seed, self.current_epoch, self.global_rank)).encode()
+        torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "little"))
+
+    def training_step(self, batch: tuple[list[Tensor], Tensor], index: int) -> Tensor:
+        """One step of the objective on the views."""
+        output = self.objective(self.method, *batch[0])
+        total: Tensor = output.total
+        bad = ~total.detach().isfinite() & (self.first_bad_step < 0)
+        self.first_bad_step = torch.where(bad, self.global_step + 1, self.first_bad_step)
+        if (index + 1) % LOG_EVERY == 0:
+            self._stop_if_bad()
+        scalars = {name: value.detach() for name, value in output._asdict().items() if value.ndim == 0}
+        self.log_dict(
+            {f"loss/{name}": value for name, value in scalars.items()}, on_step=True, on_epoch=True,
+            batch_size=len(batch[1]),
+        )  # fmt: skip
+        self.log("loss", total.detach(), prog_bar=True, logger=False)
+        return total
+
+    def on_train_epoch_end(self) -> None:
+        """Stops before a checkpoint of broken weights is written."""
+        self._stop_if_bad()
+
+    def _stop_if_bad(self) -> None:
+        if self.first_bad_step >= 0:
+            raise NonFiniteError(
+                f"the loss became NaN or infinite at step {int(self.first_bad_step)}: lower the learning rate or "
+                "eps; checkpoints/last.ckpt, if there is one, is from before"
+            )
+
+
+class Evaluation(pl.Callback):
+    """Evaluates before the first step, about ten times during training and at its end.
+
+    Args:
+        evaluate: from the method and the number of epochs done to metrics; it leaves the method's mode as it is.
+        epochs: of the whole training.
+    """
+
+    def __init__(self, evaluate: Callable[[Method, int], dict[str, float]], epochs: int) -> None:
+        self.evaluate, self.every = evaluate, max(1, round(epochs / 10))
+        self.history: list[dict[str, float]] = []
+        self.seconds = 0.0
+
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Evaluates the untrained method."""
+        if not self.history:
+            self._evaluate(trainer, module, 0)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Evaluates after every tenth of the epochs."""
+        epoch = trainer.current_epoch + 1
+        if epoch % self.every == 0 or epoch == trainer.max_epochs:
+            self._evaluate(trainer, module, epoch)
+
+    def _evaluate(self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int) -> None:
+        start = time.perf_counter()
+        if trainer.is_global_zero:
+            metrics = self.evaluate(module.method, epoch)
+            self.history.append({"epoch": epoch, **metrics})
+            if trainer.logger is not None:
+                trainer.logger.log_metrics({"epochs_done": epoch, **metrics}, max(0, trainer.global_step - 1))
+        trainer.strategy.barrier()
+        self.seconds += time.perf_counter() - start if epoch else 0.0  # what Lightning's Timer has counted too
+
+    def state_dict(self) -> dict[str, Any]:
+        """History and time, for the checkpoint."""
+        return {"history": self.history, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """History and time up to the checkpoint."""
+        self.history, self.seconds = state["history"], state["seconds"]
+
+
+class MetricsCSV(Logger):
+    """Writes metrics.csv, a row per logged step, whole after each row; a resumed run goes on where it was.
+
+    Lightning's CSVLogger deletes what an earlier, interrupted process wrote.
+
+    Args:
+        path: of the file.
+        resume_at: steps done in the checkpoint that is resumed; later rows of the file are dropped. 0 starts anew.
+    """
+
+    def __init__(self, path: Path, resume_at: int = 0) -> None:
+        super().__init__()
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        if resume_at and path.exists():
+            with path.open(newline="") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) < resume_at]
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return self.path.name
+
+    @property
+    def version(self) -> str:
+        """There is one only."""
+        return ""
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: they are in config.toml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Adds to the row of this step."""
+        if not self.rows or int(self.rows[-1]["step"]) != step:
+            self.rows.append({"step": step})
+        self.rows[-1] |= {name: float(value) for name, value in metrics.items()}
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Writes the file."""
+        names = ["step", "epoch", *sorted({name for row in self.rows for name in row} - {"step", "epoch"})]
+        with atomic_write(self.path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def finalize(self, status: str) -> None:
+        """Writes the file."""
+        self.save()

@@ -1,0 +1,26 @@
+"""CLAE: one FGSM step on the pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from idaa_lightly import FGSM, PixelSpace, ViewGenerator
+from idaa_lightly.plugin import GeneratorAugmentation
+
+
+class CLAE(GeneratorAugmentation):
+    """Contrastive learning with adversarial examples: one FGSM step on the pixels.
+
+    Source: Ho & Vasconcelos, "Contrastive Learning with Adversarial Examples", NeurIPS 2020, Sec. 3.2.
+
+    Args:
+        eps: L∞ radius in units of the normalised image, 0 or more.
+    """
+
+    def __init__(self, *, eps: float = 0.03, **options: Any) -> None:
+        super().__init__(**options)
+        self.ascent = FGSM(eps)
+
+    def generator(self) -> ViewGenerator:
+        """FGSM on pixels."""
+        return ViewGenerator(PixelSpace(), self.ascent)

@@ -1,0 +1,120 @@
+"""IDAA: one FGSM step on the bottleneck of a VAE, with the identity added back."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from idaa_lightly import FGSM, VAE, LatentSpace, ViewGenerator, fit_vae
+from idaa_lightly.errors import UsageError
+from idaa_lightly.plugin import FitContext, GeneratorAugmentation
+from idaa_lightly.vae import cached_vae
+
+BATCH_SIZE = 128  # of the VAE's training: Yang et al., ICML 2022, appendix on training
+
+
+class IDAA(GeneratorAugmentation):
+    """Identity-disentangled adversarial augmentation: FGSM on a VAE's bottleneck, the identity added back.
+
+    Source: Yang et al., "Identity-Disentangled Adversarial Augmentation for Self-Supervised Learning", ICML 2022,
+    Sec. 3.
+
+    Args:
+        eps: L∞ radius in units of the bottleneck, 0 or more; the paper studies 0.1 to 0.3.
+        vae: file of a VAE made by `idaa-bench vae`; where it is None, one is fitted and cached.
+        beta: weight of the KL term in the VAE's loss, 0 or more; best at 0.1 on CIFAR, at 10 on miniImageNet.
+        bottleneck_dim: dimension of the bottleneck; the paper takes 512 on CIFAR and 3072 on ImageNet.
+        width: channels of the VAE's innermost feature map.
+        vae_epochs: of the VAE's training; as many as the method's where it is None, as in the paper (300 and 300).
+    """
+
+    def __init__(
+        self,
+        *,
+        eps: float = 0.15,
+        vae: str | None = None,
+        beta: float = 0.1,
+        bottleneck_dim: int = 512,
+        width: int = 128,
+        vae_epochs: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        for name, value, least in (
+            ("beta", beta, 0),
+            ("bottleneck_dim", bottleneck_dim, 1),
+            ("width", width, 1),
+            ("vae_epochs", 1 if vae_epochs is None else vae_epochs, 1),
+        ):
+            if not value >= least:
+                raise UsageError(f"{name} is {value}, but must be {least} or more")
+        self.ascent = FGSM(eps)
+        self.file, self.beta, self.epochs = vae, beta, vae_epochs
+        self.size = {"bottleneck_dim": bottleneck_dim, "width": width}
+        self.vae: VAE | None = None
+
+    def fit(self, context: FitContext) -> None:
+        """Loads the VAE, or fits one on the method's views."""
+        if self.file is not None:
+            self.vae = VAE.load(self.file)
+            for name, wanted in (("image_size", context.image_size), ("channels", context.channels)):
+                if self.vae.config[name] != wanted:
+                    raise UsageError(
+                        f"the VAE {self.file} has {name} {self.vae.config[name]}, but the data has {wanted}: give "
+                        "another VAE, or leave it out to fit one"
+                    )
+            return
+        epochs = self.epochs or context.epochs
+        key = context.key | self.size | {"beta": self.beta, "epochs": epochs, "seed": context.seed}
+
+        def fitted() -> VAE:
+            step = context.progress("VAE", epochs)
+            vae = self._new(context)
+            fit_vae(
+                vae,
+                context.views(BATCH_SIZE),
+                epochs=epochs,
+                beta=self.beta,
+                seed=context.seed,
+                on_epoch=lambda _, loss: step(f"mse {loss['mse']:.3f}, kl {loss['kl']:.2f}"),
+            )
+            return vae
+
+        self.vae = cached_vae(key, context.cache_dir, fitted)
+
+    def fit_seconds(self, context: FitContext) -> float:
+        """Times one step on a few images."""
+        if self.file is not None:
+            return 0.0
+        views = context.views(BATCH_SIZE)
+        images = next(iter(views))[:16]
+        vae = self._new(context)
+        fit_vae(vae, [images], epochs=1)
+        start = time.perf_counter()
+        fit_vae(vae, [images], epochs=1)
+        per_image = (time.perf_counter() - start) / len(images)
+        return per_image * context.images * (self.epochs or context.epochs)
+
+    def generator(self) -> ViewGenerator:
+        """FGSM on the bottleneck."""
+        return ViewGenerator(self.space, self.ascent)
+
+    @property
+    def space(self) -> LatentSpace:
+        """The bottleneck of the fitted VAE."""
+        if self.vae is None:
+            raise UsageError("IDAA has no VAE yet: call fit() first, or give vae=PATH")
+        return LatentSpace(self.vae)
+
+    def panels(self, images: Tensor) -> dict[str, Tensor]:
+        """R(x) and G(x)."""
+        residual, reconstruction = self.space.decomposition(images)
+        return {"R(x)": residual, "G(x)": reconstruction}
+
+    def _new(self, context: FitContext) -> VAE:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(context.seed)
+            return VAE(context.image_size, context.channels, **self.size).to(context.device)

@@ -1,0 +1,35 @@
+"""The method as it is: the baseline."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from idaa_lightly.plugin import Augmentation, Method
+
+
+class CleanOutput(NamedTuple):
+    """The method's own loss, a scalar."""
+
+    total: Tensor
+
+
+class CleanLoss(nn.Module):
+    """The method's own loss on all its views."""
+
+    def forward(self, model: Method, *views: Tensor) -> CleanOutput:
+        """Views (N, C, H, W) each."""
+        outputs: list[Any] = [model(view) for view in views]
+        return CleanOutput(model.loss(*outputs))
+
+
+class NoAugmentation(Augmentation):
+    """No adversarial view: the method's own loss and nothing else."""
+
+    relative_cost = 1.0
+    dual_batchnorm = False
+
+    def loss(self, method: Method) -> nn.Module:
+        """The method's own loss."""
+        return CleanLoss()

@@ -1,0 +1,53 @@
+"""The control: a perturbation of the same strength in a random direction."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor
+
+from idaa_lightly import PixelSpace, RandomDirection, ViewGenerator
+from idaa_lightly.plugin import FitContext
+from idaa_lightly_plugins.augmentations.idaa import IDAA
+
+
+class Random(IDAA):
+    """A random direction of IDAA's or CLAE's strength: what remains of a gain when the attack is taken away.
+
+    Args:
+        space: "latent" perturbs as IDAA does (with its VAE, and its options), "pixels" as CLAE does.
+        eps: length in L∞, in units of the space; IDAA's or CLAE's default where it is None.
+        noise_seed: of the directions.
+    """
+
+    relative_cost = 1.6
+
+    def __init__(
+        self,
+        *,
+        space: Literal["latent", "pixels"] = "latent",
+        eps: float | None = None,
+        noise_seed: int = 0,
+        **options: Any,
+    ) -> None:
+        default = {"latent": 0.15, "pixels": 0.03}[space]
+        super().__init__(eps=default if eps is None else eps, **options)
+        self.in_pixels = space == "pixels"
+        self.direction = RandomDirection(self.ascent.eps, seed=noise_seed)
+
+    def fit(self, context: FitContext) -> None:
+        """Fits IDAA's VAE where its bottleneck is perturbed."""
+        if not self.in_pixels:
+            super().fit(context)
+
+    def fit_seconds(self, context: FitContext) -> float:
+        """None for pixels."""
+        return 0.0 if self.in_pixels else super().fit_seconds(context)
+
+    def generator(self) -> ViewGenerator:
+        """A random direction."""
+        return ViewGenerator(PixelSpace() if self.in_pixels else self.space, self.direction)
+
+    def panels(self, images: Tensor) -> dict[str, Tensor]:
+        """As IDAA's, for the bottleneck."""
+        return {} if self.in_pixels else super().panels(images)

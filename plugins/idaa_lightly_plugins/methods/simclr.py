@@ -1,0 +1,76 @@
+"""SimCLR."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from lightly.loss import NTXentLoss
+from lightly.models.modules import SimCLRProjectionHead
+from lightly.transforms import SimCLRTransform
+from lightly.transforms.multi_view_transform import MultiViewTransform
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from idaa_lightly.plugin import Method
+
+
+class SimCLR(Method):
+    """SimCLR with the recipe of IDAA's authors for small images.
+
+    Source: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020; recipe of
+    Yang et al., ICML 2022, appendix on training (CIFAR): Adam, cosine after epoch 10, 300 epochs, batch 256, a
+    projection head 512-512-64 without BatchNorm, no blur.
+
+    Args:
+        temperature: of NT-Xent, above 0.
+        lr: learning rate of Adam.
+        projection_dim: dimension of the projection.
+        jitter: strength of the colour jitter, a factor on (0.8, 0.8, 0.8, 0.2).
+    """
+
+    epochs = 300
+    batch_size = 256
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_features: int,
+        *,
+        temperature: float = 0.5,
+        lr: float = 3e-4,
+        projection_dim: int = 64,
+        jitter: float = 1.0,
+    ) -> None:
+        super().__init__(backbone, num_features)
+        self.head = SimCLRProjectionHead(num_features, num_features, projection_dim, batch_norm=False)
+        self.criterion = NTXentLoss(temperature)
+        self.lr, self.jitter = lr, jitter
+
+    def transform(self, image_size: int, normalize: dict[str, list[float]]) -> MultiViewTransform:
+        """Crop, flip, colour jitter, greyscale."""
+        return SimCLRTransform(
+            image_size, cj_strength=self.jitter, gaussian_blur=0.0, min_scale=0.08, normalize=normalize
+        )
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Projections (N, projection_dim)."""
+        projection: Tensor = self.head(self.backbone(images).flatten(1))
+        return projection
+
+    def loss(self, anchor: Tensor, positive: Tensor, *others: Tensor) -> Tensor:
+        """NT-Xent."""
+        loss: Tensor = self.criterion(anchor, positive)
+        return loss
+
+    def optimizer(
+        self, parameters: Iterable[nn.Parameter], epochs: int, steps_per_epoch: int
+    ) -> tuple[torch.optim.Optimizer, LRScheduler]:
+        """Adam; the cosine over all epochs starts to be followed after epoch 10."""
+        optimizer = torch.optim.Adam(parameters, lr=self.lr)
+
+        def factor(step: int) -> float:
+            return 0.5 * (1 + math.cos(math.pi * max(0, step // steps_per_epoch - 10) / epochs))
+
+        return optimizer, LambdaLR(optimizer, factor)
