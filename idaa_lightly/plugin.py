@@ -221,7 +221,7 @@ def parse_options(plugin: type, name: str, given: dict[str, Any]) -> dict[str, A
 def _described(plugin: type, name: str) -> str:
     """The option's text under `Args:` in the docstring of the class or of one of its bases."""
     for cls in plugin.__mro__:
-        found = re.search(rf"^ +{name}: ((?:.|\n {{8,}})*)", cls.__doc__ or "", re.MULTILINE)
+        found = re.search(rf"^( +){name}: (.*(?:\n\1 +.*)*)", cls.__doc__ or "", re.MULTILINE)
         if found:
-            return " ".join(found[1].split())
+            return " ".join(found[2].split())
     return ""

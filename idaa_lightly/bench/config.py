@@ -41,7 +41,7 @@ class RunConfig:
         "ResNet of torchvision or timm, or a narrow one such as resnet18-w16. Default: resnet18; resnet9-w16 for "
         "digits. At 64 px and below it gets the CIFAR stem.",
     )
-    epochs: int | None = _option(None, "Default: the method's recipe; 20 for digits.")
+    epochs: int | None = _option(None, "Default: the method's recipe; 15 for digits.")
     batch_size: int | None = _option(None, "Default: the method's recipe; 128 for digits.")
     lr: float | None = _option(None, "Learning rate; short for --set method.lr=...")
     vae: str | None = _option(None, "File of a VAE made by `idaa-bench vae`; short for --set aug.vae=...")

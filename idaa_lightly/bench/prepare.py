@@ -23,7 +23,7 @@ from idaa_lightly.registry import load
 
 DIGITS: dict[str, Any] = {
     "backbone": "resnet9-w16",
-    "epochs": 20,
+    "epochs": 15,
     "batch_size": 128,
     "aug": {"width": 32, "bottleneck_dim": 128},
 }
