@@ -188,4 +188,5 @@ def project(delta: Tensor, eps: float, norm: Norm) -> Tensor:
 
 def lengths(delta: Tensor) -> Tensor:
     """Euclidean length of each sample, shape (N, 1, ...) to broadcast against `delta`."""
-    return torch.linalg.vector_norm(delta, dim=tuple(range(1, delta.ndim)), keepdim=True)
+    norms: Tensor = delta.flatten(1).norm(dim=1)
+    return norms.view(-1, *[1] * (delta.ndim - 1))

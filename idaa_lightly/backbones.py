@@ -17,7 +17,7 @@ SMALL = 64  # px; up to here a ResNet gets the CIFAR stem
 NARROW_LAYERS = {"resnet9": [1, 1, 1, 1], "resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6, 3]}
 
 
-class NarrowResNet(ResNet):
+class NarrowResNet(ResNet):  # type: ignore[misc]
     """Lightly's CIFAR ResNet of any width and image size, without its classifier.
 
     Args:

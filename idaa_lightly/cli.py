@@ -16,7 +16,18 @@ from idaa_lightly import registry
 from idaa_lightly.bench.config import RunConfig, parse_set, read_toml
 from idaa_lightly.errors import IDAAError, UsageError
 
-VAE_FIELDS = ("method", "data", "data_dir", "image_size", "limit_train", "epochs", "seed", "set", "accelerator")
+KINDS: tuple[registry.Kind, ...] = get_args(registry.Kind)
+VAE_FIELDS = (
+    "method",
+    "data",
+    "data_dir",
+    "image_size",
+    "limit_train",
+    "epochs",
+    "seed",
+    "set",
+    "accelerator",
+)
 
 
 class Commands(click.Group):
@@ -28,7 +39,10 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except IDAAError as error:
             text = str(error).strip().splitlines()[-1]  # of a loader's process, the last line is the message
-            click.echo(f"Error: {text.removeprefix(type(error).__module__ + '.' + type(error).__name__ + ': ')}", err=True)
+            click.echo(
+                f"Error: {text.removeprefix(type(error).__module__ + '.' + type(error).__name__ + ': ')}",
+                err=True,
+            )
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("Interrupted. The same command with --resume goes on after the last finished epoch.", err=True)
@@ -38,7 +52,7 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="idaa-lightly")
 def main() -> None:
-    """Trains and evaluates self-supervised vision models with adversarial views that keep a sample's identity.
+    r"""Trains and evaluates self-supervised vision models with adversarial views that keep a sample's identity.
 
     \b
     idaa-bench run                                  SimCLR with IDAA on scikit-learn's digits, about two minutes
@@ -72,12 +86,21 @@ def config_options(*names: str) -> Callable[[Any], Any]:
 
 @main.command()
 @config_options()
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder. Default: runs/DATA-METHOD-AUG-..., new for each configuration.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run folder. Default: runs/DATA-METHOD-AUG-..., new for each configuration.",
+)
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same configuration.")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file with any of these options, such as a run's config.toml; the command line wins.")
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="TOML file with any of these options, such as a run's config.toml; the command line wins.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
 def run(out: Path | None, resume: bool, config_file: Path | None, dry_run: bool, **given: Any) -> None:
-    """Train, evaluate by kNN and a linear probe, and leave a run folder.
+    r"""Train, evaluate by kNN and a linear probe, and leave a run folder.
 
     Without options: SimCLR with IDAA on scikit-learn's digits, a small ResNet, about two minutes on two cores.
 
@@ -91,7 +114,8 @@ def run(out: Path | None, resume: bool, config_file: Path | None, dry_run: bool,
       idaa-bench run --config runs/OLD/config.toml --seed 7
     """
     configs = _configs(given, config_file)
-    from idaa_lightly.bench import prepare, run as bench
+    from idaa_lightly.bench import prepare
+    from idaa_lightly.bench import run as bench
 
     console = Console()
     resolved = [prepare.resolve(config) for config in configs]
@@ -115,10 +139,15 @@ def run(out: Path | None, resume: bool, config_file: Path | None, dry_run: bool,
 
 @main.command()
 @config_options(*VAE_FIELDS)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write, for --vae of `idaa-bench run`.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="File to write, for --vae of `idaa-bench run`.",
+)
 @click.option("--force", is_flag=True, help="Overwrite the file.")
 def vae(out: Path, force: bool, **given: Any) -> None:
-    """Train IDAA's VAE alone, on a method's augmented views. The images need no classes.
+    r"""Train IDAA's VAE alone, on a method's augmented views. The images need no classes.
 
     \b
     Example:
@@ -158,8 +187,8 @@ def plugins(ctx: click.Context) -> None:
     """List the installed methods and augmentations; `plugins show NAME` prints one's options."""
     if ctx.invoked_subcommand is None:
         table = Table("kind", "name", "distribution", "defined in")
-        for kind in ("method", "augmentation"):
-            for entry in registry.entries(kind):  # type: ignore[arg-type]
+        for kind in KINDS:
+            for entry in registry.entries(kind):
                 table.add_row(kind, entry.name, f"{entry.distribution} {entry.version}", entry.target)
         Console().print(table)
 
@@ -172,7 +201,7 @@ def show(name: str) -> None:
         kind for kind in ("method", "augmentation") if name in {entry.name for entry in registry.entries(kind)}
     ]
     if not found:
-        known = [entry.name for kind in ("method", "augmentation") for entry in registry.entries(kind)]  # type: ignore[arg-type]
+        known = [entry.name for kind in KINDS for entry in registry.entries(kind)]
         raise UsageError(
             f"no method or augmentation {name!r}; installed: {', '.join(known)}.{registry.suggestion(name, known)}"
         )
@@ -200,7 +229,9 @@ def _configs(given: dict[str, Any], file: Path | None, *, several: bool = True) 
     values.pop("seed", None)
     values |= {name: value for name, value in given.items() if value is not None}
     if len(set(seeds)) < len(seeds) or (len(seeds) > 1 and not several):
-        raise UsageError(f"--seed is {', '.join(map(str, seeds))}, but expected {'different ones' if several else 'one'}")
+        raise UsageError(
+            f"--seed is {', '.join(map(str, seeds))}, but expected {'different ones' if several else 'one'}"
+        )
     config = RunConfig(**values, set=options)
     return [replace(config, seed=seed) for seed in seeds]
 
@@ -219,7 +250,12 @@ def _run_table(records: list[tuple[Path, dict[str, Any]]]) -> Table:
         "train s": lambda record: record["time"]["train_s"],
     }
     config = records[0][1]["config"]
-    table = Table("seed", *columns, title=f"{config['method']} × {config['aug']} on {config['data']}", caption="top-1 in % on the test images; * chosen on them: optimistic")
+    table = Table(
+        "seed",
+        *columns,
+        title=f"{config['method']} × {config['aug']} on {config['data']}",
+        caption="top-1 in % on the test images; * chosen on them: optimistic",
+    )
     for _, record in records:
         table.add_row(str(record["config"]["seed"]), *(f"{value(record):.2f}" for value in columns.values()))
     if len(records) > 1:

@@ -116,9 +116,7 @@ def load_data(
     elif name in NAMES:
         train, test, classes = _builtin(name, data_dir)
     else:
-        raise UsageError(
-            f"no data set {name!r}; known: {', '.join(NAMES)}, folder:PATH.{suggestion(name, NAMES)}"
-        )
+        raise UsageError(f"no data set {name!r}; known: {', '.join(NAMES)}, folder:PATH.{suggestion(name, NAMES)}")
     if limit_train is not None:
         train = train.take(_balanced(train.labels, limit_train))
     size = image_size or _usual_size(train)
@@ -153,9 +151,7 @@ def decode(path: Path) -> tuple[np.ndarray[Any, Any], str]:
                 return np.stack([grey] * 3, axis=2), mode
             return np.array(image.convert("RGBA").convert("RGB") if mode == "P" else image.convert("RGB")), mode
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise DataError(
-            f"cannot read the image {path} ({error}): repair it or take it out of the folder"
-        ) from error
+        raise DataError(f"cannot read the image {path} ({error}): repair it or take it out of the folder") from error
 
 
 def _builtin(name: str, data_dir: str) -> tuple[Images, Images, tuple[str, ...]]:
@@ -220,9 +216,7 @@ def _class_folders(root: Path) -> tuple[Images, tuple[str, ...]]:
     """A folder per class; a folder of images alone counts as one class."""
     extensions = torchvision.datasets.folder.IMG_EXTENSIONS
     folders = sorted(path for path in root.iterdir() if path.is_dir()) or [root]
-    found = [
-        [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in extensions] for folder in folders
-    ]
+    found = [[path for path in sorted(folder.rglob("*")) if path.suffix.lower() in extensions] for folder in folders]
     kept = [(folder.name, paths) for folder, paths in zip(folders, found, strict=True) if paths]
     if not kept:
         raise DataError(f"{root} holds no images; expected files such as {root}/CLASS/NAME.png")
@@ -243,7 +237,7 @@ def _balanced(labels: Tensor, count: int) -> Tensor:
     """Indices of `count` samples, taken class by class in turn from a fixed shuffle."""
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     turn = torch.empty(len(labels), dtype=torch.long)
-    for label in labels.unique():
+    for label in range(int(labels.max()) + 1):
         members = shuffled[labels[shuffled] == label]
         turn[members] = torch.arange(len(members))
     return shuffled[turn[shuffled].argsort(stable=True)][:count]
@@ -252,8 +246,8 @@ def _balanced(labels: Tensor, count: int) -> Tensor:
 def _usual_size(images: Images) -> int:
     """The images' own size if it is the same square for all, up to 96 px; else the largest usual one they fill."""
     if images.pixels is not None:
-        return images.pixels.shape[1]
-    sides = []
+        return int(images.pixels.shape[1])
+    sides: list[tuple[int, int]] = []
     for path in images.paths[:: max(1, len(images) // 64)]:
         try:
             with Image.open(path) as image:
@@ -291,4 +285,7 @@ def _statistics(pixels: Tensor) -> dict[str, list[float]]:
     """Mean and standard deviation per channel, of pixels in [0, 1], rounded as papers print them."""
     flat = pixels.reshape(-1, 3).double() / 255
     std, mean = torch.std_mean(flat, 0)
-    return {"mean": [round(v, 4) for v in mean.tolist()], "std": [round(max(v, 1e-3), 4) for v in std.tolist()]}
+    return {
+        "mean": [round(v, 4) for v in mean.tolist()],
+        "std": [round(max(v, 1e-3), 4) for v in std.tolist()],
+    }

@@ -38,7 +38,7 @@ def seeded(*key: int) -> Iterator[None]:
 class ViewDataset(Dataset[tuple[list[Tensor], int]]):
     """Views of images, indexed by (epoch, index): the views depend on these and the seed, and on nothing else."""
 
-    def __init__(self, images: Images, transform: Callable[[Image.Image], list[Tensor]], seed: int) -> None:
+    def __init__(self, images: Images, transform: Callable[[Image.Image], Any], seed: int) -> None:
         self.images, self.transform, self.seed = images, transform, seed
 
     def __len__(self) -> int:
@@ -62,9 +62,7 @@ def view_loader(
     views: ViewDataset, batch_size: int, *, workers: int = 0, ranks: int = 1, rank: int = 0
 ) -> DataLoader[Any]:
     """Loads shuffled views in batches of equal size; a sampler's `set_epoch` says which epoch."""
-    sampler = EpochSampler(
-        views, num_replicas=ranks, rank=rank, shuffle=True, seed=views.seed, drop_last=ranks > 1
-    )
+    sampler = EpochSampler(views, num_replicas=ranks, rank=rank, shuffle=True, seed=views.seed, drop_last=ranks > 1)
     return DataLoader(
         views,
         batch_size,
@@ -76,9 +74,7 @@ def view_loader(
     )
 
 
-def evaluation_batches(
-    data: DataSet, images: Images, batch_size: int = 256
-) -> Iterator[tuple[Tensor, Tensor]]:
+def evaluation_batches(data: DataSet, images: Images, batch_size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised images (N, 3, S, S) without augmentation, and labels (N,), in order."""
     for start in range(0, len(images), batch_size):
         rows = range(start, min(start + batch_size, len(images)))
@@ -96,8 +92,7 @@ def require_trainable(data: DataSet, batch_size: int) -> None:
         raise DataError(f"{data.name} has one class only, but evaluation needs two or more, a folder for each")
     if len(data.train) < batch_size:
         raise DataError(
-            f"{data.name} has {len(data.train)} training images, fewer than a batch of {batch_size}: lower "
-            "--batch-size"
+            f"{data.name} has {len(data.train)} training images, fewer than a batch of {batch_size}: lower --batch-size"
         )
 
 

@@ -47,15 +47,11 @@ class AdversarialLoss(nn.Module):
         ModelError: the model has a BatchNorm that `dual_batchnorm` has not converted.
     """
 
-    def __init__(
-        self, criterion: Callable[..., Tensor], generator: Callable[..., Tensor], weight: float = 1.0
-    ) -> None:
+    def __init__(self, criterion: Callable[..., Tensor], generator: Callable[..., Tensor], weight: float = 1.0) -> None:
         super().__init__()
         self.criterion, self.generator, self.weight = criterion, generator, weight
 
-    def forward(
-        self, model: Callable[[Tensor], Any], x0: Tensor, x1: Tensor, *others: Tensor
-    ) -> AdversarialOutput:
+    def forward(self, model: Callable[[Tensor], Any], x0: Tensor, x1: Tensor, *others: Tensor) -> AdversarialOutput:
         """Computes both terms; the adversarial view is made from `x0` and takes the place of `x1`.
 
         Args:

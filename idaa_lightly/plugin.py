@@ -192,7 +192,8 @@ def options_of(plugin: type) -> dict[str, Option]:
     for cls in plugin.__mro__:
         if "__init__" not in vars(cls):
             continue
-        signature, hints = inspect.signature(cls.__init__), get_type_hints(cls.__init__)
+        constructor = vars(cls)["__init__"]
+        signature, hints = inspect.signature(constructor), get_type_hints(constructor)
         for name, parameter in signature.parameters.items():
             if parameter.kind is parameter.KEYWORD_ONLY and name not in options:
                 options[name] = Option(name, hints[name], parameter.default, _described(plugin, name))
@@ -213,9 +214,7 @@ def parse_options(plugin: type, name: str, given: dict[str, Any]) -> dict[str, A
             raise UsageError(
                 f"{name!r} has no option {key!r}; it has: {', '.join(options) or 'none'}.{suggestion(key, options)}"
             )
-    return {
-        key: option.parse(given[key]) if key in given else option.default for key, option in options.items()
-    }
+    return {key: option.parse(given[key]) if key in given else option.default for key, option in options.items()}
 
 
 def _described(plugin: type, name: str) -> str:

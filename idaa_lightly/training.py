@@ -34,11 +34,16 @@ class SelfSupervised(pl.LightningModule):
         seed: of the run; epoch e begins with the random state that the seed and e give, resumed or not.
     """
 
+    first_bad_step: Tensor
+    method: Method
+
     def __init__(
         self, method: Method, augmentation: Augmentation, *, epochs: int, steps_per_epoch: int, seed: int
     ) -> None:
         super().__init__()
-        self.method = dual_batchnorm(method) if augmentation.dual_batchnorm else method
+        if augmentation.dual_batchnorm:
+            dual_batchnorm(method)
+        self.method = method
         self.objective = augmentation.loss(method)
         self.schedule, self.seed = (epochs, steps_per_epoch), seed
         self.register_buffer("first_bad_step", torch.tensor(-1), persistent=False)
@@ -97,18 +102,18 @@ class Evaluation(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Evaluates the untrained method."""
         if not self.history:
-            self._evaluate(trainer, module, 0)
+            self._evaluate(trainer, module.method, 0)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Evaluates after every tenth of the epochs."""
         epoch = trainer.current_epoch + 1
         if epoch % self.every == 0 or epoch == trainer.max_epochs:
-            self._evaluate(trainer, module, epoch)
+            self._evaluate(trainer, module.method, epoch)
 
-    def _evaluate(self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int) -> None:
+    def _evaluate(self, trainer: pl.Trainer, method: Any, epoch: int) -> None:
         start = time.perf_counter()
         if trainer.is_global_zero:
-            metrics = self.evaluate(module.method, epoch)
+            metrics = self.evaluate(method, epoch)
             self.history.append({"epoch": epoch, **metrics})
             if trainer.logger is not None:
                 trainer.logger.log_metrics({"epochs_done": epoch, **metrics}, max(0, trainer.global_step - 1))

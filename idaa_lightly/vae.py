@@ -6,9 +6,10 @@ Source: Yang et al., ICML 2022, Sec. 3.2 and the appendix on architectures and t
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -41,9 +42,7 @@ class VAE(nn.Module):
         UsageError: `image_size` cannot be halved down to 7 or 8, or `width` not as often.
     """
 
-    def __init__(
-        self, image_size: int = 32, channels: int = 3, bottleneck_dim: int = 512, width: int = 128
-    ) -> None:
+    def __init__(self, image_size: int = 32, channels: int = 3, bottleneck_dim: int = 512, width: int = 128) -> None:
         super().__init__()
         halvings = round(math.log2(image_size / 8)) if image_size >= 8 else 0
         if halvings < 1 or image_size % 2**halvings or width % 2 ** (halvings - 1):
@@ -60,8 +59,8 @@ class VAE(nn.Module):
         }
         side = image_size // 2**halvings
         sizes = [channels] + [width // 2**i for i in reversed(range(halvings))]
-        down = [nn.Conv2d(a, b, 4, 2, 1) for a, b in zip(sizes, sizes[1:], strict=False)]
-        up = [nn.ConvTranspose2d(b, a, 4, 2, 1) for a, b in zip(sizes, sizes[1:], strict=False)][::-1]
+        down = [nn.Conv2d(a, b, 4, 2, 1) for a, b in itertools.pairwise(sizes)]
+        up = [nn.ConvTranspose2d(b, a, 4, 2, 1) for a, b in itertools.pairwise(sizes)][::-1]
         self.encoder = nn.Sequential(
             *_joined(down),
             nn.BatchNorm2d(width),
@@ -239,6 +238,6 @@ def cached_vae(key: dict[str, object], directory: Path, fit: Callable[[], VAE]) 
         return VAE.load(path)
 
 
-def _joined(layers: list[nn.Module]) -> list[nn.Module]:
+def _joined(layers: Sequence[nn.Module]) -> list[nn.Module]:
     """The layers with a ReLU between each two."""
     return [part for layer in layers for part in (nn.ReLU(), layer)][1:]

@@ -43,7 +43,7 @@ class ViewGenerator(nn.Module):
         return render(start + delta)
 
 
-def IDAA(vae: Autoencoder, eps: float = 0.15) -> ViewGenerator:  # noqa: N802 - a constructor under the paper's name
+def IDAA(vae: Autoencoder, eps: float = 0.15) -> ViewGenerator:
     """Identity-disentangled adversarial augmentation: FGSM on the bottleneck of a VAE, identity added back.
 
     Source: Yang et al., "Identity-Disentangled Adversarial Augmentation for Self-Supervised Learning", ICML 2022,
@@ -56,7 +56,7 @@ def IDAA(vae: Autoencoder, eps: float = 0.15) -> ViewGenerator:  # noqa: N802 - 
     return ViewGenerator(LatentSpace(vae), FGSM(eps))
 
 
-def CLAE(eps: float = 0.03) -> ViewGenerator:  # noqa: N802 - a constructor under the paper's name
+def CLAE(eps: float = 0.03) -> ViewGenerator:
     """Contrastive learning with adversarial examples: FGSM on the pixels.
 
     Source: Ho & Vasconcelos, "Contrastive Learning with Adversarial Examples", NeurIPS 2020, Sec. 3.2.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -14,9 +15,9 @@ import tomli_w
 from idaa_lightly.errors import FileFormatError, UsageError
 from idaa_lightly.registry import suggestion
 
-try:
+if sys.version_info >= (3, 11):
     import tomllib
-except ModuleNotFoundError:  # Python 3.10
+else:
     import tomli as tomllib
 
 
@@ -89,9 +90,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     known = [item.name for item in fields(RunConfig)]
     for name in values:
         if name not in known:
-            raise UsageError(
-                f"{path} sets {name!r}, but a run has: {', '.join(known)}.{suggestion(name, known)}"
-            )
+            raise UsageError(f"{path} sets {name!r}, but a run has: {', '.join(known)}.{suggestion(name, known)}")
     return values
 
 

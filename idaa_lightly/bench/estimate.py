@@ -25,7 +25,7 @@ def estimate(parts: Parts, context: FitContext) -> float:
         step_time = 0.0
         for _ in range(2):  # the first one warms up
             start = time.perf_counter()
-            method.loss(*[method.embed(batch) for batch in batches]).backward()  # type: ignore[no-untyped-call]
+            method.loss(*[method.embed(batch) for batch in batches]).backward()
             if context.device.type == "cuda":
                 torch.cuda.synchronize()
             step_time = (time.perf_counter() - start) / count

@@ -21,7 +21,7 @@ def save_curves(folder: Path) -> None:
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name in sorted({name for row in rows for name in row if name.startswith("loss/") and name.endswith("_step")}):
-        points = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+        points = [(float(row["step"]), float(row[name])) for row in rows if row[name]]
         left.plot(*zip(*points, strict=True), label=name.removeprefix("loss/").removesuffix("_step"))
     left.set(xlabel="step", ylabel="loss")
     left.legend()
@@ -39,8 +39,8 @@ def save_views(path: Path, rows: dict[str, Tensor], normalize: dict[str, list[fl
     mean, std = (torch.tensor(normalize[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     figure = Figure(figsize=(columns * 1.1 + 1.2, len(rows) * 1.1), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
-    for line, (title, images) in zip(axes, rows.items(), strict=True):
-        images = images[:columns].detach().cpu().float()
+    for line, (title, row) in zip(axes, rows.items(), strict=True):
+        images = row[:columns].detach().cpu().float()
         difference = "−" in title
         shown = 0.5 + AMPLIFIED * images * std if difference else images * std + mean
         label = f"{AMPLIFIED}·({title})" if difference else title

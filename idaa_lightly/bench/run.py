@@ -14,6 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint, Timer, TQDMProgressBar
 from rich.console import Console
 from torch import Tensor, nn
@@ -102,7 +103,7 @@ def _run(parts: Parts, out: Path, console: Console, start: tuple[float, float]) 
         features = features_of(method.backbone, data)
         metrics = {"knn": knn_accuracy(features, k=min(KNN_K, len(data.train)))}
         if epoch in (0, parts.epochs):
-            probe = linear_probe(**features)
+            probe = linear_probe(*features.values())
             metrics |= {"linear": probe.accuracy, "linear_l2": probe.l2}
         console.print(f"epoch {epoch}/{parts.epochs}: kNN {100 * metrics['knn']:.2f} %", highlight=False)
         return metrics
@@ -204,7 +205,7 @@ def _trainer(config: RunConfig, out: Path, callbacks: list[pl.Callback], resumed
             enable_model_summary=False,
             log_every_n_steps=LOG_EVERY,
         )
-    except (ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise IDAAError(
             f"accelerator {config.accelerator}, devices {config.devices}, strategy {config.strategy} and precision "
             f"{config.precision} do not work here: {error}"

@@ -72,10 +72,10 @@ def _fit(x: Tensor, y: Tensor, start: Tensor, l2: float) -> Tensor:
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = F.cross_entropy(_logits(weight, x), y) + l2 * weight[:, :-1].square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     return weight.detach()
 
 
