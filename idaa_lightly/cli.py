@@ -240,27 +240,26 @@ def _run_table(records: list[tuple[Path, dict[str, Any]]]) -> Table:
     """Accuracies of runs that differ in their seed, with mean ± standard deviation where there are several."""
     from statistics import mean, stdev
 
-    columns: dict[str, Callable[[dict[str, Any]], float]] = {
-        "kNN init": lambda record: 100 * record["initial"]["knn"],
-        "kNN last": lambda record: 100 * record["last"]["knn"],
-        "kNN best*": lambda record: 100 * record["best"]["knn"],
-        "linear init": lambda record: 100 * record["initial"]["linear"],
-        "linear last": lambda record: 100 * record["last"]["linear"],
+    rows: dict[str, Callable[[dict[str, Any]], float]] = {
+        "kNN at init, %": lambda record: 100 * record["initial"]["knn"],
+        "kNN, %": lambda record: 100 * record["last"]["knn"],
+        "kNN of the best epoch*, %": lambda record: 100 * record["best"]["knn"],
+        "linear at init, %": lambda record: 100 * record["initial"]["linear"],
+        "linear, %": lambda record: 100 * record["last"]["linear"],
+        "training, s": lambda record: record["time"]["train_s"],
         "images/s": lambda record: record["time"]["images_per_s"],
-        "train s": lambda record: record["time"]["train_s"],
     }
     config = records[0][1]["config"]
     table = Table(
-        "seed",
-        *columns,
-        title=f"{config['method']} × {config['aug']} on {config['data']}",
-        caption="top-1 in % on the test images; * chosen on them: optimistic",
+        f"top-1 of {config['method']} × {config['aug']}",
+        *(f"seed {record['config']['seed']}" for _, record in records),
+        *(["mean ± std"] if len(records) > 1 else []),
+        caption="on the test images, after the last epoch; * chosen on them: optimistic",
     )
-    for _, record in records:
-        table.add_row(str(record["config"]["seed"]), *(f"{value(record):.2f}" for value in columns.values()))
-    if len(records) > 1:
-        values = [[value(record) for _, record in records] for value in columns.values()]
-        table.add_row("mean ± std", *(f"{mean(column):.2f} ± {stdev(column):.2f}" for column in values))
+    for name, value in rows.items():
+        values = [value(record) for _, record in records]
+        summary = [f"{mean(values):.2f} ± {stdev(values):.2f}"] if len(values) > 1 else []
+        table.add_row(name, *(f"{number:.2f}" for number in values), *summary)
     return table
 
 

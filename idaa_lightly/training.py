@@ -46,6 +46,7 @@ class SelfSupervised(pl.LightningModule):
         self.method = method
         self.objective = augmentation.loss(method)
         self.schedule, self.seed = (epochs, steps_per_epoch), seed
+        self.sums: dict[str, Tensor] = {}
         self.register_buffer("first_bad_step", torch.tensor(-1), persistent=False)
 
     def configure_optimizers(self) -> Any:
@@ -57,6 +58,7 @@ class SelfSupervised(pl.LightningModule):
         """Seeds the epoch, so that a resumed run goes on as an uninterrupted one would."""
         key = repr((self.seed, self.current_epoch, self.global_rank)).encode()
         torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "little"))
+        self.sums = {}
 
     def training_step(self, batch: tuple[list[Tensor], Tensor], index: int) -> Tensor:
         """One step of the objective on the views."""
@@ -66,17 +68,22 @@ class SelfSupervised(pl.LightningModule):
         self.first_bad_step = torch.where(bad, self.global_step + 1, self.first_bad_step)
         if (index + 1) % LOG_EVERY == 0:
             self._stop_if_bad()
-        scalars = {name: value.detach() for name, value in output._asdict().items() if value.ndim == 0}
-        self.log_dict(
-            {f"loss/{name}": value for name, value in scalars.items()}, on_step=True, on_epoch=True,
-            batch_size=len(batch[1]),
-        )  # fmt: skip
+        losses = {f"loss/{name}": value.detach() for name, value in output._asdict().items() if value.ndim == 0}
+        self.log_dict(losses, on_epoch=False)
+        self.sums = {name: value + self.sums.get(name, 0.0) for name, value in losses.items()}
         self.log("loss", total.detach(), prog_bar=True, logger=False)
         return total
 
     def on_train_epoch_end(self) -> None:
-        """Stops before a checkpoint of broken weights is written."""
+        """Stops before a checkpoint of broken weights is written, and logs the means of the epoch before one is.
+
+        Lightning would log them after the checkpoint, and a run that is killed in between would lose them.
+        """
         self._stop_if_bad()
+        if self.logger is not None:
+            means = {f"{name}_epoch": float(value) / self.schedule[1] for name, value in self.sums.items()}
+            self.logger.log_metrics(means, self.global_step - 1)
+            self.logger.save()
 
     def _stop_if_bad(self) -> None:
         if self.first_bad_step >= 0:

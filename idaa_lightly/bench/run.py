@@ -111,11 +111,11 @@ def _run(parts: Parts, out: Path, console: Console, start: tuple[float, float]) 
     evaluation, timer = Evaluation(evaluate, parts.epochs), Timer()
     with warnings.catch_warnings():
         _quiet_lightning()
-        trainer = _trainer(config, out, [evaluation, timer], resumed.get("global_step", 0))
+        steps = len(parts.views) // parts.batch_size
+        trainer = _trainer(config, out, [evaluation, timer], steps, resumed.get("global_step", 0))
         context = fit_context(parts, trainer.strategy.root_device)
         _announce(parts, console, out, in_words(estimate(parts, context)), resumed.get("epoch"))
         parts.augmentation.fit(context)
-        steps = len(parts.views) // parts.batch_size
         module = SelfSupervised(
             parts.method, parts.augmentation, epochs=parts.epochs, steps_per_epoch=steps, seed=config.seed
         )
@@ -125,16 +125,18 @@ def _run(parts: Parts, out: Path, console: Console, start: tuple[float, float]) 
         loader = view_loader(
             parts.views, parts.batch_size // ranks, workers=config.workers or 0, ranks=ranks, rank=rank
         )
-        trainer.fit(module, loader, ckpt_path=checkpoint if resumed else None)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        try:
+            trainer.fit(module, loader, ckpt_path=checkpoint if resumed else None)
+        except SystemExit as stop:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from stop
+    backbone = strip_dual_batchnorm(copy.deepcopy(parts.method.backbone)).cpu()
+    rows = _view_rows(parts, module)  # by all processes: the loss may gather
     if not trainer.is_global_zero:
         return {}
-    backbone = strip_dual_batchnorm(copy.deepcopy(parts.method.backbone)).cpu()
     with atomic_write(out / "backbone.pt") as temporary:
         torch.save(backbone.state_dict(), temporary)
     save_curves(out)
-    _save_views(parts, module, out)
+    save_views(out / "views.png", rows, data.normalize)
     train_time = timer.time_elapsed("train") - evaluation.seconds
     best = max(evaluation.history, key=lambda entry: entry["knn"])
     record = {
@@ -189,7 +191,7 @@ def _announce(parts: Parts, console: Console, out: Path, duration: str, resumed_
         console.print(f"Takes about {duration}. Run folder: {out}", highlight=False)
 
 
-def _trainer(config: RunConfig, out: Path, callbacks: list[pl.Callback], resumed_at: int) -> pl.Trainer:
+def _trainer(config: RunConfig, out: Path, callbacks: list[pl.Callback], steps: int, resumed_at: int) -> pl.Trainer:
     saving = ModelCheckpoint(out / "checkpoints", filename="last", enable_version_counter=False)
     bar = sys.stderr.isatty()
     try:
@@ -203,7 +205,7 @@ def _trainer(config: RunConfig, out: Path, callbacks: list[pl.Callback], resumed
             callbacks=[*callbacks, saving, *([TQDMProgressBar()] if bar else [])],
             enable_progress_bar=bar,
             enable_model_summary=False,
-            log_every_n_steps=LOG_EVERY,
+            log_every_n_steps=min(LOG_EVERY, steps),
         )
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise IDAAError(
@@ -215,16 +217,16 @@ def _trainer(config: RunConfig, out: Path, callbacks: list[pl.Callback], resumed
 def _quiet_lightning() -> None:
     """Silences what does not concern our users: hints on workers and on a validation loop that we replace."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for text in (".*does not have many workers.*", ".*number of training batches.*", ".*LeafSpec.*"):
-        warnings.filterwarnings("ignore", message=text)
+    for text in ("does not have many workers", "Checkpoint directory .* exists and is not empty", "LeafSpec"):
+        warnings.filterwarnings("ignore", message=f".*{text}")
 
 
-def _save_views(parts: Parts, module: SelfSupervised, out: Path) -> None:
-    """Draws x, the second view or x', and what the augmentation adds; the last thing done with the network."""
+def _view_rows(parts: Parts, module: SelfSupervised) -> dict[str, Tensor]:
+    """x, the second view or x', and what the augmentation adds. Disturbs the network's running statistics."""
     count = min(parts.batch_size, 64, len(parts.views))
     samples = [parts.views[parts.epochs, index][0] for index in range(count)]
-    x0, x1, *rest = [torch.stack(view).to(module.device) for view in zip(*samples, strict=True)]
-    adversarial = getattr(module.train().objective(parts.method, x0, x1, *rest), "views", None)
+    x0, x1, *others = [torch.stack(view).to(module.device) for view in zip(*samples, strict=True)]
+    adversarial = getattr(module.train().objective(parts.method, x0, x1, *others), "views", None)
     rows = {"x": x0}
     rows |= {"second view": x1} if adversarial is None else {"x'": adversarial, "x' − x": adversarial - x0}
-    save_views(out / "views.png", rows | parts.augmentation.panels(x0), parts.data.normalize)
+    return rows | parts.augmentation.panels(x0)

@@ -45,7 +45,7 @@ class SimCLR(Method):
     ) -> None:
         super().__init__(backbone, num_features)
         self.head = SimCLRProjectionHead(num_features, num_features, projection_dim, batch_norm=False)
-        self.criterion = NTXentLoss(temperature)
+        self.criterion = NTXentLoss(temperature, gather_distributed=True)
         self.lr, self.jitter = lr, jitter
 
     def transform(self, image_size: int, normalize: dict[str, list[float]]) -> MultiViewTransform:

@@ -1,0 +1,39 @@
+# make demo: venv, install, the main job. make test: the same venv, all tests. make lint: format, lint, types.
+VENV ?= .venv
+PYTHON ?= python3
+# FAISS for this machine: faiss-gpu with an NVIDIA GPU, else faiss-cpu. Never both: they own the same module.
+EXTRA ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --editable
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.$(EXTRA)
+	$(BIN)/idaa-bench run --method simclr --aug idaa --resume
+
+test: $(VENV)/.$(EXTRA)-test
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: $(VENV)/.$(EXTRA)-lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV)
+
+$(BIN)/uv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+
+$(VENV)/.$(EXTRA): pyproject.toml | $(BIN)/uv
+	$(INSTALL) ".[$(EXTRA)]"
+	touch $@
+
+$(VENV)/.$(EXTRA)-test: pyproject.toml | $(BIN)/uv
+	$(INSTALL) ".[$(EXTRA),test]"
+	touch $@
+
+$(VENV)/.$(EXTRA)-lint: pyproject.toml | $(BIN)/uv
+	$(INSTALL) ".[$(EXTRA),test,lint]"
+	touch $@

@@ -1,0 +1,530 @@
+"""From files to batches: what is read, how it is split, what is done to it, and that it is the same each time."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightly.transforms.simclr_transform import SimCLRTransform
+from PIL import Image
+from torch import Tensor
+
+from idaa_lightly.data import IMAGENET, DataSet, Images, decode, load_data
+from idaa_lightly.errors import DataError
+from idaa_lightly.loading import ViewDataset, describe, evaluation_batches, view_loader
+
+Folder = Callable[..., Path]
+RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+def read(path: Path, **options: Any) -> DataSet:
+    return load_data(f"folder:{path}", **options)
+
+
+def grey(values: np.ndarray) -> np.ndarray:
+    return np.stack([values] * 3, axis=2)
+
+
+def numbered(count: int) -> Images:
+    """Images of 8 px, the i-th one of grey level i."""
+    levels = torch.arange(count, dtype=torch.uint8)
+    return Images(torch.arange(count) % 3, levels.view(-1, 1, 1, 1).expand(-1, 8, 8, 3).contiguous())
+
+
+def level(image: Image.Image) -> Tensor:
+    return torch.tensor(image.getpixel((0, 0))[0])
+
+
+# What is read
+
+
+def test_digits() -> None:
+    data = load_data("digits")
+    assert (len(data.train), len(data.test), data.image_size) == (1438, 359, 32)
+    assert data.classes == tuple("0123456789")
+    assert data.train.pixels is not None
+    assert data.train.pixels.shape == (1438, 32, 32, 3)
+    assert (int(data.train.pixels.min()), int(data.train.pixels.max())) == (0, 255)
+    assert data.train.labels.bincount().min() > 100
+    assert data.test.labels.bincount().min() > 30
+    assert data.notes == ()
+
+
+def test_folder_with_train_and_test(folder: Path) -> None:
+    data = read(folder)
+    assert (len(data.train), len(data.test), data.image_size) == (36, 12, 16)
+    assert data.classes == ("blue", "green", "red")
+    assert data.train.labels.tolist() == [0] * 12 + [1] * 12 + [2] * 12
+    assert data.notes == ()
+    with Image.open(folder / "train/green/03.png") as image:
+        assert np.array_equal(data.train[15], np.array(image))
+    with Image.open(folder / "test/red/00.png") as image:
+        assert np.array_equal(data.test[8], np.array(image))
+
+
+@pytest.mark.parametrize(
+    ("counts", "sizes"),
+    [
+        ({"train": 3, "val": 2}, (9, 6)),
+        ({"train": 3, "test": 1, "val": 2}, (9, 3)),
+        ({"train": 5}, (12, 3)),
+    ],
+)
+def test_splits_of_a_folder(make_folder: Folder, counts: dict[str, int], sizes: tuple[int, int]) -> None:
+    data = read(make_folder(Path("images"), counts=counts))
+    assert (len(data.train), len(data.test)) == sizes
+    assert data.classes == ("blue", "green", "red")
+
+
+def test_test_and_val_without_train_are_no_classes(make_folder: Folder) -> None:
+    root = make_folder(Path("images"), counts={"test": 2, "val": 2})
+    with pytest.raises(DataError, match="train"):
+        read(root)
+
+
+@pytest.mark.parametrize(("fraction", "held_out"), [(0.25, 3), (0.5, 6), (0.75, 9)])
+def test_one_folder_is_split_by_a_fraction(folder: Path, fraction: float, held_out: int) -> None:
+    first, again = (read(folder / "train", image_size=128, test_fraction=fraction) for _ in range(2))
+    assert first.test.labels.bincount().tolist() == 3 * [held_out]
+    assert first.train.labels.bincount().tolist() == 3 * [12 - held_out]
+    train, test = set(first.train.paths), set(first.test.paths)
+    assert not train & test
+    assert train | test == set((folder / "train").rglob("*.png"))
+    assert (again.train.paths, again.test.paths) == (first.train.paths, first.test.paths)
+    for images in (first.train, first.test):
+        assert [path.parent.name for path in images.paths] == [first.classes[label] for label in images.labels]
+
+
+def test_each_class_is_split_in_the_same_proportion(folder: Path) -> None:
+    source = folder / "train/red/00.png"
+    for name, count in {"many": 40, "few": 5, "rare": 5}.items():
+        (Path("images") / name).mkdir(parents=True)
+        for index in range(count):
+            shutil.copy(source, Path("images") / name / f"{index:02}.png")
+    data = read(Path("images"), image_size=128)
+    assert data.classes == ("few", "many", "rare")
+    assert data.test.labels.bincount(minlength=3).tolist() == [1, 8, 1]
+    assert data.train.labels.bincount(minlength=3).tolist() == [4, 32, 4]
+
+
+def test_no_class_is_used_up_by_the_test_images(folder: Path) -> None:
+    for name, count in {"many": 60, "rare": 4}.items():
+        (Path("images") / name).mkdir(parents=True)
+        for index in range(count):
+            shutil.copy(folder / "train/red/00.png", Path("images") / name / f"{index:02}.png")
+    data = read(Path("images"), image_size=128)
+    assert data.train.labels.bincount(minlength=2).min() > 0
+    assert data.test.labels.bincount(minlength=2).min() > 0
+
+
+@pytest.mark.parametrize("split", ["", "train"])
+def test_images_without_classes_are_one_class(folder: Path, split: str) -> None:
+    root = Path("images") / split
+    root.mkdir(parents=True)
+    for index, path in enumerate(sorted((folder / "train").rglob("*.png"))):
+        shutil.copy(path, root / f"{index}.png")
+    data = read(Path("images"))
+    assert len(data.classes) == 1
+    assert (len(data.train), len(data.test)) == (29, 7)
+    assert data.train.labels.tolist() == [0] * 29
+
+
+def test_other_files_and_empty_folders_do_not_count(own_folder: Path, folder: Path) -> None:
+    (own_folder / "train/red/notes.txt").write_text("no image")
+    (own_folder / "train/.cache").mkdir()
+    (own_folder / "train/red/more").mkdir()
+    shutil.copy(own_folder / "train/red/00.png", own_folder / "train/red/more/UPPER.PNG")
+    data = read(own_folder)
+    assert data.classes == ("blue", "green", "red")
+    assert data.train.labels.bincount().tolist() == [12, 12, 13]
+
+
+# limit_train
+
+
+@pytest.mark.parametrize("count", [10, 30, 100])
+def test_limit_train_is_balanced(count: int) -> None:
+    data, whole = load_data("digits", limit_train=count), load_data("digits")
+    assert data.train.labels.bincount(minlength=10).tolist() == 10 * [count // 10]
+    assert data.test.fingerprint() == whole.test.fingerprint()
+
+
+def test_limit_train_is_nested_and_the_same_each_time(folder: Path) -> None:
+    paths = {count: read(folder, image_size=128, limit_train=count).train.paths for count in (1, 3, 7, 12, 36, 99)}
+    chosen = [set(value) for value in paths.values()]
+    assert [len(part) for part in chosen] == [1, 3, 7, 12, 36, 36]
+    assert all(small <= large for small, large in pairwise(chosen))
+    assert read(folder, image_size=128, limit_train=7).train.paths == paths[7]
+    per_class = [sum(path.parent.name == name for path in paths[7]) for name in ("blue", "green", "red")]
+    assert sorted(per_class) == [2, 2, 3]
+
+
+# Size
+
+
+@pytest.mark.parametrize(
+    ("shapes", "size"),
+    [
+        ([(16, 16)], 16),
+        ([(48, 48)], 48),
+        ([(96, 96)], 96),
+        ([(128, 128)], 96),
+        ([(300, 240)], 224),
+        ([(16, 20)], 32),
+        ([(40, 70), (60, 45), (50, 50)], 32),
+        ([(70, 80), (64, 100), (30, 30)], 64),
+    ],
+)
+def test_size_that_is_inferred(shapes: list[tuple[int, int]], size: int) -> None:
+    for name in ("a", "b"):
+        for index in range(6):
+            path = Path("images") / name / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", shapes[index % len(shapes)]).save(path)
+    data = read(Path("images"))
+    assert data.image_size == size
+    assert (data.train.pixels is None) == (size == 224)
+
+
+def test_images_of_other_sizes_are_resized_and_cropped(own_folder: Path) -> None:
+    thirds = np.zeros((16, 48, 3), np.uint8)
+    thirds[:, :16, 0] = thirds[:, 16:32, 1] = thirds[:, 32:, 2] = 255
+    Image.fromarray(thirds).save(own_folder / "train/red/00.png")
+    Image.new("RGB", (64, 32), (10, 20, 30)).save(own_folder / "test/red/01.png")
+    data = read(own_folder, image_size=16)
+    assert np.array_equal(data.train[24], np.full((16, 16, 3), (0, 255, 0), np.uint8))
+    assert np.array_equal(data.test[9], np.full((16, 16, 3), (10, 20, 30), np.uint8))
+    assert data.notes == ("2 images resized and cropped to 16×16",)
+
+
+def test_digits_of_another_size() -> None:
+    data = load_data("digits", image_size=16, limit_train=20)
+    assert data.train.pixels is not None
+    assert data.train.pixels.shape == (20, 16, 16, 3)
+    assert data.notes == ("379 images resized and cropped to 16×16",)
+
+
+# decode
+
+
+PALETTE = [(255, 0, 0), (0, 255, 0), (1, 2, 3), (250, 128, 7)]
+INDICES = (np.arange(15, dtype=np.uint8) % 4).reshape(3, 5)
+COLOURS = np.array(PALETTE, np.uint8)[INDICES]
+
+
+def palette_image() -> Image.Image:
+    image = Image.fromarray(INDICES).convert("P")
+    image.putdata(INDICES.ravel().tolist())
+    image.putpalette([value for colour in PALETTE for value in colour])
+    return image
+
+
+def with_alpha(array: np.ndarray, mode: str) -> Image.Image:
+    image = Image.fromarray(array).convert(mode)
+    image.putalpha(Image.fromarray(np.full(array.shape[:2], 77, np.uint8)))
+    image.putpixel((0, 0), (*np.atleast_1d(array[0, 0]).tolist(), 0))
+    return image
+
+
+BILEVEL = (RAMP % 3 == 0).astype(np.uint8) * 255
+FILES: dict[str, tuple[Callable[[], Image.Image], str, np.ndarray, dict[str, Any]]] = {
+    "rgb.png": (lambda: Image.fromarray(COLOURS), "RGB", COLOURS, {}),
+    "grey.png": (lambda: Image.fromarray(RAMP), "L", grey(RAMP), {}),
+    "palette.png": (palette_image, "P", COLOURS, {}),
+    "palette-transparent.png": (palette_image, "P", COLOURS, {"transparency": 1}),
+    "alpha.png": (lambda: with_alpha(COLOURS, "RGB"), "RGBA", COLOURS, {}),
+    "grey-alpha.png": (lambda: with_alpha(RAMP, "L"), "LA", grey(RAMP), {}),
+    "deep.png": (lambda: Image.fromarray(RAMP.astype(np.uint16) * 257), "I;16", grey(RAMP), {}),
+    "deep.tif": (lambda: Image.fromarray(RAMP.astype(np.uint16) * 257), "I;16", grey(RAMP), {}),
+    "bilevel.png": (lambda: Image.fromarray(BILEVEL).convert("1"), "1", grey(BILEVEL), {}),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_decode(name: str) -> None:
+    image, mode, expected, options = FILES[name]
+    image().save(name, **options)
+    pixels, found = decode(Path(name))
+    assert found == mode
+    assert (pixels.dtype, pixels.shape) == (np.uint8, expected.shape)
+    assert np.array_equal(pixels, expected)
+
+
+def test_decode_rounds_16_bits() -> None:
+    Image.fromarray(np.array([[0, 128, 129, 32767, 65535]], np.uint16)).save("deep.png")
+    pixels, _ = decode(Path("deep.png"))
+    assert pixels[0, :, 0].tolist() == [0, 0, 1, 127, 255]  # 128/257 = 0.498, 129/257 = 0.502, 32767/257 = 127.498
+
+
+def test_decode_cmyk() -> None:
+    """(1 − ink)(1 − black) of 255 each: 255 · 204/255, 127 · 204/255 and 0."""
+    Image.new("CMYK", (16, 8), (0, 128, 255, 51)).save("ink.jpg", quality=100)
+    pixels, mode = decode(Path("ink.jpg"))
+    assert (mode, pixels.dtype, pixels.shape) == ("CMYK", np.uint8, (8, 16, 3))
+    assert np.abs(pixels.astype(int) - (204, 102, 0)).max() <= 3
+
+
+def test_notes_name_how_many_images_were_converted(own_folder: Path) -> None:
+    for index, mode in enumerate(("L", "L", "L", "P", "P", "RGBA", "RGBA")):
+        path = own_folder / f"train/red/{index:02}.png"
+        with Image.open(path) as image:
+            image.convert(mode).save(path)
+    for index in range(2):
+        Image.fromarray(RAMP.astype(np.uint16) * 257).save(own_folder / f"test/blue/{index:02}.png")
+    data = read(own_folder)
+    assert data.notes == (
+        "2 images converted from I;16 to RGB",
+        "3 images converted from L to RGB",
+        "2 images converted from P to RGB",
+        "2 images converted from RGBA to RGB",
+    )
+    assert np.array_equal(data.test[0], grey(RAMP))
+
+
+def test_progress_has_a_step_an_image(folder: Path) -> None:
+    calls: list[Any] = []
+
+    def progress(title: str, total: int) -> Callable[[str], None]:
+        calls.append((title, total))
+        return calls.append
+
+    read(folder, progress=progress)
+    assert calls == [("reading images", 48), *[""] * 48]
+
+
+# Batches for evaluation
+
+
+def test_statistics() -> None:
+    """Half of the pixels 0 and half 1 has mean 0.5 and deviation 0.5; a channel that is constant, at least 0.001."""
+    for split in ("train", "test"):
+        for name, colour in {"a": (0, 0, 102), "b": (255, 51, 102)}.items():
+            (Path("images") / split / name).mkdir(parents=True)
+            for index in range(16):
+                Image.new("RGB", (32, 32), colour).save(Path("images") / split / name / f"{index}.png")
+    data = read(Path("images"))
+    assert data.normalize == {"mean": [0.5, 0.1, 0.4], "std": [0.5, 0.1, 0.001]}
+    (batch, labels), *rest = evaluation_batches(data, data.train)
+    assert not rest
+    assert labels.tolist() == [0] * 16 + [1] * 16
+    assert batch.shape == (32, 3, 32, 32)
+    assert batch.dtype == torch.float32
+    torch.testing.assert_close(batch[:16, :2], -torch.ones(16, 2, 32, 32))
+    torch.testing.assert_close(batch[16:, :2], torch.ones(16, 2, 32, 32))
+    torch.testing.assert_close(batch[:, 2], torch.zeros(32, 32, 32), rtol=0, atol=1e-4)
+
+
+def test_statistics_are_of_the_training_images_only(own_folder: Path) -> None:
+    before = read(own_folder).normalize
+    for path in (own_folder / "test").rglob("*.png"):
+        Image.new("RGB", (16, 16)).save(path)
+    assert read(own_folder).normalize == before
+
+
+def test_evaluation_batches_are_in_order(folder: Path) -> None:
+    data = read(folder)
+    whole = torch.cat([images for images, _ in evaluation_batches(data, data.train, 36)])
+    parts = list(evaluation_batches(data, data.train, 10))
+    assert [len(images) for images, _ in parts] == [10, 10, 10, 6]
+    assert torch.equal(torch.cat([images for images, _ in parts]), whole)
+    assert torch.equal(torch.cat([labels for _, labels in parts]), data.train.labels)
+
+
+@pytest.mark.parametrize("size", [128, 224])
+def test_large_images_stay_on_disk(make_folder: Folder, size: int) -> None:
+    root = make_folder(Path("images"), size * 8 // 7, {"train": 1, "test": 1})
+    data = read(root, image_size=size)
+    assert data.train.pixels is None
+    assert [path.parent.name for path in data.train.paths] == ["blue", "green", "red"]
+    assert data.normalize == IMAGENET
+    assert data.notes == ("images stay on disk, normalised by ImageNet's mean and standard deviation",)
+    ((batch, labels),) = evaluation_batches(data, data.test)
+    assert batch.shape == (3, 3, size, size)
+    assert labels.tolist() == [0, 1, 2]
+    with Image.open(root / "test/green/00.png") as image:
+        pixels = np.array(image) / 255
+    margin = round((size * 8 // 7 - size) / 2)  # the file has 8/7 of the size already: only the crop is left to do
+    centre = (pixels[margin : margin + size, margin : margin + size] - IMAGENET["mean"]) / IMAGENET["std"]
+    torch.testing.assert_close(batch[1], torch.from_numpy(centre).permute(2, 0, 1).float(), rtol=0, atol=1e-5)
+
+
+def test_files_of_any_shape_and_mode_make_equal_batches(own_folder: Path) -> None:
+    Image.new("L", (200, 150), 51).save(own_folder / "test/blue/00.png")
+    Image.new("RGBA", (90, 300), (51, 51, 51, 9)).save(own_folder / "test/blue/01.png")
+    data = read(own_folder, image_size=128)
+    ((batch, _),) = evaluation_batches(data, data.test)
+    assert batch.shape == (12, 3, 128, 128)
+    expected = (0.2 - torch.tensor(IMAGENET["mean"])) / torch.tensor(IMAGENET["std"])
+    torch.testing.assert_close(batch[:2], expected.view(1, 3, 1, 1).expand(2, -1, 128, 128))
+
+
+def test_fingerprint(folder: Path, own_folder: Path) -> None:
+    first = read(folder).train.fingerprint()
+    assert read(own_folder).train.fingerprint() == first
+    with Image.open(own_folder / "train/blue/05.png") as image:
+        image.load()
+    red, *others = image.getpixel((3, 4))
+    image.putpixel((3, 4), (red ^ 1, *others))
+    image.save(own_folder / "train/blue/05.png")
+    changed = read(own_folder)
+    assert changed.train.fingerprint() != first
+    assert changed.test.fingerprint() == read(folder).test.fingerprint()
+    relabelled = Images(changed.train.labels.flip(0), changed.train.pixels)
+    assert relabelled.fingerprint() != changed.train.fingerprint()
+    assert read(folder, limit_train=35).train.fingerprint() != first
+
+
+def test_fingerprint_of_files(own_folder: Path) -> None:
+    first = read(own_folder, image_size=128).train.fingerprint()
+    assert read(own_folder, image_size=128).train.fingerprint() == first
+    (own_folder / "train/blue/05.png").rename(own_folder / "train/blue/05b.png")
+    assert read(own_folder, image_size=128).train.fingerprint() != first
+
+
+# Views
+
+
+def views_of(images: Images, seed: int = 0) -> ViewDataset:
+    return ViewDataset(images, SimCLRTransform(16, gaussian_blur=0.5, rr_prob=0.5, rr_degrees=30.0), seed)
+
+
+def drawn(image: Image.Image) -> list[Tensor]:
+    """A number of each stream that transforms draw from."""
+    return [torch.rand(1), torch.tensor(np.random.rand()), torch.tensor(random.random())]
+
+
+def same(left: list[Tensor], right: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def states() -> tuple[Any, ...]:
+    kind, keys, *rest = np.random.get_state()
+    return torch.get_rng_state().tolist(), kind, keys.tolist(), rest, random.getstate()
+
+
+def test_views_depend_on_seed_epoch_and_index_only(folder: Path) -> None:
+    views, others = views_of(read(folder).train), views_of(read(folder).train)
+    keys = [(epoch, index) for epoch in range(2) for index in range(6)]
+    forwards = {key: views[key] for key in keys}
+    torch.manual_seed(5)
+    np.random.seed(5)
+    random.seed(5)
+    backwards = {key: others[key] for key in reversed(keys)}
+    for key in keys:
+        assert same(forwards[key][0], backwards[key][0])
+        assert forwards[key][1] == backwards[key][1]
+    assert not same(forwards[0, 0][0], forwards[0, 1][0])
+    assert not same(forwards[0, 0][0], forwards[1, 0][0])
+    assert not same(forwards[0, 0][0], views_of(views.images, seed=1)[0, 0][0])
+
+
+@pytest.mark.parametrize("stream", range(3), ids=["torch", "numpy", "random"])
+def test_each_stream_is_seeded(stream: int) -> None:
+    views = ViewDataset(numbered(4), drawn, seed=3)
+    numbers = [float(views[epoch, index][0][stream]) for epoch in range(3) for index in range(4)]
+    assert numbers == [float(views[epoch, index][0][stream]) for epoch in range(3) for index in range(4)]
+    assert len(set(numbers)) == 12
+
+
+def test_views_leave_the_global_streams_alone(folder: Path) -> None:
+    views = views_of(read(folder).train)
+    before = states()
+    for index in range(4):
+        views[0, index]
+    assert states() == before
+
+
+def test_global_streams_survive_a_transform_that_raises() -> None:
+    before = states()
+    views = ViewDataset(numbered(1), lambda image: drawn(image)[3], seed=0)
+    with pytest.raises(IndexError):
+        views[0, 0]
+    assert states() == before
+
+
+def test_workers_make_the_same_views(folder: Path) -> None:
+    views = views_of(read(folder).train)
+    for epoch in (0, 3):
+        batches = []
+        for workers in (0, 2):
+            loader = view_loader(views, 8, workers=workers)
+            loader.sampler.set_epoch(epoch)
+            batches.append(list(loader))
+        assert len(batches[0]) == len(batches[1]) == 4
+        for (ours, labels), (theirs, their_labels) in zip(*batches, strict=True):
+            assert same(ours, theirs)
+            assert torch.equal(labels, their_labels)
+
+
+def order(loader: Any, epoch: int) -> list[int]:
+    loader.sampler.set_epoch(epoch)
+    return [int(number) for numbers, _ in loader for number in numbers]
+
+
+def test_loader_shuffles_each_epoch_anew() -> None:
+    loader = view_loader(ViewDataset(numbered(36), level, seed=0), 9)
+    orders = [order(loader, epoch) for epoch in range(4)]
+    assert all(sorted(indices) == list(range(36)) for indices in orders)
+    assert len({tuple(indices) for indices in [*orders, range(36)]}) == 5
+    assert order(loader, 2) == orders[2]
+    assert order(view_loader(ViewDataset(numbered(36), level, seed=1), 9), 0) != orders[0]
+
+
+def test_loader_gives_the_labels_of_its_images_and_full_batches_only() -> None:
+    loader = view_loader(ViewDataset(numbered(20), level, seed=0), 8)
+    batches = list(loader)
+    assert [len(labels) for _, labels in batches] == [8, 8]
+    for numbers, labels in batches:
+        assert torch.equal(numbers % 3, labels)
+
+
+def test_ranks_share_the_images() -> None:
+    views = ViewDataset(numbered(36), level, seed=0)
+    halves = [order(view_loader(views, 9, ranks=2, rank=rank), 1) for rank in range(2)]
+    assert sorted(halves[0] + halves[1]) == list(range(36))
+
+
+# describe
+
+
+TRANSFORM: dict[str, Any] = {
+    "input_size": 32, "cj_prob": 0.8, "cj_strength": 1.0, "cj_bright": 0.8, "cj_contrast": 0.8, "cj_sat": 0.8,
+    "cj_hue": 0.2, "min_scale": 0.08, "random_gray_scale": 0.2, "gaussian_blur": 0.5, "sigmas": (0.1, 2.0),
+    "vf_prob": 0.5, "hf_prob": 0.5, "rr_prob": 0.5, "rr_degrees": 30.0, "normalize": IMAGENET,
+}  # fmt: skip
+CHANGED: dict[str, Any] = {
+    "input_size": 16, "cj_prob": 0.7, "cj_strength": 0.5, "cj_bright": 0.7, "cj_contrast": 0.7, "cj_sat": 0.7,
+    "cj_hue": 0.1, "min_scale": 0.2, "random_gray_scale": 0.1, "gaussian_blur": 0.4, "sigmas": (0.1, 1.0),
+    "vf_prob": 0.4, "hf_prob": 0.4, "rr_prob": 0.4, "rr_degrees": 20.0,
+    "normalize": {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]},
+}  # fmt: skip
+
+
+def test_description_is_the_same_for_two_constructions() -> None:
+    transforms = [SimCLRTransform(**TRANSFORM) for _ in range(3)]  # alive at once: no address is used twice
+    texts = {json.dumps(describe(transform)) for transform in transforms}
+    assert len(texts) == 1
+    assert " at 0x" not in texts.pop()
+
+
+@pytest.mark.parametrize("name", TRANSFORM)
+def test_description_tells_parameters_apart(name: str) -> None:
+    first, second = (
+        re.sub("0x[0-9a-f]+", "", json.dumps(describe(SimCLRTransform(**(TRANSFORM | options)))))
+        for options in ({}, {name: CHANGED[name]})
+    )
+    assert first != second
+
+
+def test_description_tells_functions_apart() -> None:
+    assert describe([level]) != describe([grey])
+    json.dumps(describe([level, {"a": (1, None, True)}, np.float32(2), Path("x")]))

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightly.loss import NTXentLoss
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from idaa_lightly import CLAE, AdversarialLoss, dual_batchnorm
+
+WORLD = 2
+
+
+def gradients(model: nn.Module, network: nn.Module, rank: int) -> list[Tensor]:
+    """Takes one step through `model` on this rank's share of the samples."""
+    x0, x1 = torch.randn(2, 4, 3, 6, 6, generator=torch.Generator().manual_seed(rank))
+    AdversarialLoss(NTXentLoss(), CLAE())(model, x0, x1).total.backward()
+    found = [parameter.grad for parameter in network.parameters()]
+    assert all(gradient is not None and gradient.any() for gradient in found)
+    return [gradient for gradient in found if gradient is not None]
+
+
+def work(rank: int, store: str, broadcast: bool) -> None:
+    torch.manual_seed(0)
+    network = dual_batchnorm(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 5)))
+    alone = [copy.deepcopy(network) for _ in range(WORLD)]
+    expected = [sum(parts) / WORLD for parts in zip(*(gradients(m, m, r) for r, m in enumerate(alone)), strict=True)]
+
+    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
+    found = gradients(DistributedDataParallel(network, broadcast_buffers=broadcast), network, rank)
+    torch.testing.assert_close(found, expected)
+    for gradient in found:
+        everyones = [torch.empty_like(gradient) for _ in range(WORLD)]
+        distributed.all_gather(everyones, gradient)
+        assert torch.equal(*everyones)
+    torch.testing.assert_close(network[1].clean.num_batches_tracked, torch.tensor(2))
+    if not broadcast:
+        torch.testing.assert_close(network.state_dict(), alone[rank].state_dict())
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broadcast", [False, True])
+def test_gradients_are_averaged_over_the_ranks(tmp_path: Path, broadcast: bool) -> None:
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(rank), str(tmp_path / "store"), str(int(broadcast))],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(WORLD)
+    ]
+    try:
+        errors = [rank.communicate(timeout=240)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0] * WORLD, "\n".join(errors)
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[1]), sys.argv[2], sys.argv[3] == "1")

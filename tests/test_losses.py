@@ -1,0 +1,266 @@
+"""AdversarialLoss: exact, cheap, and without a trace."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from lightly.loss import NegativeCosineSimilarity, NTXentLoss
+from lightly.models.modules import SimCLRProjectionHead
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from idaa_lightly import (
+    CLAE,
+    FGSM,
+    IDAA,
+    PGD,
+    VAE,
+    AdversarialLoss,
+    LatentSpace,
+    RandomDirection,
+    ViewGenerator,
+    adversarial_batchnorm,
+    dual_batchnorm,
+)
+from idaa_lightly.spaces import PixelSpace
+
+
+def small_model(features: int = 8) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
+        nn.Conv2d(6, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, features),
+    )  # fmt: skip
+
+
+def small_vae(dtype: torch.dtype = torch.float32) -> VAE:
+    torch.manual_seed(1)
+    vae = VAE(16, bottleneck_dim=6, width=4).to(dtype)
+    return vae.eval()
+
+
+def images(dtype: torch.dtype = torch.float32, seed: int = 2, size: int = 16) -> Tensor:
+    return torch.randn(8, 3, size, size, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def straightforward(
+    model: nn.Module, criterion: nn.Module, vae: VAE, eps: float, x0: Tensor, x1: Tensor
+) -> tuple[Tensor, Tensor]:
+    """IDAA step by step as the paper writes it: every forward pass apart, the attack by backward()."""
+    z = vae.encode(x0)[0].detach()
+    residual = x0 - vae.decode(z).detach()
+    delta = torch.zeros_like(z, requires_grad=True)
+    with adversarial_batchnorm(model):
+        anchor = model(x0).detach()
+        criterion(anchor, model(residual + vae.decode(z + delta))).backward()
+    model.zero_grad()
+    assert delta.grad is not None
+    sign = delta.grad.sign()
+    view = (residual + vae.decode(z + eps * sign)).detach()
+    z0, z1 = model(x0), model(x1)
+    with adversarial_batchnorm(model):
+        z_adv = model(view)
+    (criterion(z0, z1) + criterion(z0, z_adv)).backward()
+    return view, sign
+
+
+def test_equals_the_straightforward_algorithm() -> None:
+    x0, x1 = images(torch.float64), images(torch.float64, seed=3)
+    vae = small_vae(torch.float64)
+    ours, theirs = (dual_batchnorm(small_model().double()) for _ in range(2))
+    expected, _ = straightforward(theirs, NTXentLoss(), vae, 0.15, x0, x1)
+    out = AdversarialLoss(NTXentLoss(), IDAA(vae))(ours, x0, x1)
+    out.total.backward()
+    torch.testing.assert_close(out.views, expected, rtol=0, atol=1e-12)
+    for (name, mine), (_, reference) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        assert mine.grad is not None, name
+        torch.testing.assert_close(mine.grad, reference.grad, rtol=1e-10, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize(("seed", "eps"), [(2, 0.15), (5, 0.05)])
+def test_sign_of_the_perturbation_is_the_straightforward_one(seed: int, eps: float) -> None:
+    x0, x1 = images(torch.float64, seed), images(torch.float64, seed + 1)
+    vae = small_vae(torch.float64)
+    model = dual_batchnorm(small_model().double())
+    _, sign = straightforward(copy.deepcopy(model), NTXentLoss(), vae, eps, x0, x1)
+    seen: list[Tensor] = []
+
+    class Recorded(FGSM):
+        def __call__(self, value: Any, point: Tensor) -> Tensor:
+            seen.append(super().__call__(value, point))
+            return seen[-1]
+
+    AdversarialLoss(NTXentLoss(), ViewGenerator(LatentSpace(vae), Recorded(eps)))(model, x0, x1)
+    assert torch.equal(seen[0], eps * sign)
+
+
+def cifar_simclr() -> nn.Module:
+    backbone = torchvision.models.resnet18()
+    backbone.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    backbone.maxpool = backbone.fc = nn.Identity()
+    return nn.Sequential(backbone, SimCLRProjectionHead(512, 512, 64, batch_norm=False))
+
+
+def test_flops_of_the_idaa_step() -> None:
+    """At most 1.90 × the plain SimCLR step; the released program takes 2.56 ×, exact IDAA at least 1.876 ×."""
+    model, (x0, x1) = cifar_simclr(), torch.randn(2, 4, 3, 32, 32)
+
+    def flops(loss: Any) -> int:
+        with FlopCounterMode(display=False) as counter:
+            loss().backward()
+        return int(counter.get_total_flops())
+
+    plain = flops(lambda: NTXentLoss()(model(x0), model(x1)))
+    dual_batchnorm(model)
+    criterion = AdversarialLoss(NTXentLoss(), IDAA(VAE(32, bottleneck_dim=512, width=128)))
+    ratio = flops(lambda: criterion(model, x0, x1).total) / plain
+    assert 1.876 <= round(ratio, 3) <= 1.90
+
+
+GENERATORS = {
+    "idaa": lambda: IDAA(small_vae()),
+    "clae": lambda: CLAE(),
+    "ablation": lambda: ViewGenerator(LatentSpace(small_vae(), decompose=False), FGSM(0.15)),
+    "pgd": lambda: ViewGenerator(PixelSpace(), PGD(0.03, steps=3, random_start=True)),
+    "random": lambda: ViewGenerator(PixelSpace(), RandomDirection(0.03)),
+}
+
+
+def state(*modules: nn.Module) -> dict[str, Any]:
+    """Everything an attack might touch."""
+    result: dict[str, Any] = {"rng": torch.get_rng_state()}
+    for index, module in enumerate(modules):
+        for name, buffer in module.named_buffers():
+            result[f"{index}.{name}"] = buffer.clone()
+        for name, parameter in module.named_parameters():
+            result[f"{index}.{name}.grad"] = None if parameter.grad is None else parameter.grad.clone()
+        for name, part in module.named_modules():
+            result[f"{index}.{name}.mode"] = part.training, getattr(part, "use_adversarial", None)
+    return result
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_the_attack_leaves_no_trace(name: str) -> None:
+    model = dual_batchnorm(nn.Sequential(small_model(), nn.Dropout(0.5)))
+    model(images()).sum().backward()  # gradients that must stay
+    generator = GENERATORS[name]()
+    vae = getattr(generator.space, "vae", None)
+    bank = NTXentLoss(memory_bank_size=(16, 8))
+    criterion = AdversarialLoss(bank, generator)
+    watched = [module for module in (model, bank, vae) if module is not None]
+    before = state(*watched)
+    criterion._attack(model, images(), [])
+    after = state(*watched)
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        same = torch.equal(value, after[key]) if isinstance(value, Tensor) else value == after[key]
+        assert same, key
+
+
+def test_only_the_clean_pair_enters_queue_and_running_statistics() -> None:
+    plain, model = small_model(), dual_batchnorm(small_model())
+    torch.manual_seed(7)
+    plain_bank = NTXentLoss(memory_bank_size=(64, 8))
+    bank = copy.deepcopy(plain_bank)
+    x0, x1 = images(), images(seed=3)
+    plain_bank(plain(x0), plain(x1))
+    out = AdversarialLoss(bank, CLAE())(model, x0, x1)
+    assert torch.equal(bank.memory_bank.bank, plain_bank.memory_bank.bank)
+    assert torch.equal(bank.memory_bank.bank_ptr, plain_bank.memory_bank.bank_ptr)
+    ordinary = plain.state_dict()
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in ordinary.items())
+    out.total.backward()
+
+
+def test_the_start_gradient_of_ntxent_is_not_zero() -> None:
+    """Invariant 2, in float64: in-batch negatives give the attack its direction."""
+    model = dual_batchnorm(small_model().double())
+    x = images(torch.float64).requires_grad_()
+    z = model(x)
+    (gradient,) = torch.autograd.grad(NTXentLoss()(z.detach(), z), x)
+    assert gradient.abs().max() > 1e-6
+
+
+@pytest.mark.parametrize(("name", "passes"), [("idaa", 1), ("clae", 1), ("ablation", 2), ("pgd", 4), ("random", 0)])
+def test_forward_passes_of_the_attack(name: str, passes: int) -> None:
+    """Where the search starts at the input, the anchor is no forward pass of its own; else it costs one more."""
+    model, count = dual_batchnorm(small_model()), [0]
+
+    def counted(module: nn.Module, inputs: Any) -> None:
+        count[0] += 1
+
+    model.register_forward_pre_hook(counted)
+    AdversarialLoss(NTXentLoss(), GENERATORS[name]())(model, images(), images(seed=3))
+    assert count[0] == passes + 3
+
+
+def test_the_output() -> None:
+    model, x0, x1 = dual_batchnorm(small_model()), images(), images(seed=3)
+    out = AdversarialLoss(NTXentLoss(), CLAE(eps=0.03), weight=0.5)(model, x0, x1)
+    torch.testing.assert_close(out.total, out.clean + 0.5 * out.adversarial)
+    assert not out.views.requires_grad
+    torch.testing.assert_close((out.views - x0).abs().amax(), torch.tensor(0.03))
+    zero = AdversarialLoss(NTXentLoss(), CLAE(eps=0), weight=0.0)(model, x0, x1)
+    assert torch.equal(zero.total, zero.clean)
+    assert torch.equal(zero.views, x0)
+
+
+def test_the_adversarial_view_raises_the_loss() -> None:
+    model, x0, x1 = dual_batchnorm(small_model()), images(), images(seed=3)
+    quiet = AdversarialLoss(NTXentLoss(), CLAE(eps=0.0))(model, x0, x1).adversarial
+    random = AdversarialLoss(NTXentLoss(), GENERATORS["random"]())(model, x0, x1).adversarial
+    attacked = AdversarialLoss(NTXentLoss(), CLAE(eps=0.03))(model, x0, x1).adversarial
+    assert attacked > quiet
+    assert attacked > random
+
+
+def test_many_views_and_outputs_of_any_kind() -> None:
+    """A loss over several outputs, each a dict of a prediction and a stopped target, as in BYOL with local views."""
+
+    class Pairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network, self.head = small_model(), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            target = self.network(x)
+            return {"prediction": self.head(target), "target": target.detach()}
+
+    def loss(first: dict[str, Tensor], second: dict[str, Tensor], *rest: dict[str, Tensor]) -> Tensor:
+        cosine = NegativeCosineSimilarity()
+        terms = [cosine(first["prediction"], second["target"]), cosine(second["prediction"], first["target"])]
+        return sum(terms, torch.zeros(())) + sum(cosine(other["prediction"], first["target"]) for other in rest)
+
+    model = dual_batchnorm(Pairs())
+    out = AdversarialLoss(loss, CLAE())(model, images(), images(seed=3), images(seed=4, size=8))
+    out.total.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert torch.equal((out.views != images()).any(), torch.tensor(True))
+
+
+def test_any_callable_without_batchnorm() -> None:
+    weight = torch.randn(3 * 16 * 16, 8, requires_grad=True)
+    out = AdversarialLoss(NTXentLoss(), CLAE())(lambda x: x.flatten(1) @ weight, images(), images(seed=3))
+    out.total.backward()
+    assert weight.grad is not None
+
+
+def test_a_bound_method_is_taken_as_its_module() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = dual_batchnorm(small_model())
+
+        def embed(self, x: Tensor) -> Tensor:
+            return self.backbone(x)
+
+    model, twin = Model(), Model()
+    first = AdversarialLoss(NTXentLoss(), CLAE())(model.embed, images(), images(seed=3))
+    second = AdversarialLoss(NTXentLoss(), CLAE())(twin.backbone, images(), images(seed=3))
+    assert torch.equal(first.total, second.total)
+    assert torch.equal(first.adversarial, second.adversarial)

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from idaa_lightly import registry
+from idaa_lightly.cli import main
+from idaa_lightly.errors import IDAAError, PluginError
+from idaa_lightly.plugin import Augmentation, Method
+
+BASES = {"method": Method, "augmentation": Augmentation}
+BUILT_IN = [(kind, e.name) for kind in BASES for e in registry.entries(kind) if e.distribution == "idaa-lightly"]
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Puts throw-away distributions on sys.path: their metadata, their entry points, their modules."""
+
+    def put(name, entry_points, modules=None, *, version="1.0", metadata=True, folder="site"):
+        site = tmp_path / folder
+        info = site / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        if metadata:
+            (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        groups = (f"[idaa_lightly.{kind}s]\n{name} = {target}\n" for kind, name, target in entry_points)
+        (info / "entry_points.txt").write_text("\n".join(groups))
+        for module, text in (modules or {}).items():
+            (site / f"{module}.py").write_text(text)
+            monkeypatch.delitem(sys.modules, module, raising=False)
+        monkeypatch.syspath_prepend(site)
+        return site
+
+    return put
+
+
+def names(kind):
+    return [entry.name for entry in registry.entries(kind)]
+
+
+def test_built_ins_are_there():
+    assert {("method", "simclr")} | {("augmentation", n) for n in ("clae", "idaa", "none", "random")} <= set(BUILT_IN)
+
+
+@pytest.mark.parametrize(("kind", "name"), BUILT_IN)
+def test_built_ins_load(kind, name):
+    plugin = registry.load(kind, name)
+    assert issubclass(plugin, BASES[kind])
+    assert plugin.__module__.startswith("idaa_lightly_plugins.")
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_listing_is_sorted_and_says_where_from(kind):
+    assert names(kind) == sorted(names(kind))
+    for entry in registry.entries(kind):
+        assert entry.distribution
+        assert entry.version
+        assert ":" in entry.target
+
+
+def test_listing_imports_neither_plugins_nor_torch(install):
+    site = install("tripwire", [("augmentation", "tripwire", "tripwire:X")], {"tripwire": "raise SystemExit(3)"})
+    code = """
+        import json, sys
+        from idaa_lightly.cli import main
+        heavy = ("torch", "lightly", "torchvision", "pytorch_lightning", "sklearn", "matplotlib", "faiss", "kornia")
+        unwanted = lambda: [n for n in (*heavy, "idaa_lightly_plugins", "tripwire") if n in sys.modules]
+        found = {"import": unwanted()}
+        for arguments in ("--help", "run --help", "--version", "plugins"):
+            main(arguments.split(), standalone_mode=False)
+            found[arguments] = unwanted()
+        print(json.dumps(found))
+    """.replace("\n        ", "\n")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], env={**os.environ, "PYTHONPATH": str(site), "COLUMNS": "150"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    listing, _, found = done.stdout.strip().rpartition("\n")
+    assert set(map(tuple, json.loads(found).values())) == {()}
+    assert len(json.loads(found)) == 5
+    for text in ("tripwire:X", "tripwire 1.0", "simclr", "idaa_lightly_plugins.augmentations.idaa:IDAA"):
+        assert text in listing
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "hint"),
+    [
+        ("augmentation", "iddaa", " Did you mean 'idaa'?"),
+        ("augmentation", "simclr", ""),
+        ("method", "simcrl", " Did you mean 'simclr'?"),
+        ("method", "idaa", ""),
+        ("method", "", ""),
+    ],
+)
+def test_unknown_name(kind, name, hint):
+    with pytest.raises(PluginError) as caught:
+        registry.load(kind, name)
+    assert str(caught.value) == f"no {kind} {name!r}; installed: {', '.join(names(kind))}.{hint}"
+    assert isinstance(caught.value, IDAAError)
+
+
+BROKEN = {
+    "no module": ("broken_not_there:X", None, "ModuleNotFoundError: No module named 'broken_not_there'"),
+    "no attribute": ("broken_a:X", "", "AttributeError: "),
+    "import error": ("broken_b:X", "import broken_not_there", "ModuleNotFoundError: No module named"),
+    "syntax": ("broken_c:X", "def", "SyntaxError: "),
+    "raises": ("broken_d:X", "raise RuntimeError('boom')", "RuntimeError: boom"),
+    "exits": ("broken_e:X", "raise SystemExit('usage: boom')", "SystemExit: usage: boom"),
+    "many lines": ("broken_f:X", "raise ImportError('boom\\n\\nread\\nthe manual')", "ImportError: boom"),
+    "no target": ("", None, ""),
+    "not a class": ("broken_g:X", "X = print", ""),
+    "not a plugin": ("broken_h:X", "class X: pass", ""),
+    "other kind": ("idaa_lightly_plugins.methods.simclr:SimCLR", None, ""),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_plugin_fails_when_asked_for_and_by_name(install, case):
+    target, text, reason = BROKEN[case]
+    install("bad-luck", [("augmentation", "broken", target)], {} if text is None else {target.partition(":")[0]: text})
+    assert "broken" in names("augmentation")
+    assert registry.load("augmentation", "none")
+    with pytest.raises(PluginError) as caught:
+        registry.load("augmentation", "broken")
+    assert f"augmentation 'broken' of bad-luck 1.0 cannot be imported from {target}: {reason}" in str(caught.value)
+
+
+@pytest.mark.parametrize("case", ["no module", "exits", "many lines", "not a class"])
+def test_a_broken_plugin_on_the_command_line(install, case):
+    target, text, _ = BROKEN[case]
+    install("bad-luck", [("augmentation", "broken", target)], {} if text is None else {target.partition(":")[0]: text})
+    assert CliRunner().invoke(main, ["plugins"]).exit_code == 0
+    assert CliRunner().invoke(main, ["plugins", "show", "none"]).exit_code == 0
+    result = CliRunner().invoke(main, ["plugins", "show", "broken"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: augmentation 'broken' of bad-luck 1.0 cannot be imported")
+
+
+def test_two_distributions_that_claim_a_name(install):
+    install("rival-a", [("augmentation", "shared", "rival_a:X"), ("augmentation", "mine", "rival_m:X")],
+            {"rival_m": "from idaa_lightly_plugins.augmentations.none import NoAugmentation as X"})  # fmt: skip
+    install("rival-b", [("augmentation", "shared", "rival_b:X"), ("method", "simclr", "rival_b:Y")], version="2.0")
+    assert names("augmentation").count("shared") == 2
+    with pytest.raises(
+        PluginError,
+        match=r"^augmentation 'shared' is claimed by rival-a 1.0 and rival-b 2.0: uninstall one of them$",
+    ):
+        registry.load("augmentation", "shared")
+    with pytest.raises(PluginError, match=r"method 'simclr' is claimed by idaa-lightly .* and rival-b 2.0"):
+        registry.load("method", "simclr")
+    assert registry.load("augmentation", "mine")
+    result = CliRunner().invoke(main, ["plugins", "show", "shared"])
+    assert (result.exit_code, result.stderr) == (2, f"Error: {_message('augmentation', 'shared')}\n")
+
+
+def test_one_distribution_twice_on_the_path_is_no_claim(install):
+    text = "from idaa_lightly_plugins.augmentations.none import NoAugmentation as X"
+    for folder in ("first", "second"):
+        install("twin", [("augmentation", "twin", "twin:X")], {"twin": text}, folder=folder)
+    assert names("augmentation").count("twin") == 1
+    assert registry.load("augmentation", "twin").__name__ == "NoAugmentation"
+
+
+def test_a_distribution_without_metadata_breaks_nothing(install):
+    install("ghost", [("augmentation", "none", "ghost:X"), ("augmentation", "ghost", "ghost:Y")], metadata=False)
+    assert "ghost" in names("augmentation")
+    assert registry.load("augmentation", "clae")
+    with pytest.raises(PluginError, match=r"^augmentation 'none' is claimed by .*idaa-lightly"):
+        registry.load("augmentation", "none")
+
+
+def test_show_finds_a_name_of_either_kind():
+    result = CliRunner().invoke(main, ["plugins", "show", "simlcr"])
+    known = ", ".join(names("method") + names("augmentation"))
+    text = f"Error: no method or augmentation 'simlcr'; installed: {known}. Did you mean 'simclr'?\n"
+    assert (result.exit_code, result.stderr) == (2, text)
+
+
+def _message(kind, name):
+    with pytest.raises(PluginError) as caught:
+        registry.load(kind, name)
+    return str(caught.value)

@@ -1,0 +1,180 @@
+"""The real command line, end to end, on small inputs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from idaa_lightly import knn_classify
+from idaa_lightly.backbones import create_backbone
+from idaa_lightly.cli import main
+
+TINY = [
+    "--limit-train", "96", "--backbone", "resnet9-w4", "--batch-size", "32", "--accelerator", "cpu",
+]  # fmt: skip
+SMALL_VAE = ["--set", "aug.width=8", "--set", "aug.bottleneck_dim=16"]
+FILES = {
+    "config.toml", "record.json", "metrics.csv", "checkpoints", "backbone.pt", "curves.png", "views.png",
+}  # fmt: skip
+
+
+def bench(*arguments: str) -> Result:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def tiny(aug: str, out: str, *more: str) -> dict[str, Any]:
+    options = SMALL_VAE if aug in ("idaa", "random") else []
+    bench("run", "--aug", aug, *TINY, "--epochs", "2", *options, "--out", out, *more)
+    record: dict[str, Any] = json.loads(Path(out, "record.json").read_text())
+    return record
+
+
+def same(first: Path, second: Path) -> bool:
+    a, b = (torch.load(path / "backbone.pt", weights_only=True) for path in (first, second))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("aug", ["none", "random", "clae", "idaa"])
+def test_the_run_folder(aug: str) -> None:
+    record = tiny(aug, "run")
+    assert {path.name for path in Path("run").iterdir()} == FILES
+    assert record["schema"] == 1
+    assert [entry["epoch"] for entry in record["history"]] == [0, 1, 2]
+    assert record["initial"]["epoch"] == 0
+    assert record["last"]["epoch"] == 2
+    assert record["best"]["knn"] == max(entry["knn"] for entry in record["history"])
+    assert 0 <= record["last"]["linear"] <= 1
+    assert record["evaluation"]["knn_k"] == 96  # clamped to the bank
+    assert record["versions"]["torch"] == torch.__version__.partition("+")[0]
+    network, _ = create_backbone("resnet9-w4", 32)
+    network.load_state_dict(torch.load("run/backbone.pt", weights_only=True), strict=True)
+    with open("run/metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    losses = {"loss/total", "loss/total_epoch"} | ({"loss/clean", "loss/adversarial"} if aug != "none" else set())
+    assert losses <= set(rows[0])
+    assert [float(row["knn"]) for row in rows if row["knn"]] == [entry["knn"] for entry in record["history"]]
+
+
+def test_the_same_seed_gives_the_same_result_and_its_config_repeats_it() -> None:
+    first = tiny("random", "first", "--set", "method.temperature=0.2")
+    bench("run", "--config", "first/config.toml", "--out", "second")
+    second = json.loads(Path("second/record.json").read_text())
+    assert same(Path("first"), Path("second"))
+    assert second["history"] == first["history"]
+    assert second["config"] == first["config"]
+    assert second["config"]["set"]["method"]["temperature"] == 0.2
+    bench("run", "--config", "first/config.toml", "--out", "third", "--seed", "5")
+    assert not same(Path("first"), Path("third"))
+
+
+def test_several_seeds() -> None:
+    output = bench("run", "--aug", "none", *TINY, "--epochs", "1", "--seed", "1", "--seed", "2", "--out", "both").output
+    records = [json.loads(Path(f"both/seed-{seed}/record.json").read_text()) for seed in (1, 2)]
+    accuracies = [100 * record["last"]["knn"] for record in records]
+    assert f"{np.mean(accuracies):.2f} ± {np.std(accuracies, ddof=1):.2f}" in " ".join(output.split())
+
+
+def test_processes_that_make_views_change_nothing() -> None:
+    tiny("none", "alone")
+    tiny("none", "workers", "--workers", "2")
+    assert same(Path("alone"), Path("workers"))
+
+
+def test_knn_of_a_run_a_checkpoint_and_features() -> None:
+    record = tiny("clae", "run")
+    expected = f"{100 * record['last']['knn']:.2f} %"
+    for target in ("run", "run/checkpoints/last.ckpt"):
+        output = bench("knn", target, "--k", "96").output
+        assert expected in output, target
+    generator = torch.Generator().manual_seed(0)
+    bank, queries = (torch.randn(count, 8, generator=generator) for count in (60, 20))
+    labels = torch.arange(60) % 3, torch.arange(20) % 3
+    np.savez("features.npz", train_features=bank, train_labels=labels[0], test_features=queries, test_labels=labels[1])
+    ranked = knn_classify(bank, labels[0], queries, k=5)
+    accuracy = (ranked[:, 0] == labels[1]).double().mean()
+    assert f"{100 * accuracy:.2f} %" in bench("knn", "features.npz", "--k", "5").output
+
+
+def test_a_vae_alone_then_in_a_run() -> None:
+    bench("vae", "--data", "digits", "--limit-train", "64", "--epochs", "1", *SMALL_VAE, "--out", "vae.pt")
+    record = tiny("idaa", "run", "--vae", "vae.pt")
+    assert record["config"]["set"]["aug"]["vae"] == "vae.pt"
+    again = CliRunner().invoke(main, ["vae", "--out", "vae.pt"])
+    assert again.exit_code == 2
+    assert "vae.pt exists: choose another --out, or add --force" in again.output
+
+
+def test_dry_run_prints_the_configuration_and_stops() -> None:
+    output = bench("run", "--dry-run", "--lr", "0.1", "--seed", "3", "--seed", "4").output
+    for line in ("lr = 0.1", "eps = 0.15", 'backbone = "resnet9-w16"', "# seeds: 3, 4"):
+        assert line in output
+    assert not list(Path().iterdir())
+
+
+def test_resume_of_a_finished_run_leaves_it() -> None:
+    tiny("none", "run")
+    before = Path("run/record.json").read_text()
+    output = bench("run", "--aug", "none", *TINY, "--epochs", "2", "--out", "run", "--resume").output
+    assert "is finished already" in output
+    assert Path("run/record.json").read_text() == before
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "idaa_lightly.cli", *arguments]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_run_resumes_to_the_bit(sent: signal.Signals) -> None:
+    """With random directions, whose noise has a state of its own."""
+    options = ["run", "--aug", "random", *TINY, *SMALL_VAE, "--epochs", "10"]
+    bench(*options, "--out", "whole")
+    process = subprocess.Popen(command(*options, "--out", "parts"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    checkpoint = Path("parts/checkpoints/last.ckpt")
+    deadline = time.monotonic() + 300
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(sent)
+    output = process.communicate()[0].decode()
+    assert process.returncode != 0, output
+    assert not Path("parts/record.json").exists()
+    if sent == signal.SIGINT:
+        assert process.returncode == 130
+        assert "--resume goes on after the last finished epoch" in output
+    assert "Going on after epoch" in bench(*options, "--out", "parts", "--resume").output
+    assert same(Path("whole"), Path("parts"))
+    histories = [json.loads(Path(run, "record.json").read_text())["history"] for run in ("whole", "parts")]
+    assert histories[0] == histories[1]
+    assert Path("whole/metrics.csv").read_text() == Path("parts/metrics.csv").read_text()
+
+
+@pytest.mark.slow
+def test_the_default_run_learns() -> None:
+    """What `make demo` runs: SimCLR with IDAA on digits, VAE included."""
+    bench("run", "--out", "demo")
+    record = json.loads(Path("demo/record.json").read_text())
+    assert record["last"]["knn"] > record["initial"]["knn"] + 0.05
+
+
+@pytest.mark.slow
+def test_two_devices() -> None:
+    arguments = command(
+        "run", "--aug", "idaa", *TINY, *SMALL_VAE, "--epochs", "1", "--devices", "2", "--strategy", "ddp"
+    )
+    done = subprocess.run([*arguments, "--out", "two"], capture_output=True, text=True, env=os.environ, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in Path("two").iterdir()} == FILES

@@ -1,0 +1,139 @@
+"""The VAE: its shapes, its loss by hand, its training and its files."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from idaa_lightly import VAE, fit_vae
+from idaa_lightly.errors import DataError, FileFormatError, NonFiniteError, UsageError
+from idaa_lightly.vae import cached_vae, vae_loss
+
+
+@pytest.mark.parametrize(("size", "side", "channels"), [(16, 8, 3), (28, 7, 1), (32, 8, 3), (64, 8, 3), (224, 7, 3)])
+def test_shapes(size: int, side: int, channels: int) -> None:
+    vae = VAE(size, channels, bottleneck_dim=5, width=16)
+    mean, logvar = vae.encode(torch.randn(2, channels, size, size))
+    assert mean.shape == logvar.shape == (2, 5)
+    assert vae.decode(mean).shape == (2, channels, size, size)
+    assert vae.decoder[1].unflattened_size == (16, side, side)
+
+
+@pytest.mark.parametrize(("size", "widths"), [(32, [64, 128]), (224, [8, 16, 32, 64, 128])])
+def test_the_papers_layers(size: int, widths: list[int]) -> None:
+    strided = [part for part in VAE(size).encoder if isinstance(part, nn.Conv2d)]
+    assert [(part.out_channels, part.kernel_size, part.stride) for part in strided] == [
+        (width, (4, 4), (2, 2)) for width in widths
+    ]
+
+
+def test_loss_by_hand() -> None:
+    class Fixed:
+        def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.tensor([[1.0, -2.0]]), torch.zeros(1, 2)
+
+        def decode(self, z: torch.Tensor) -> torch.Tensor:
+            return torch.full((1, 3, 2, 2), 2.0)
+
+    loss, error, divergence = vae_loss(Fixed(), torch.zeros(1, 3, 2, 2), beta=0.5)  # type: ignore[arg-type]
+    assert error == 4.0
+    assert divergence.item() == pytest.approx((1 + 4) / 2 / (1 * 3 * 2))
+    assert loss.item() == pytest.approx(4 + 0.5 * 5 / 12)
+
+
+def test_fitting_lowers_the_error_repeats_and_leaves_the_random_stream_alone() -> None:
+    batches = [
+        torch.randn(16, 3, 1, 1, generator=torch.Generator().manual_seed(i)).expand(-1, -1, 16, 16) for i in (1, 2)
+    ]
+    results = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        vae = VAE(16, bottleneck_dim=8, width=8)
+        before = torch.get_rng_state()
+        epochs: list[int] = []
+        history = fit_vae(vae, batches, epochs=30, lr=5e-3, on_epoch=lambda epoch, losses: epochs.append(epoch))
+        assert torch.equal(before, torch.get_rng_state())
+        assert epochs == list(range(1, 31))
+        assert history[-1]["mse"] < 0.5 * history[0]["mse"]
+        assert not vae.training
+        results.append(vae.state_dict())
+    assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
+
+
+def test_beta_presses_on_the_divergence() -> None:
+    batches = [torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(1))]
+    ends = []
+    for beta in (0.0, 10.0):
+        torch.manual_seed(0)
+        ends.append(fit_vae(VAE(16, bottleneck_dim=8, width=8), batches, epochs=15, beta=beta)[-1]["kl"])
+    assert ends[1] < 0.5 * ends[0]
+
+
+def test_fitting_refuses() -> None:
+    with pytest.raises(DataError, match="got no batches: pass a list or a DataLoader"):
+        fit_vae(VAE(16, width=4), iter([]), epochs=1)
+    with pytest.raises(UsageError, match="epochs is 0"):
+        fit_vae(VAE(16, width=4), [], epochs=0)
+    with pytest.raises(NonFiniteError, match="the VAE's loss is nan in epoch 1"):
+        fit_vae(VAE(16, width=4), [torch.full((4, 3, 16, 16), torch.nan)], epochs=1)
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    vae = VAE(16, 1, bottleneck_dim=3, width=4).eval()
+    vae.save(tmp_path / "vae.pt")
+    again = VAE.load(tmp_path / "vae.pt")
+    z = torch.randn(2, 3)
+    assert torch.equal(again.decode(z), vae.decode(z))
+    assert again.config == {"image_size": 16, "channels": 1, "bottleneck_dim": 3, "width": 4}
+    assert [path.name for path in tmp_path.iterdir()] == ["vae.pt"]
+
+
+def test_a_file_that_is_no_vae(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return eval, ("__import__('pathlib').Path('ran').touch()",)
+
+    cases = {"text.pt": b"no", "empty.pt": b""}
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+    torch.save(Evil(), tmp_path / "evil.pt")
+    torch.save({"weight": torch.ones(1)}, tmp_path / "other.pt")
+    for name in (*cases, "evil.pt", "other.pt", "missing.pt"):
+        with pytest.raises(FileFormatError, match=rf"{name} .*VAE"):
+            VAE.load(tmp_path / name)
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize(("size", "width"), [(7, 128), (0, 128), (33, 128), (224, 8)])
+def test_sizes_that_cannot_be_built(size: int, width: int) -> None:
+    with pytest.raises(UsageError, match=f"images of {size} px with width {width} cannot be built"):
+        VAE(size, width=width)
+
+
+def test_images_of_another_shape() -> None:
+    with pytest.raises(DataError, match=r"for images of shape \(N, 3, 32, 32\), but got \(2, 3, 16, 16\)"):
+        VAE(32, width=4).encode(torch.zeros(2, 3, 16, 16))
+
+
+def test_the_cache_fits_once_for_all_who_want_the_same(tmp_path: Path) -> None:
+    fitted: list[int] = []
+
+    def fit() -> VAE:
+        fitted.append(1)
+        return VAE(16, bottleneck_dim=3, width=4)
+
+    threads = [threading.Thread(target=cached_vae, args=({"beta": 0.1}, tmp_path, fit)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(fitted) == 1
+    cached_vae({"beta": 1.0}, tmp_path, fit)
+    assert len(fitted) == 2
+    keys = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    assert sorted(key["beta"] for key in keys) == [0.1, 1.0]

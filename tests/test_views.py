@@ -1,0 +1,174 @@
+"""Spaces, ascents and generators: the ball is obeyed, the start is the input, the noise is one's own."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from idaa_lightly import CLAE, FGSM, IDAA, PGD, VAE, LatentSpace, PixelSpace, RandomDirection, ViewGenerator
+from idaa_lightly.ascent import Ascent, Noise, Norm, lengths, project
+from idaa_lightly.errors import UsageError
+
+X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def vae() -> VAE:
+    torch.manual_seed(1)
+    return VAE(16, bottleneck_dim=6, width=4)
+
+
+def rising(images: Tensor) -> Tensor:
+    """An objective whose gradient is the image itself."""
+    return images.square().sum() / 2
+
+
+ASCENTS = {
+    "fgsm": lambda eps, norm: FGSM(eps, norm),
+    "pgd": lambda eps, norm: PGD(eps, steps=4, norm=norm),
+    "pgd-random": lambda eps, norm: PGD(eps, steps=3, norm=norm, random_start=True),
+    "random": lambda eps, norm: RandomDirection(eps, norm),
+}
+
+
+@given(
+    name=st.sampled_from(sorted(ASCENTS)),
+    norm=st.sampled_from(["linf", "l2"]),
+    eps=st.floats(0, 10),
+    scale=st.floats(1e-6, 1e6),
+    latent=st.booleans(),
+    autocast=st.booleans(),
+)
+def test_the_ball_is_obeyed(name: str, norm: Norm, eps: float, scale: float, latent: bool, autocast: bool) -> None:
+    seen: list[Tensor] = []
+
+    class Watched:
+        random_start = False
+        inner: Ascent = ASCENTS[name](eps, norm)
+
+        def __call__(self, value: object, point: Tensor) -> Tensor:
+            assert point.dtype == torch.float32
+            seen.append(self.inner(value, point))  # type: ignore[arg-type]
+            return seen[-1]
+
+    space = LatentSpace(VAES[0]) if latent else PixelSpace()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        ViewGenerator(space, Watched())(X, lambda images: scale * rising(images))
+    (delta,) = seen
+    assert delta.dtype == torch.float32
+    size = delta.abs().amax() if norm == "linf" else lengths(delta).amax()
+    bound = torch.tensor(eps)  # as the float32 that it is
+    assert size <= (bound if norm == "linf" else bound * (1 + 1e-5))
+    if name in ("fgsm", "random") and (norm == "linf" or eps > 1e-30):
+        torch.testing.assert_close(size, bound, rtol=1e-5, atol=0)
+
+
+VAES = [vae()]
+
+
+@pytest.mark.parametrize("space", [PixelSpace(), LatentSpace(VAES[0])], ids=["pixels", "latent"])
+def test_the_start_is_rendered_as_the_input(space: PixelSpace | LatentSpace) -> None:
+    start, render = space.at(X)
+    torch.testing.assert_close(render(start), X, rtol=0, atol=1e-6)
+    assert space.starts_at_input
+
+
+def test_fgsm_and_pgd_by_hand() -> None:
+    point = torch.zeros(2, 2)
+    slope = torch.tensor([[3.0, -4.0], [0.0, 0.0]])
+    value = lambda delta: (delta * slope).sum()  # noqa: E731
+    torch.testing.assert_close(FGSM(0.1)(value, point), torch.tensor([[0.1, -0.1], [0.0, 0.0]]))
+    torch.testing.assert_close(FGSM(1.0, "l2")(value, point), torch.tensor([[0.6, -0.8], [0.0, 0.0]]))
+    steps = PGD(0.3, steps=2, step_size=0.1)(value, point)
+    torch.testing.assert_close(steps, torch.tensor([[0.2, -0.2], [0.0, 0.0]]))
+    clipped = PGD(0.3, steps=5, step_size=0.1)(value, point)
+    torch.testing.assert_close(clipped, torch.tensor([[0.3, -0.3], [0.0, 0.0]]))
+
+
+def test_pgd_climbs_higher_than_fgsm_on_a_curved_objective() -> None:
+    peak = torch.tensor([[0.05, 0.3]])
+    value = lambda delta: -(delta - peak).square().sum()  # noqa: E731
+    one, many = FGSM(0.3)(value, torch.zeros(1, 2)), PGD(0.3, steps=60, step_size=0.01)(value, torch.zeros(1, 2))
+    assert value(many) > value(one)
+    torch.testing.assert_close(many, peak, rtol=0, atol=0.011)
+
+
+@given(eps=st.floats(0, 5), scale=st.floats(0, 100))
+def test_projection(eps: float, scale: float) -> None:
+    delta = scale * torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(0))
+    for norm in ("linf", "l2"):
+        once = project(delta, eps, norm)
+        torch.testing.assert_close(project(once, eps, norm), once)
+        inside = delta.abs().amax((1, 2)) if norm == "linf" else lengths(delta).flatten()
+        kept = inside <= eps
+        assert torch.equal(once[kept], delta[kept])
+
+
+def test_the_decomposition_and_the_ablation() -> None:
+    space = LatentSpace(VAES[0])
+    residual, reconstruction = space.decomposition(X)
+    torch.testing.assert_close(residual + reconstruction, X)
+    ablation = ViewGenerator(LatentSpace(VAES[0], decompose=False), FGSM(0.0))
+    assert not ablation.starts_at_input
+    torch.testing.assert_close(ablation(X, rising), reconstruction)
+
+
+def test_the_vae_stays_frozen_in_eval_mode_and_out_of_the_state_dict() -> None:
+    net = VAES[0]
+    generator = IDAA(net)
+    outer = nn.Module()
+    outer.generator, outer.vae = generator, net
+    outer.train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    generator(X, rising)
+    assert not any(part.training for part in net.modules())
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert not [name for name in generator.state_dict() if "vae" in name or "encoder" in name]
+
+
+@pytest.mark.parametrize("ascent", [RandomDirection(0.1), PGD(0.1, steps=1, random_start=True)])
+def test_noise_is_ones_own_and_checkpointed(ascent: nn.Module) -> None:
+    generator = ViewGenerator(PixelSpace(), ascent)  # type: ignore[arg-type]
+    before = torch.get_rng_state()
+    first = generator(X, rising)
+    state = generator.state_dict()
+    second, third = generator(X, rising), generator(X, rising)
+    assert torch.equal(before, torch.get_rng_state())
+    assert not torch.equal(first, second)
+    generator.load_state_dict(state)
+    assert torch.equal(generator(X, rising), second)
+    assert torch.equal(generator(X, rising), third)
+
+
+def test_noise_depends_on_its_seed() -> None:
+    assert not torch.equal(Noise(0).like(X), Noise(1).like(X))
+    assert torch.equal(Noise(3).like(X), Noise(3).like(X))
+
+
+def test_random_start_fills_the_ball_evenly() -> None:
+    start = PGD(1.0, steps=1, step_size=0.0, random_start=True)(lambda delta: delta.sum(), torch.zeros(1, 100_000))
+    assert start.abs().max() <= 1
+    assert start.std().item() == pytest.approx(1 / math.sqrt(3), abs=0.01)
+
+
+@pytest.mark.parametrize("eps", [-0.1, math.nan, math.inf])
+@pytest.mark.parametrize("make", [FGSM, RandomDirection, CLAE, lambda eps: IDAA(VAES[0], eps)])
+def test_a_bad_radius(make: object, eps: float) -> None:
+    with pytest.raises(UsageError, match=r"eps is .* but must be a finite number, 0 or more"):
+        make(eps)  # type: ignore[operator]
+
+
+def test_other_bad_arguments() -> None:
+    with pytest.raises(UsageError, match=r"norm is 'l1', but must be one of linf, l2"):
+        FGSM(0.1, "l1")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="steps is 0, but must be 1 or more"):
+        PGD(0.1, steps=0)
+    with pytest.raises(UsageError, match=r"shape \(4,\) with a gradient, but an attack needs a scalar"):
+        CLAE()(X, lambda images: images.sum((1, 2, 3)))
+    with pytest.raises(UsageError, match=r"without a gradient, but an attack needs a scalar"):
+        CLAE()(X, lambda images: images.detach().sum())
