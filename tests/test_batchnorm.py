@@ -34,15 +34,15 @@ from idaa_lightly.errors import ModelError
 
 
 class Shared(nn.Module):
-    """One BatchNorm in two places, of which one is in a child."""
+    """One BatchNorm in three places, of which one is in a child."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(3)
+        self.norm = self.again = nn.BatchNorm2d(3)
         self.block = nn.Sequential(nn.Conv2d(3, 3, 1), self.norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.block(x) + 1)
+        return self.again(self.norm(self.block(x) + 1))
 
 
 def small() -> nn.Module:
@@ -170,7 +170,7 @@ def test_ordinary_checkpoint_initialises_both_branches(case: Case, assign: bool)
     model, x = case
     checkpoint = copied(model.state_dict())
     target = disturb(dual_batchnorm(copy.deepcopy(model)), 2)
-    lent = dict(checkpoint)
+    lent = copied(checkpoint)
     target.load_state_dict(lent, strict=True, assign=assign)
     assert_same(lent, checkpoint)
     assert_same(clean_part(target.state_dict()), checkpoint)
@@ -223,12 +223,12 @@ def test_branches(case: Case) -> None:
     """In eval mode always the clean one; in train mode the adversarial one leaves no trace."""
     model, x = case
     expected = copy.deepcopy(model).eval()(x)
-    converted = dual_batchnorm(model)
+    converted = dual_batchnorm(model.eval())
     for dual in duals(converted):
         disturb(dual.adversarial, 2)
     before = copied(converted.state_dict())
     with adversarial_batchnorm(converted):
-        assert torch.equal(converted.eval()(x), expected)
+        assert torch.equal(converted(x), expected)
         adversarial = converted.train()(x + 5)
     assert torch.equal(converted.eval()(x), expected)
     assert_same(converted.state_dict(), before)

@@ -66,6 +66,7 @@ def test_listing_imports_neither_plugins_nor_torch(install):
     site = install("tripwire", [("augmentation", "tripwire", "tripwire:X")], {"tripwire": "raise SystemExit(3)"})
     code = """
         import json, sys
+        sys.path.insert(0, sys.argv[1])
         from idaa_lightly.cli import main
         heavy = ("torch", "lightly", "torchvision", "pytorch_lightning", "sklearn", "matplotlib", "faiss", "kornia")
         unwanted = lambda: [n for n in (*heavy, "idaa_lightly_plugins", "tripwire") if n in sys.modules]
@@ -76,7 +77,7 @@ def test_listing_imports_neither_plugins_nor_torch(install):
         print(json.dumps(found))
     """.replace("\n        ", "\n")
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], env={**os.environ, "PYTHONPATH": str(site), "COLUMNS": "150"},
+        [sys.executable, "-W", "error", "-c", code, site], env={**os.environ, "COLUMNS": "150"},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     listing, _, found = done.stdout.strip().rpartition("\n")

@@ -56,7 +56,7 @@ def test_fitting_lowers_the_error_repeats_and_leaves_the_random_stream_alone() -
         vae = VAE(16, bottleneck_dim=8, width=8)
         before = torch.get_rng_state()
         epochs: list[int] = []
-        history = fit_vae(vae, batches, epochs=30, lr=5e-3, on_epoch=lambda epoch, losses: epochs.append(epoch))
+        history = fit_vae(vae, batches, epochs=30, lr=5e-3, on_epoch=lambda epoch, _, seen=epochs: seen.append(epoch))
         assert torch.equal(before, torch.get_rng_state())
         assert epochs == list(range(1, 31))
         assert history[-1]["mse"] < 0.5 * history[0]["mse"]

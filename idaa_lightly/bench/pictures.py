@@ -20,7 +20,9 @@ def save_curves(folder: Path) -> None:
         rows = list(csv.DictReader(file))
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name in sorted({name for row in rows for name in row if name.startswith("loss/") and not name.endswith("_epoch")}):
+    for name in sorted(
+        {name for row in rows for name in row if name.startswith("loss/") and not name.endswith("_epoch")}
+    ):
         points = [(float(row["step"]), float(row[name])) for row in rows if row[name]]
         left.plot(*zip(*points, strict=True), label=name.removeprefix("loss/"))
     left.set(xlabel="step", ylabel="loss")

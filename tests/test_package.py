@@ -1,0 +1,99 @@
+"""What is shipped, and what the README says."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import idaa_lightly
+from idaa_lightly import VAE
+from idaa_lightly.plugin import options_of
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_public_names() -> None:
+    assert idaa_lightly.__all__ == sorted(idaa_lightly.__all__)
+    for name in idaa_lightly.__all__:
+        assert inspect.getdoc(getattr(idaa_lightly, name)), name
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_exactly_two_packages_and_works_alone(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=ROOT, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "site")
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {
+        "idaa_lightly",
+        "idaa_lightly_plugins",
+    }
+    for package in ("idaa_lightly", "idaa_lightly_plugins"):
+        assert f"{package}/py.typed" in names
+    code = "import idaa_lightly, idaa_lightly_plugins; print(idaa_lightly.__file__, idaa_lightly_plugins.__file__)"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    where = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert all(path.startswith(str(tmp_path / "site")) for path in where)
+    listed = subprocess.run(
+        [sys.executable, "-m", "idaa_lightly.cli", "plugins", "show", "clae"],
+        env=environment, cwd=tmp_path, check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    assert "aug.eps" in listed
+
+
+def readme_diff() -> tuple[str, str]:
+    """The code before and after the change that the README shows."""
+    (diff,) = re.findall(r"```diff\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = diff.splitlines()
+    assert sum(line.startswith("+") for line in lines) <= 5
+    return tuple("\n".join(line[1:] for line in lines if line[:1] in ("", " ", sign)) for sign in "-+")  # type: ignore[return-value]
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*many workers", "ignore:.*number of training batches")
+@pytest.mark.parametrize("changed", [False, True])
+def test_the_readmes_lightning_module(changed: bool) -> None:
+    VAE(32, bottleneck_dim=8, width=8).save("vae.pt")
+    scope: dict[str, Any] = {}
+    exec(readme_diff()[changed], scope)
+    torch.manual_seed(0)
+    model = scope["SimCLR"]()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    views = torch.randn(2, 16, 3, 32, 32)
+    loader = DataLoader(
+        TensorDataset(*views), batch_size=8, collate_fn=lambda rows: (list(map(torch.stack, zip(*rows, strict=True))),)
+    )
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(model, loader)
+    moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
+    assert all(moved)
+    assert any("adversarial" in name for name in model.state_dict()) == changed
+    assert not any("vae" in name for name in model.state_dict())
+
+
+def test_the_plugin_guides_augmentation() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "plugins/README.md").read_text(), re.DOTALL)
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    plugin = scope["AdversarialBrightness"]
+    assert {name: option.default for name, option in options_of(plugin).items()} == {"eps": 0.2, "weight": 1.0}
+    x = torch.zeros(2, 3, 4, 4)
+    slope = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
+    views = plugin(eps=0.5).generator()(x, lambda images: (images * slope).sum())
+    assert views[:, 0, 0, 0].tolist() == [0.5, -0.5]
