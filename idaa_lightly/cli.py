@@ -38,7 +38,10 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except IDAAError as error:
-            text = str(error).strip().splitlines()[-1]  # of a loader's process, the last line is the message
+            text = str(error).strip()
+            if "Original Traceback" in text:  # of a loader's process, the last line is the message
+                text = text.splitlines()[-1]
+            text = " ".join(text.split())
             click.echo(
                 f"Error: {text.removeprefix(type(error).__module__ + '.' + type(error).__name__ + ': ')}",
                 err=True,

@@ -21,7 +21,7 @@ from lightly.transforms.multi_view_transform import MultiViewTransform
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from idaa_lightly.errors import UsageError
+from idaa_lightly.errors import PluginError, UsageError
 from idaa_lightly.losses import AdversarialLoss
 from idaa_lightly.registry import suggestion
 from idaa_lightly.views import ViewGenerator
@@ -157,8 +157,11 @@ class Option:
     @property
     def type_name(self) -> str:
         """The type as people write it."""
-        if get_origin(self.annotation) is Literal:
-            return " or ".join(map(str, get_args(self.annotation)))
+        origin, parts = get_origin(self.annotation), get_args(self.annotation)
+        if origin is Literal:
+            return " or ".join(map(str, parts))
+        if origin in (Union, types.UnionType):
+            return " | ".join(Option("", part, None, "").type_name for part in parts)
         return getattr(self.annotation, "__name__", str(self.annotation)).replace("NoneType", "None")
 
     def parse(self, value: Any) -> Any:
@@ -196,6 +199,8 @@ def options_of(plugin: type) -> dict[str, Option]:
         signature, hints = inspect.signature(constructor), get_type_hints(constructor)
         for name, parameter in signature.parameters.items():
             if parameter.kind is parameter.KEYWORD_ONLY and name not in options:
+                if name not in hints or parameter.default is parameter.empty:
+                    raise PluginError(f"option {name!r} of {cls.__qualname__} needs a type and a default")
                 options[name] = Option(name, hints[name], parameter.default, _described(plugin, name))
         if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
             break

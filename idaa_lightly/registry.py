@@ -29,8 +29,8 @@ def entries(kind: Kind) -> list[Entry]:
         Entry(
             point.name,
             point.value,
-            point.dist.name if point.dist else "unknown",
-            point.dist.version if point.dist else "",
+            (point.dist and point.dist.name) or "unknown",
+            (point.dist and point.dist.version) or "",
         )
         for point in importlib.metadata.entry_points(group=f"idaa_lightly.{kind}s")
     }
@@ -52,8 +52,14 @@ def load(kind: Kind, name: str) -> Any:
         raise PluginError(f"{kind} {name!r} is claimed by {claims}: uninstall one of them")
     (entry,) = found
     try:
-        return importlib.metadata.EntryPoint(name, entry.target, "").load()
-    except Exception as error:  # whatever a stranger's module raises
+        plugin = importlib.metadata.EntryPoint(name, entry.target, "").load()
+        from idaa_lightly.plugin import Augmentation, Method
+
+        base = Method if kind == "method" else Augmentation
+        if not (isinstance(plugin, type) and issubclass(plugin, base)):
+            raise TypeError(f"expected a subclass of idaa_lightly.plugin.{base.__name__}, but got {plugin!r}")
+        return plugin
+    except (Exception, SystemExit) as error:  # whatever a stranger's module raises
         raise PluginError(
             f"{kind} {name!r} of {entry.distribution} {entry.version} cannot be imported from {entry.target}: "
             f"{type(error).__name__}: {error}"

@@ -170,8 +170,9 @@ def test_only_the_clean_pair_enters_queue_and_running_statistics() -> None:
     x0, x1 = images(), images(seed=3)
     plain_bank(plain(x0), plain(x1))
     out = AdversarialLoss(bank, CLAE())(model, x0, x1)
-    assert torch.equal(bank.memory_bank.bank, plain_bank.memory_bank.bank)
-    assert torch.equal(bank.memory_bank.bank_ptr, plain_bank.memory_bank.bank_ptr)
+    assert len(dict(bank.named_buffers())) == 2
+    for (name, ours), (_, theirs) in zip(bank.named_buffers(), plain_bank.named_buffers(), strict=True):
+        assert torch.equal(ours, theirs), name
     ordinary = plain.state_dict()
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in ordinary.items())
     out.total.backward()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idaa_lightly import FGSM, AdversarialLoss, PixelSpace, ViewGenerator, registry
-from idaa_lightly.errors import UsageError
+from idaa_lightly.errors import PluginError, UsageError
 from idaa_lightly.plugin import Augmentation, GeneratorAugmentation, Option, options_of, parse_options
 
 BUILT_IN = [(kind, e.name) for kind in ("method", "augmentation") for e in registry.entries(kind)]
@@ -257,3 +257,15 @@ def test_a_generator_augmentation_is_an_adversarial_loss():
     loss = Mine(weight=0.5).loss(method)
     assert isinstance(loss, AdversarialLoss)
     assert (loss.weight, loss.criterion) == (0.5, method.loss)
+
+
+def test_an_option_needs_a_type_and_a_default() -> None:
+    class Untyped:
+        def __init__(self, *, eps=0.1) -> None: ...
+
+    class Required:
+        def __init__(self, *, eps: float) -> None: ...
+
+    for plugin in (Untyped, Required):
+        with pytest.raises(PluginError, match=r"option 'eps' of .*(Untyped|Required) needs a type and a default"):
+            options_of(plugin)

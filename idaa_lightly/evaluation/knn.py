@@ -11,6 +11,7 @@ import importlib.util
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -51,7 +52,7 @@ def knn_classify(
         NonFiniteError: NaN or infinity in the features.
         UsageError: k or temperature out of range.
     """
-    labels = torch.as_tensor(bank_labels).long().cpu()
+    labels = _tensor(bank_labels).long().cpu()
     if len(bank.shape) != 2 or len(queries.shape) != 2 or bank.shape[1] != queries.shape[1] or not len(bank):
         raise DataError(
             f"bank has shape {tuple(bank.shape)} and queries {tuple(queries.shape)}, but expected (N, D) and (M, D) "
@@ -136,14 +137,21 @@ def _torch_search(block: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tenso
 
 
 def _normalised(features: Any, name: str) -> Tensor:
-    tensor = torch.as_tensor(features).detach().float().contiguous()
+    tensor = _tensor(features).detach().float().contiguous()
     bad = int((~tensor.isfinite()).any(1).sum())
     if bad:
         raise NonFiniteError(
             f"{bad} of {len(tensor)} rows of the {name} hold NaN or infinity: the training diverged, or half "
             "precision overflowed"
         )
-    return F.normalize(tensor, dim=1)
+    largest = tensor.abs().amax(1, keepdim=True).clamp_min(torch.finfo(tensor.dtype).tiny)  # squares must not overflow
+    return F.normalize(tensor / largest, dim=1)
+
+
+def _tensor(values: Any) -> Tensor:
+    if isinstance(values, np.ndarray) and not values.flags.writeable:
+        values = values.copy()  # of a block: torch warns of arrays that it could not write to
+    return torch.as_tensor(values)
 
 
 def _blocks(length: int, size: int) -> list[slice]:

@@ -45,6 +45,13 @@ def linear_probe(
         NonFiniteError: NaN or infinity in the features.
     """
     train, test = train_features.float(), test_features.float()
+    train_labels, test_labels = train_labels.long(), test_labels.long()
+    for name, x, y in (("train", train, train_labels), ("test", test, test_labels)):
+        if x.ndim != 2 or x.shape[1:] != train.shape[1:] or y.shape != x.shape[:1] or not len(x) or y.min() < 0:
+            raise DataError(
+                f"{name}_features has shape {tuple(x.shape)} and {name}_labels {tuple(y.shape)}, but expected "
+                f"(N, {train.shape[-1]}) and (N,) with classes from 0, N of 1 or more"
+            )
     if len(train) < 20:
         raise DataError(f"got {len(train)} training features, but a linear probe needs 20 or more")
     if not (train.isfinite().all() and test.isfinite().all()):
