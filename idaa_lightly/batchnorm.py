@@ -12,12 +12,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from idaa_lightly.errors import ModelError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class DualBatchNorm(nn.Module):
@@ -42,8 +45,15 @@ class DualBatchNorm(nn.Module):
         self.adversarial.running_mean = None
         self.adversarial.running_var = None
         self.adversarial.num_batches_tracked = None
+        self.adversarial.train()  # for good: it is used in training only
         self.use_adversarial = False
         self.training = norm.training
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode of the clean branch; the adversarial one has nothing to switch."""
+        self.training = mode
+        self.clean.train(mode)
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises `x` by the selected branch."""
