@@ -199,7 +199,9 @@ def _folder(root: Path, test_fraction: float) -> tuple[Images, Images, tuple[str
     if not root.is_dir():
         raise DataError(f"{root} is no folder; expected train/ and test/ or val/ below it, or a folder per class")
     parts = [root / part for part in ("train", "test", "val") if (root / part).is_dir()]
-    if root / "train" not in parts:
+    if parts and root / "train" not in parts:
+        raise DataError(f"{root} has {parts[0].name}/, but no train/ beside it")
+    if not parts:
         images, classes = _class_folders(root)
         return *_split(images, test_fraction), classes
     if len(parts) < 2:
@@ -225,22 +227,28 @@ def _class_folders(root: Path) -> tuple[Images, tuple[str, ...]]:
 
 
 def _split(images: Images, test_fraction: float) -> tuple[Images, Images]:
-    """Train and test, each class divided in the same proportion; the same each time."""
-    order = _balanced(images.labels, len(images))
-    count = max(1, round(len(images) * test_fraction))
-    if count >= len(images):
+    """Train and test, each class divided in the same proportion, with an image or more on both sides."""
+    turn, counts = _turns(images.labels), images.labels.bincount()
+    wanted = (counts * test_fraction).round().clamp_min(1).minimum(counts - 1)
+    in_test = turn < wanted[images.labels]
+    if not in_test.any():
         raise DataError(f"{len(images)} image(s) cannot be split into train and test")
-    return images.take(order[count:].sort().values), images.take(order[:count].sort().values)
+    return images.take((~in_test).nonzero()[:, 0]), images.take(in_test.nonzero()[:, 0])
 
 
 def _balanced(labels: Tensor, count: int) -> Tensor:
-    """Indices of `count` samples, taken class by class in turn from a fixed shuffle."""
+    """Indices of `count` samples, taken class by class in turn."""
+    return _turns(labels).argsort(stable=True)[:count]
+
+
+def _turns(labels: Tensor) -> Tensor:
+    """Each sample's place, from 0, in a shuffle of its class that is the same each time."""
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    turn = torch.empty(len(labels), dtype=torch.long)
+    turns = torch.empty(len(labels), dtype=torch.long)
     for label in range(int(labels.max()) + 1):
         members = shuffled[labels[shuffled] == label]
-        turn[members] = torch.arange(len(members))
-    return shuffled[turn[shuffled].argsort(stable=True)][:count]
+        turns[members] = torch.arange(len(members))
+    return turns
 
 
 def _usual_size(images: Images) -> int:

@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -97,13 +98,17 @@ def require_trainable(data: DataSet, batch_size: int) -> None:
 
 
 def describe(transform: Any) -> Any:
-    """JSON values that tell transforms apart: class names and attributes, all the way down."""
+    """JSON values that tell transforms apart: names and public attributes, all the way down."""
     if isinstance(transform, str | int | float | bool | None):
         return transform
     if isinstance(transform, list | tuple):
         return [describe(part) for part in transform]
     if isinstance(transform, dict):
         return {str(key): describe(value) for key, value in transform.items()}
-    if isinstance(transform, nn.Module):
-        return [repr(transform), [describe(child) for child in transform.children()]]
-    return [type(transform).__qualname__, describe(getattr(transform, "__dict__", {}))]
+    if hasattr(transform, "__qualname__"):  # a function or class
+        return f"{transform.__module__}.{transform.__qualname__}"
+    if isinstance(transform, Enum | Tensor) or not hasattr(transform, "__dict__"):
+        return str(transform)
+    attributes = {name: value for name, value in vars(transform).items() if not name.startswith("_")}
+    children = dict(transform.named_children()) if isinstance(transform, nn.Module) else {}
+    return [type(transform).__qualname__, describe(attributes | children)]

@@ -202,7 +202,7 @@ def _trainer(config: RunConfig, out: Path, callbacks: list[pl.Callback], steps: 
             precision=config.precision,  # type: ignore[arg-type]
             max_epochs=config.epochs,
             logger=MetricsCSV(out / "metrics.csv", resumed_at),
-            callbacks=[*callbacks, saving, *([TQDMProgressBar()] if bar else [])],
+            callbacks=[*callbacks, saving, *([TQDMProgressBar(refresh_rate=LOG_EVERY)] if bar else [])],
             enable_progress_bar=bar,
             enable_model_summary=False,
             log_every_n_steps=min(LOG_EVERY, steps),
