@@ -120,7 +120,7 @@ def run(out: Path | None, resume: bool, config_file: Path | None, dry_run: bool,
     from idaa_lightly.bench import prepare
     from idaa_lightly.bench import run as bench
 
-    console = Console()
+    console = _console()
     resolved = [prepare.resolve(config) for config in configs]
     if dry_run:
         click.echo(resolved[0].to_toml() + f"# seeds: {', '.join(str(config.seed) for config in configs)}")
@@ -156,12 +156,15 @@ def vae(out: Path, force: bool, **given: Any) -> None:
     Example:
       idaa-bench vae --data folder:PATH --epochs 300 --set aug.beta=0.1 --out vae.pt
     """
+    taken = next((path for path in out.parents if path.exists() and not path.is_dir()), None)
+    if taken or out.is_dir():
+        raise UsageError(f"{out} cannot be written, since {taken or out} is {'no' if taken else 'a'} folder")
     if out.exists() and not force:
         raise UsageError(f"{out} exists: choose another --out, or add --force")
     (config,) = _configs(given | {"aug": "idaa"}, None, several=False)
     from idaa_lightly.bench.vae import train_vae
 
-    error = train_vae(config, out, Console())
+    error = train_vae(config, out, _console())
     click.echo(f"Mean squared error of the reconstruction: {error:.4f}. Written to {out}")
 
 
@@ -177,11 +180,11 @@ def knn(target: Path, k: int, temperature: float) -> None:
     """
     from idaa_lightly.bench.evaluate import evaluate_knn
 
-    result = evaluate_knn(target, k, temperature, Console())
+    result = evaluate_knn(target, k, temperature, _console())
     table = Table("bank", "queries", "k", "temperature", "top-1", "top-5", "search")
     table.add_row(*(str(result[name]) for name in ("bank", "queries", "k", "temperature")),
                   f"{100 * result['top1']:.2f} %", f"{100 * result['top5']:.2f} %", result["backend"])  # fmt: skip
-    Console().print(table)
+    _console().print(table)
 
 
 @main.group(invoke_without_command=True)
@@ -193,7 +196,7 @@ def plugins(ctx: click.Context) -> None:
         for kind in KINDS:
             for entry in registry.entries(kind):
                 table.add_row(kind, entry.name, f"{entry.distribution} {entry.version}", entry.target)
-        Console().print(table)
+        _console().print(table)
 
 
 @plugins.command()
@@ -219,7 +222,11 @@ def show(name: str) -> None:
         prefix = "aug" if kind == "augmentation" else kind
         for option in options_of(plugin).values():
             table.add_row(f"{prefix}.{option.name}", option.type_name, str(option.default), option.help)
-        Console().print(table)
+        _console().print(table)
+
+
+def _console() -> Console:
+    return Console(markup=False)  # a path may hold brackets
 
 
 def _configs(given: dict[str, Any], file: Path | None, *, several: bool = True) -> list[RunConfig]:

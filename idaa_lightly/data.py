@@ -25,6 +25,7 @@ from idaa_lightly.registry import suggestion
 IN_MEMORY = 96  # px; up to here all images are decoded at the start
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 NAMES = ("digits", "cifar10", "cifar100", "stl10", "fashionmnist")
+UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
 Progress = Callable[[str, int], Callable[[str], None]]
 
 
@@ -150,7 +151,7 @@ def decode(path: Path) -> tuple[np.ndarray[Any, Any], str]:
                 grey = (deep * scale).round().clip(0, 255).astype(np.uint8)
                 return np.stack([grey] * 3, axis=2), mode
             return np.array(image.convert("RGBA").convert("RGB") if mode == "P" else image.convert("RGB")), mode
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         raise DataError(f"cannot read the image {path} ({error}): repair it or take it out of the folder") from error
 
 
@@ -260,7 +261,7 @@ def _usual_size(images: Images) -> int:
         try:
             with Image.open(path) as image:
                 sides.append(image.size)
-        except (UnidentifiedImageError, OSError) as error:
+        except UNREADABLE as error:
             raise DataError(f"cannot read the image {path} ({error}): repair it or take it out") from error
     if len(set(sides)) == 1 and sides[0][0] == sides[0][1] <= IN_MEMORY:
         return sides[0][0]

@@ -18,6 +18,7 @@ from torchvision.transforms import functional as TF
 
 from idaa_lightly.data import DataSet, Images
 from idaa_lightly.errors import DataError
+from idaa_lightly.evaluation.linear import LEAST as PROBE_LEAST
 
 
 @contextmanager
@@ -88,12 +89,16 @@ def evaluation_batches(data: DataSet, images: Images, batch_size: int = 256) -> 
 
 
 def require_trainable(data: DataSet, batch_size: int) -> None:
-    """Raises DataError where kNN would have nothing to tell apart, or an epoch no batch."""
+    """Raises DataError where the evaluation would have too little to go by, or an epoch no batch."""
     if len(data.classes) < 2:
         raise DataError(f"{data.name} has one class only, but evaluation needs two or more, a folder for each")
     if len(data.train) < batch_size:
         raise DataError(
             f"{data.name} has {len(data.train)} training images, fewer than a batch of {batch_size}: lower --batch-size"
+        )
+    if len(data.train) < PROBE_LEAST:
+        raise DataError(
+            f"{data.name} has {len(data.train)} training images, but evaluation needs {PROBE_LEAST} or more"
         )
 
 

@@ -132,8 +132,7 @@ class GeneratorAugmentation(Augmentation):
     """
 
     def __init__(self, *, weight: float = 1.0) -> None:
-        if not (math.isfinite(weight) and weight >= 0):
-            raise UsageError(f"weight is {weight}, but must be a finite number, 0 or more")
+        require_at_least(0, weight=weight)
         self.weight = weight
 
     @abstractmethod
@@ -143,6 +142,13 @@ class GeneratorAugmentation(Augmentation):
     def loss(self, method: Method) -> nn.Module:
         """The method's loss on clean views, and on the generator's."""
         return AdversarialLoss(method.loss, self.generator(), self.weight)
+
+
+def require_at_least(least: float, **options: float) -> None:
+    """Raises UsageError for the first option that is not a finite number, `least` or more."""
+    for name, value in options.items():
+        if not (math.isfinite(value) and value >= least):
+            raise UsageError(f"{name} is {value}, but must be a finite number, {least} or more")
 
 
 @dataclass(frozen=True)

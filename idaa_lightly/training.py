@@ -66,7 +66,7 @@ class SelfSupervised(pl.LightningModule):
         total: Tensor = output.total
         bad = ~total.detach().isfinite() & (self.first_bad_step < 0)
         self.first_bad_step = torch.where(bad, self.global_step + 1, self.first_bad_step)
-        if (index + 1) % LOG_EVERY == 0:
+        if (index + 1) % LOG_EVERY == 0 or index + 1 == self.schedule[1]:  # before the evaluation, too
             self._stop_if_bad()
         losses = {f"loss/{name}": value.detach() for name, value in output._asdict().items() if value.ndim == 0}
         self.log_dict(losses, on_epoch=False)
@@ -79,6 +79,9 @@ class SelfSupervised(pl.LightningModule):
 
         Lightning would log them after the checkpoint, and a run that is killed in between would lose them.
         """
+        floats = [part for part in (*self.parameters(), *self.buffers()) if part.is_floating_point()]
+        if self.first_bad_step < 0 and not torch.stack([part.isfinite().all() for part in floats]).all():
+            self.first_bad_step.fill_(self.global_step)
         self._stop_if_bad()
         if self.logger is not None:
             means = {f"{name}_epoch": float(value) / self.schedule[1] for name, value in self.sums.items()}
@@ -88,8 +91,8 @@ class SelfSupervised(pl.LightningModule):
     def _stop_if_bad(self) -> None:
         if self.first_bad_step >= 0:
             raise NonFiniteError(
-                f"the loss became NaN or infinite at step {int(self.first_bad_step)}: lower the learning rate or "
-                "eps; checkpoints/last.ckpt, if there is one, is from before"
+                f"the loss or the network became NaN or infinite at step {int(self.first_bad_step)}: lower the "
+                "learning rate or eps; checkpoints/last.ckpt, if there is one, is from before"
             )
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import tomli_w
 
@@ -91,6 +91,17 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     for name in values:
         if name not in known:
             raise UsageError(f"{path} sets {name!r}, but a run has: {', '.join(known)}.{suggestion(name, known)}")
+    hints = get_type_hints(RunConfig)
+    for name, value in values.items():
+        if name == "set":
+            good = isinstance(value, dict) and all(isinstance(items, dict) for items in value.values())
+            if not good or set(value) - {"method", "aug"}:
+                raise UsageError(f"{path} has set = {value!r}, but expected tables [set.method] and [set.aug]")
+            continue
+        kinds = get_args(hints[name]) or (hints[name],)
+        if type(value) not in kinds and not (float in kinds and type(value) is int):
+            expected = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
+            raise UsageError(f"{path} has {name} = {value!r}, but expected {expected}")
     return values
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -35,6 +36,13 @@ def evaluate_knn(target: Path, k: int, temperature: float, console: Console) -> 
     """
     features = _from_npz(target) if target.suffix == ".npz" else _from_run(target, console)
     bank, queries = features["train_features"], features["test_features"]
+    for split in ("train", "test"):
+        rows, labels = features[f"{split}_features"], features[f"{split}_labels"]
+        if labels.shape != (len(rows),) or not len(rows):
+            raise FileFormatError(
+                f"{split}_labels has shape {tuple(labels.shape)}, but expected ({len(rows)},) for {split}_features of "
+                f"shape {tuple(rows.shape)}, with a row or more"
+            )
     classes = int(max(features["train_labels"].max(), features["test_labels"].max())) + 1
     if k > len(bank):
         console.print(f"Note: k is {k}, but the bank has {len(bank)} features: using {len(bank)}.")
@@ -55,8 +63,15 @@ def evaluate_knn(target: Path, k: int, temperature: float, console: Console) -> 
 def _from_npz(path: Path) -> dict[str, Tensor]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in ARRAYS}
-    except (OSError, ValueError, KeyError, EOFError) as error:
+            found = {name: arrays[name] for name in ARRAYS}
+        for name, values in found.items():
+            if values.dtype.kind not in ("iu" if name.endswith("labels") else "iuf"):
+                raise ValueError(f"{name} is of type {values.dtype}")
+        return {
+            name: torch.from_numpy(values.astype(np.int64) if name.endswith("labels") else values)
+            for name, values in found.items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
         raise FileFormatError(f"{path} is no file of features ({error}): expected {', '.join(ARRAYS)}") from error
 
 
@@ -75,7 +90,8 @@ def _from_run(target: Path, console: Console) -> dict[str, Tensor]:
     else:
         whole = load_tensors(target, "a checkpoint written by `idaa-bench run`")
         prefix = "method.backbone."
-        weights = whole.get("state_dict", {})
+        weights = whole.get("state_dict")
+        weights = weights if isinstance(weights, dict) else {}
         state = {
             name.removeprefix(prefix): value
             for name, value in weights.items()

@@ -65,6 +65,8 @@ def resolve(config: RunConfig) -> RunConfig:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}, but must be 1 or more")
+    if config.workers is not None and config.workers < 0:
+        raise UsageError(f"workers is {config.workers}, but must be 0 or more")
     on_cpu = config.accelerator == "cpu" or not torch.cuda.is_available()
     return replace(
         config,

@@ -39,7 +39,7 @@ PACKAGES = (
 
 
 def open_folder(folder: Path, config: RunConfig, *, resume: bool) -> dict[str, Any] | None:
-    """Makes a run folder for this configuration, or takes up one that is there.
+    """Checks that a run folder can be made for this configuration, or taken up where it is there.
 
     Returns:
         The record if the run is finished already, else None.
@@ -47,14 +47,14 @@ def open_folder(folder: Path, config: RunConfig, *, resume: bool) -> dict[str, A
     Raises:
         RunFolderError: the folder holds something else, or the same run and `resume` is not set.
     """
+    taken = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+    if taken:
+        raise RunFolderError(f"{taken} is no folder: choose another --out")
     if not folder.exists() or not any(folder.iterdir()):
-        with atomic_write(folder / "config.toml") as temporary:
-            temporary.write_text(config.to_toml())
         return None
     if not (folder / "config.toml").exists():
         raise RunFolderError(f"{folder} holds files that are no run: choose another --out")
-    there = RunConfig(**read_toml(folder / "config.toml")).to_dict()
-    wanted = config.to_dict()
+    there, wanted = (_flat(part.to_dict()) for part in (RunConfig(**read_toml(folder / "config.toml")), config))
     changed = sorted(name for name in there | wanted if there.get(name) != wanted.get(name))
     if changed:
         differences = ", ".join(f"{name} {there.get(name)} there, {wanted.get(name)} here" for name in changed)
@@ -64,6 +64,11 @@ def open_folder(folder: Path, config: RunConfig, *, resume: bool) -> dict[str, A
         state = "is finished: see its record.json" if record else "was interrupted: add --resume to go on with it"
         raise RunFolderError(f"{folder} holds this very run, which {state}, or choose another --out")
     return record
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    nested = {f"{kind}.{name}": value for kind, items in values.pop("set").items() for name, value in items.items()}
+    return values | nested
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -83,7 +88,9 @@ def read_record(folder: Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise FileFormatError(f"{path} is no record of a finished run: {error}") from error
-    if record.get("schema") != SCHEMA:
+    if not isinstance(record, dict) or "schema" not in record:
+        raise FileFormatError(f"{path} is no record of a finished run")
+    if record["schema"] != SCHEMA:
         raise FileFormatError(f"{path} has schema {record.get('schema')}, but expected {SCHEMA}")
     return record
 

@@ -35,7 +35,7 @@ from idaa_lightly.bench.prepare import (
 )
 from idaa_lightly.bench.results import SCHEMA, environment, open_folder, write_json
 from idaa_lightly.data import DataSet
-from idaa_lightly.errors import IDAAError
+from idaa_lightly.errors import FileFormatError, IDAAError
 from idaa_lightly.evaluation.features import embed
 from idaa_lightly.evaluation.knn import backend, knn_classify
 from idaa_lightly.evaluation.linear import linear_probe
@@ -61,7 +61,7 @@ def run(config: RunConfig, out: Path, *, resume: bool = False, console: Console 
         The record; see `idaa_lightly.bench.results`. Of several processes (DDP) only the first one returns it.
     """
     first = int(os.environ.get("LOCAL_RANK", "0")) == 0
-    console = (console or Console()) if first else Console(quiet=True)
+    console = (console or Console(markup=False)) if first else Console(quiet=True)
     start = time.perf_counter(), time.process_time()
     config = resolve(config)
     augmentation = make_augmentation(config)  # a bad option is said before anything is read
@@ -98,6 +98,8 @@ def _run(parts: Parts, out: Path, console: Console, start: tuple[float, float]) 
     config, data = parts.config, parts.data
     checkpoint = out / "checkpoints" / "last.ckpt"
     resumed = load_tensors(checkpoint, "a checkpoint of this run") if checkpoint.exists() else {}
+    if resumed and not {"state_dict", "pytorch-lightning_version"} <= resumed.keys():
+        raise FileFormatError(f"{checkpoint} is not a checkpoint of this run")
 
     def evaluate(method: Method, epoch: int) -> dict[str, float]:
         features = features_of(method.backbone, data)
@@ -125,6 +127,9 @@ def _run(parts: Parts, out: Path, console: Console, start: tuple[float, float]) 
         loader = view_loader(
             parts.views, parts.batch_size // ranks, workers=config.workers or 0, ranks=ranks, rank=rank
         )
+        if trainer.is_global_zero:  # only now: a refused command leaves the folder free
+            with atomic_write(out / "config.toml") as temporary:
+                temporary.write_text(config.to_toml())
         try:
             trainer.fit(module, loader, ckpt_path=checkpoint if resumed else None)
         except SystemExit as stop:  # what Lightning makes of Ctrl-C
@@ -207,7 +212,7 @@ def _trainer(config: RunConfig, out: Path, callbacks: list[pl.Callback], steps: 
             enable_model_summary=False,
             log_every_n_steps=min(LOG_EVERY, steps),
         )
-    except (ValueError, RuntimeError, MisconfigurationException) as error:
+    except (ValueError, TypeError, ImportError, RuntimeError, MisconfigurationException) as error:
         raise IDAAError(
             f"accelerator {config.accelerator}, devices {config.devices}, strategy {config.strategy} and precision "
             f"{config.precision} do not work here: {error}"
@@ -217,7 +222,7 @@ def _trainer(config: RunConfig, out: Path, callbacks: list[pl.Callback], steps: 
 def _quiet_lightning() -> None:
     """Silences what does not concern our users: hints on workers and on a validation loop that we replace."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for text in ("does not have many workers", "Checkpoint directory .* exists and is not empty", "LeafSpec"):
+    for text in ("does not have many workers", "Checkpoint directory .* exists", "The dirpath has changed", "LeafSpec"):
         warnings.filterwarnings("ignore", message=f".*{text}")
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from idaa_lightly.errors import DataError, NonFiniteError
 
+LEAST = 20  # training features
 L2_GRID = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 
 
@@ -41,7 +42,7 @@ def linear_probe(
         seed: of the split.
 
     Raises:
-        DataError: fewer than 20 training features.
+        DataError: fewer than 20 training features, or shapes that do not match.
         NonFiniteError: NaN or infinity in the features.
     """
     train, test = train_features.float(), test_features.float()
@@ -52,8 +53,8 @@ def linear_probe(
                 f"{name}_features has shape {tuple(x.shape)} and {name}_labels {tuple(y.shape)}, but expected "
                 f"(N, {train.shape[-1]}) and (N,) with classes from 0, N of 1 or more"
             )
-    if len(train) < 20:
-        raise DataError(f"got {len(train)} training features, but a linear probe needs 20 or more")
+    if len(train) < LEAST:
+        raise DataError(f"got {len(train)} training features, but a linear probe needs {LEAST} or more")
     if not (train.isfinite().all() and test.isfinite().all()):
         raise NonFiniteError("the features hold NaN or infinity: the training diverged")
     std, mean = torch.std_mean(train, 0)

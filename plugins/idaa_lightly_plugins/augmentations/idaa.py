@@ -10,7 +10,7 @@ from torch import Tensor
 
 from idaa_lightly import FGSM, VAE, LatentSpace, ViewGenerator, fit_vae
 from idaa_lightly.errors import UsageError
-from idaa_lightly.plugin import FitContext, GeneratorAugmentation
+from idaa_lightly.plugin import FitContext, GeneratorAugmentation, require_at_least
 from idaa_lightly.vae import cached_vae
 
 BATCH_SIZE = 128  # of the VAE's training: Yang et al., ICML 2022, appendix on training
@@ -43,14 +43,10 @@ class IDAA(GeneratorAugmentation):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        for name, value, least in (
-            ("beta", beta, 0),
-            ("bottleneck_dim", bottleneck_dim, 1),
-            ("width", width, 1),
-            ("vae_epochs", 1 if vae_epochs is None else vae_epochs, 1),
-        ):
-            if not value >= least:
-                raise UsageError(f"{name} is {value}, but must be {least} or more")
+        require_at_least(0, beta=beta)
+        require_at_least(
+            1, bottleneck_dim=bottleneck_dim, width=width, vae_epochs=1 if vae_epochs is None else vae_epochs
+        )
         self.ascent = FGSM(eps)
         self.file, self.beta, self.epochs = vae, beta, vae_epochs
         self.size = {"bottleneck_dim": bottleneck_dim, "width": width}

@@ -13,7 +13,7 @@ from lightly.transforms.simclr_transform import SimCLRTransform
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from idaa_lightly.plugin import Method
+from idaa_lightly.plugin import Method, require_at_least
 
 
 class SimCLR(Method):
@@ -44,6 +44,9 @@ class SimCLR(Method):
         jitter: float = 1.0,
     ) -> None:
         super().__init__(backbone, num_features)
+        require_at_least(1e-8, temperature=temperature)
+        require_at_least(0, lr=lr, jitter=jitter)
+        require_at_least(1, projection_dim=projection_dim)
         self.head = SimCLRProjectionHead(num_features, num_features, projection_dim, batch_norm=False)
         self.criterion = NTXentLoss(temperature, gather_distributed=True)
         self.lr, self.jitter = lr, jitter
