@@ -143,7 +143,9 @@ def test_an_interrupted_run_resumes_to_the_bit(sent: signal.Signals) -> None:
     """With random directions, whose noise has a state of its own."""
     options = ["run", "--aug", "random", *TINY, *SMALL_VAE, "--epochs", "10"]
     bench(*options, "--out", "whole")
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's children ignore Ctrl-C
     process = subprocess.Popen(command(*options, "--out", "parts"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    signal.signal(signal.SIGINT, handler)
     checkpoint = Path("parts/checkpoints/last.ckpt")
     deadline = time.monotonic() + 300
     while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
