@@ -84,7 +84,7 @@ def finished(finished_run: Path) -> Path:
     ("arguments", "words"),
     [
         (["--method", "simclrr"], ["no method 'simclrr'", "installed: ", "Did you mean 'simclr'?"]),
-        (["--aug", "iddaa"], ["no augmentation 'iddaa'", "clae, idaa, none, random", "Did you mean 'idaa'?"]),
+        (["--aug", "iddaa"], ["no augmentation 'iddaa'", "clae, idaa, none, pgd, random", "Did you mean 'idaa'?"]),
         (["--set", "aug.epz=0.1"], ["'idaa' has no option 'epz'", "eps", "Did you mean 'eps'?"]),
         (["--set", "method.temprature=1"], ["'simclr' has no option 'temprature'", "Did you mean 'temperature'?"]),
         (["--set", "eps"], ["--set got 'eps'", "method.KEY=VALUE or aug.KEY=VALUE"]),

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from idaa_lightly import FGSM, VAE, LatentSpace, ViewGenerator, fit_vae
+from idaa_lightly import FGSM, PGD, VAE, LatentSpace, ViewGenerator, fit_vae
+from idaa_lightly.ascent import Ascent, Norm
 from idaa_lightly.errors import UsageError
 from idaa_lightly.plugin import FitContext, GeneratorAugmentation, require_at_least
 from idaa_lightly.vae import cached_vae
@@ -23,7 +24,10 @@ class IDAA(GeneratorAugmentation):
     Sec. 3.
 
     Args:
-        eps: L∞ radius in units of the bottleneck, 0 or more; the paper studies 0.1 to 0.3.
+        eps: radius of the ball in units of the bottleneck, 0 or more; the paper studies 0.1 to 0.3.
+        steps: 1 is FGSM, as in the paper; more are PGD.
+        norm: of the ball.
+        decompose: false leaves the residual out, x' = D(z + δ): the paper's ablation.
         vae: file of a VAE made by `idaa-bench vae`; where it is None, one is fitted and cached.
         beta: weight of the KL term in the VAE's loss, 0 or more; best at 0.1 on CIFAR, at 10 on miniImageNet.
         bottleneck_dim: dimension of the bottleneck; the paper takes 512 on CIFAR and 3072 on ImageNet.
@@ -35,6 +39,9 @@ class IDAA(GeneratorAugmentation):
         self,
         *,
         eps: float = 0.15,
+        steps: int = 1,
+        norm: Norm = "linf",
+        decompose: bool = True,
         vae: str | None = None,
         beta: float = 0.1,
         bottleneck_dim: int = 512,
@@ -47,7 +54,9 @@ class IDAA(GeneratorAugmentation):
         require_at_least(
             1, bottleneck_dim=bottleneck_dim, width=width, vae_epochs=1 if vae_epochs is None else vae_epochs
         )
-        self.ascent = FGSM(eps)
+        self.ascent: Ascent = FGSM(eps, norm) if steps == 1 else PGD(eps, steps=steps, norm=norm)
+        self.decompose = decompose
+        self.relative_cost = 1.55 + 0.35 * steps
         self.file, self.beta, self.epochs = vae, beta, vae_epochs
         self.size = {"bottleneck_dim": bottleneck_dim, "width": width}
         self.vae: VAE | None = None
@@ -95,7 +104,7 @@ class IDAA(GeneratorAugmentation):
         return per_image * context.images * (self.epochs or context.epochs)
 
     def generator(self) -> ViewGenerator:
-        """FGSM on the bottleneck."""
+        """The ascent on the bottleneck."""
         return ViewGenerator(self.space, self.ascent)
 
     @property
@@ -103,7 +112,7 @@ class IDAA(GeneratorAugmentation):
         """The bottleneck of the fitted VAE."""
         if self.vae is None:
             raise UsageError("IDAA has no VAE yet: call fit() first, or give vae=PATH")
-        return LatentSpace(self.vae)
+        return LatentSpace(self.vae, decompose=self.decompose)
 
     def panels(self, images: Tensor) -> dict[str, Tensor]:
         """R(x) and G(x)."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from idaa_lightly import PixelSpace, RandomDirection, ViewGenerator
+from idaa_lightly.ascent import Norm
 from idaa_lightly.plugin import FitContext
 from idaa_lightly_plugins.augmentations.idaa import IDAA
 
@@ -14,26 +15,29 @@ from idaa_lightly_plugins.augmentations.idaa import IDAA
 class Random(IDAA):
     """A random direction of IDAA's or CLAE's strength: what remains of a gain when the attack is taken away.
 
+    Of IDAA's options `steps` means nothing here.
+
     Args:
         space: "latent" perturbs as IDAA does (with its VAE, and its options), "pixels" as CLAE does.
-        eps: length in L∞, in units of the space; IDAA's or CLAE's default where it is None.
+        eps: length in units of the space; IDAA's or CLAE's default where it is None.
+        norm: "linf" takes random signs, "l2" a random point of the sphere.
         noise_seed: of the directions.
     """
-
-    relative_cost = 1.6
 
     def __init__(
         self,
         *,
         space: Literal["latent", "pixels"] = "latent",
         eps: float | None = None,
+        norm: Norm = "linf",
         noise_seed: int = 0,
         **options: Any,
     ) -> None:
-        default = {"latent": 0.15, "pixels": 0.03}[space]
-        super().__init__(eps=default if eps is None else eps, **options)
+        radius = {"latent": 0.15, "pixels": 0.03}[space] if eps is None else eps
+        super().__init__(eps=radius, norm=norm, **options)
         self.in_pixels = space == "pixels"
-        self.direction = RandomDirection(self.ascent.eps, seed=noise_seed)
+        self.relative_cost = 1.6
+        self.direction = RandomDirection(radius, norm, seed=noise_seed)
 
     def fit(self, context: FitContext) -> None:
         """Fits IDAA's VAE where its bottleneck is perturbed."""

@@ -1,0 +1,104 @@
+"""The pair losses that Lightly lacks. Like Lightly's: `forward(out0, out1)`, (N, D) each, gives a scalar."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from idaa_lightly.errors import UsageError
+
+
+class InfoNCELoss(nn.Module):
+    """One-way InfoNCE: each anchor has to find its positive among all positives.
+
+    Source: van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018, Eq. 4; the
+    "Plain" method of Ho & Vasconcelos, NeurIPS 2020, and of Yang et al., ICML 2022.
+
+    Args:
+        temperature: scales the cosines, above 0.
+    """
+
+    def __init__(self, temperature: float = 0.1) -> None:
+        super().__init__()
+        self.temperature = _above_zero(temperature)
+
+    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+        """Anchors and positives (N, D)."""
+        logits = F.normalize(out0, dim=1) @ F.normalize(out1, dim=1).T / self.temperature
+        return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+
+
+class UELLoss(nn.Module):
+    """Unsupervised embedding learning: each of the 2N views is told from all others, one by one.
+
+    −[Σ_i log P(i|x̂_i) + Σ_i Σ_{j≠i} log(1 − P(i|x_j))] / 2N. As in the authors' program, the second factor of every
+    inner product is a constant.
+
+    Source: Ye et al., "Unsupervised Embedding Learning via Invariant and Spreading Instance Feature", CVPR 2019,
+    Eqs. 4 to 6.
+
+    Args:
+        temperature: scales the cosines, above 0.
+    """
+
+    def __init__(self, temperature: float = 0.1) -> None:
+        super().__init__()
+        self.temperature = _above_zero(temperature)
+
+    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+        """Both views' embeddings (N, D)."""
+        z = F.normalize(torch.cat([out0, out1]), dim=1)
+        logits = (z @ z.detach().T / self.temperature).masked_fill(_itself(z), -math.inf)
+        positives = torch.arange(len(z), device=z.device).roll(len(out0))
+        log_p = logits.log_softmax(1)
+        positive = F.one_hot(positives, len(z)).bool()
+        others = torch.log1p(-log_p.exp().masked_fill(positive, 0))  # a view has P = 0 with itself
+        return -(log_p[positive].sum() + others.sum()) / len(z)
+
+
+class DebiasedLoss(nn.Module):
+    """Debiased contrastive loss, and with `beta` above 0 the one that weighs hard negatives (HCL).
+
+    Source: Chuang et al., "Debiased Contrastive Learning", NeurIPS 2020, Eqs. 7 and 8; Robinson et al., "Contrastive
+    Learning with Hard Negative Samples", ICLR 2021, Sec. 3.2.
+
+    Args:
+        temperature: scales the cosines, above 0.
+        tau_plus: probability that a negative is of the anchor's class, in [0, 1).
+        beta: concentration on hard negatives, 0 or more.
+    """
+
+    def __init__(self, temperature: float = 0.5, tau_plus: float = 0.1, beta: float = 0.0) -> None:
+        super().__init__()
+        self.temperature = _above_zero(temperature)
+        if not (0 <= tau_plus < 1 and 0 <= beta < math.inf):
+            raise UsageError(
+                f"tau_plus is {tau_plus} and beta {beta}, but expected 0 ≤ tau_plus < 1 and beta 0 or more"
+            )
+        self.tau_plus, self.beta = tau_plus, beta
+
+    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+        """Both views' embeddings (N, D), N of 2 or more."""
+        z = F.normalize(torch.cat([out0, out1]), dim=1)
+        similarities = z @ z.T / self.temperature
+        same = _itself(z) | _itself(z).roll(len(out0), 1)
+        negatives = similarities[~same].view(len(z), -1)
+        positive = similarities.diagonal(len(out0)).exp().repeat(2)
+        count = negatives.shape[1]
+        weights = (self.beta * negatives).softmax(1)  # sums to 1: uniform where beta is 0
+        estimate = count * ((weights * negatives.exp()).sum(1) - self.tau_plus * positive) / (1 - self.tau_plus)
+        estimate = estimate.clamp_min(count * math.exp(-1 / self.temperature))  # the least that it can be in truth
+        return -(positive / (positive + estimate)).log().mean()
+
+
+def _itself(z: Tensor) -> Tensor:
+    return torch.eye(len(z), dtype=torch.bool, device=z.device)
+
+
+def _above_zero(temperature: float) -> float:
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise UsageError(f"temperature is {temperature}, but must be a finite number above 0")
+    return temperature

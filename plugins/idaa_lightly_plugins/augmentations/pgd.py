@@ -1,0 +1,47 @@
+"""PGD: several projected steps on the pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from idaa_lightly import PGD as Ascent
+from idaa_lightly import PixelSpace, ViewGenerator
+from idaa_lightly.ascent import Norm
+from idaa_lightly.plugin import GeneratorAugmentation
+
+
+class PGD(GeneratorAugmentation):
+    """Several projected gradient steps on the pixels, from a random start.
+
+    Source: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018, Sec. 2.1; as an
+    augmentation of contrastive learning: Kim et al., "Adversarial Self-Supervised Contrastive Learning", NeurIPS 2020.
+
+    Args:
+        eps: radius of the ball in units of the normalised image, 0 or more.
+        steps: number of steps, 1 or more.
+        step_size: length of a step; 2.5 · eps / steps where it is None.
+        norm: of the ball.
+        random_start: start from a random point of the ball, not from the image.
+        noise_seed: of the random start.
+    """
+
+    def __init__(
+        self,
+        *,
+        eps: float = 0.03,
+        steps: int = 5,
+        step_size: float | None = None,
+        norm: Norm = "linf",
+        random_start: bool = True,
+        noise_seed: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.relative_cost = 1.7 + 0.35 * steps
+        self.ascent = Ascent(
+            eps, steps=steps, step_size=step_size, norm=norm, random_start=random_start, seed=noise_seed
+        )
+
+    def generator(self) -> ViewGenerator:
+        """PGD on pixels."""
+        return ViewGenerator(PixelSpace(), self.ascent)

@@ -1,0 +1,60 @@
+"""Debiased contrastive learning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightly.models.modules.heads import ProjectionHead
+from lightly.transforms.multi_view_transform import MultiViewTransform
+from lightly.transforms.simclr_transform import SimCLRTransform
+from torch import nn
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler
+
+from idaa_lightly.criteria import DebiasedLoss
+from idaa_lightly_plugins.methods.simclr import SimCLR
+
+
+class Debiased(SimCLR):
+    """SimCLR with negatives corrected for those of the anchor's own class.
+
+    Source and recipe: Chuang et al., "Debiased Contrastive Learning", NeurIPS 2020, Sec. 5 and the appendix: Adam,
+    learning rate 1e-3, weight decay 1e-6, 400 epochs, batch 256, ResNet-50, a head with BatchNorm of 512 and 128.
+
+    Args:
+        tau_plus: probability that a negative is of the anchor's class, in [0, 1).
+        lr: learning rate of Adam.
+        projection_dim: dimension of the projection.
+        jitter: strength of the colour jitter, a factor on (0.4, 0.4, 0.4, 0.1).
+    """
+
+    epochs = 400
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_features: int,
+        *,
+        tau_plus: float = 0.1,
+        lr: float = 1e-3,
+        projection_dim: int = 128,
+        **options: Any,
+    ) -> None:
+        super().__init__(backbone, num_features, lr=lr, projection_dim=projection_dim, **options)
+        blocks = [(num_features, 512, nn.BatchNorm1d(512), nn.ReLU()), (512, projection_dim, None, None)]
+        self.head = ProjectionHead(blocks)
+        self.criterion = DebiasedLoss(self.criterion.temperature, tau_plus)
+
+    def transform(self, image_size: int, normalize: dict[str, list[float]]) -> MultiViewTransform:
+        """Crop, flip, colour jitter, greyscale."""
+        return SimCLRTransform(
+            image_size, cj_strength=0.5 * self.jitter, gaussian_blur=0.0, min_scale=0.08, normalize=normalize
+        )
+
+    def optimizer(
+        self, parameters: Iterable[nn.Parameter], epochs: int, steps_per_epoch: int
+    ) -> tuple[torch.optim.Optimizer, LRScheduler]:
+        """Adam at a constant learning rate."""
+        optimizer = torch.optim.Adam(parameters, lr=self.lr, weight_decay=1e-6)
+        return optimizer, ConstantLR(optimizer, factor=1.0)

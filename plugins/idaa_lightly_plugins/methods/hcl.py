@@ -1,0 +1,25 @@
+"""HCL: contrastive learning with hard negatives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from idaa_lightly.criteria import DebiasedLoss
+from idaa_lightly_plugins.methods.debiased import Debiased
+
+
+class HCL(Debiased):
+    """Debiased contrastive learning that weighs hard negatives.
+
+    Source: Robinson et al., "Contrastive Learning with Hard Negative Samples", ICLR 2021, Sec. 3.2 and 5; the recipe
+    is that of Chuang et al., NeurIPS 2020.
+
+    Args:
+        beta: concentration on hard negatives, 0 or more.
+    """
+
+    def __init__(self, backbone: nn.Module, num_features: int, *, beta: float = 1.0, **options: Any) -> None:
+        super().__init__(backbone, num_features, **options)
+        self.criterion = DebiasedLoss(self.criterion.temperature, self.criterion.tau_plus, beta)

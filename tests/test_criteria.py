@@ -1,0 +1,79 @@
+"""The criteria against the authors' numbers, and by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from idaa_lightly.criteria import DebiasedLoss, InfoNCELoss, UELLoss
+from idaa_lightly.errors import UsageError
+
+
+@pytest.mark.parametrize(("name", "criterion"), [("plain", InfoNCELoss), ("uel", UELLoss)])
+def test_golden(name: str, criterion: type[nn.Module]) -> None:
+    """Ours normalise their inputs, theirs do not: the gradients agree on the sphere's tangent."""
+    with np.load(Path(__file__).parent / "golden" / "reference.npz") as arrays:
+        golden = {key: torch.from_numpy(arrays[key]) for key in arrays}
+    a, b = (golden[f"ntxent_{key}"].clone().requires_grad_() for key in "ab")
+    loss = criterion(float(golden[f"{name}_temperature"]))(a, b)
+    torch.testing.assert_close(loss, golden[f"{name}_loss"], rtol=0, atol=1e-12)
+    loss.backward()
+    for tensor, key in ((a, "a"), (b, "b")):
+        theirs = golden[f"{name}_grad_{key}"]
+        tangent = theirs - (theirs * tensor).sum(1, keepdim=True) * tensor
+        torch.testing.assert_close(tensor.grad, tangent.detach(), rtol=0, atol=1e-12)
+
+
+A = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+B = torch.tensor([[0.6, 0.8], [-0.8, 0.6]], dtype=torch.float64)
+
+
+def by_hand(temperature: float, tau_plus: float, beta: float) -> float:
+    """Chuang et al., Eqs. 7 and 8, with the weights of Robinson et al., Sec. 3.2, sample by sample."""
+    views = [*A.tolist(), *B.tolist()]
+    total = 0.0
+    for i, anchor in enumerate(views):
+        similarity = [sum(p * q for p, q in zip(anchor, other, strict=True)) / temperature for other in views]
+        positive = math.exp(similarity[(i + 2) % 4])
+        negatives = [math.exp(similarity[j]) for j in range(4) if j not in (i, (i + 2) % 4)]
+        weights = [negative**beta for negative in negatives]
+        mean = sum(w * n for w, n in zip(weights, negatives, strict=True)) / sum(weights)
+        estimate = max((mean - tau_plus * positive) / (1 - tau_plus), math.exp(-1 / temperature))
+        total -= math.log(positive / (positive + len(negatives) * estimate))
+    return total / len(views)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+@pytest.mark.parametrize(("tau_plus", "beta"), [(0.0, 0.0), (0.1, 0.0), (0.1, 1.0), (0.05, 2.0), (0.9, 0.5)])
+def test_debiased_and_hard_negatives(temperature: float, tau_plus: float, beta: float) -> None:
+    loss = DebiasedLoss(temperature, tau_plus, beta)(A, B)
+    assert loss.item() == pytest.approx(by_hand(temperature, tau_plus, beta), rel=1e-12)
+
+
+def test_without_correction_it_is_ntxent() -> None:
+    from lightly.loss import NTXentLoss
+
+    torch.testing.assert_close(DebiasedLoss(0.5, 0.0)(A, B), NTXentLoss(0.5)(A, B))
+
+
+@pytest.mark.parametrize("criterion", [InfoNCELoss(0.1), UELLoss(0.1), DebiasedLoss(0.5), DebiasedLoss(0.5, beta=1.0)])
+def test_the_attacks_start_gradient_is_not_zero(criterion: nn.Module) -> None:
+    """Invariant 2: between embeddings and their detached selves the negatives give a direction, a finite one."""
+    z = torch.randn(8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (gradient,) = torch.autograd.grad(criterion(z.detach(), z), z)
+    assert gradient.isfinite().all()
+    assert gradient.norm(dim=1).min() > 1e-6
+
+
+def test_bad_arguments() -> None:
+    for criterion in (InfoNCELoss, UELLoss, DebiasedLoss):
+        for temperature in (0.0, -1.0, math.nan):
+            with pytest.raises(UsageError, match=r"temperature is .*, but must be a finite number above 0"):
+                criterion(temperature)
+    with pytest.raises(UsageError, match=r"tau_plus is 1.0 and beta 0.0, but expected 0 ≤ tau_plus < 1"):
+        DebiasedLoss(tau_plus=1.0)
