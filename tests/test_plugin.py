@@ -106,8 +106,9 @@ def test_an_own_option_goes_before_the_bases():
 
 def test_random_has_idaas_options():
     random, idaa = (options_of(registry.load("augmentation", name)) for name in ("random", "idaa"))
-    assert list(random) == ["space", "eps", "noise_seed", *(name for name in idaa if name != "eps")]
-    assert {name: random[name] for name in idaa if name != "eps"} == {n: o for n, o in idaa.items() if n != "eps"}
+    inherited = [name for name in idaa if name not in ("eps", "norm")]
+    assert list(random) == ["space", "eps", "norm", "noise_seed", *inherited]
+    assert all(random[name] == idaa[name] for name in inherited)
     assert (random["eps"].default, random["eps"].type_name) == (None, "float | None")
     assert "units of the space" in random["eps"].help
     assert (idaa["eps"].default, idaa["eps"].type_name, list(idaa)[-1]) == (0.15, "float", "weight")
