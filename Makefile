@@ -2,9 +2,12 @@
 VENV ?= .venv
 PYTHON ?= python3
 # FAISS for this machine: faiss-gpu with an NVIDIA GPU, else faiss-cpu. Never both: they own the same module.
-EXTRA ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+EXTRA ?= $(shell [ "$$(uname -m)" = x86_64 ] && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+OTHER := $(if $(filter gpu,$(EXTRA)),cpu,gpu)
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --editable
+UV := $(BIN)/uv pip
+INSTALL = $(UV) uninstall --quiet --python $(BIN)/python faiss-$(OTHER); rm -f $(VENV)/.$(OTHER)*; \
+	$(UV) install --quiet --python $(BIN)/python --editable
 
 .PHONY: demo test lint clean
 
@@ -12,7 +15,7 @@ demo: $(VENV)/.$(EXTRA)
 	$(BIN)/idaa-bench run --method simclr --aug idaa --resume
 
 test: $(VENV)/.$(EXTRA)-test
-	$(BIN)/python -m pytest -m "slow or not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 -m "slow or not slow"
 
 lint: $(VENV)/.$(EXTRA)-lint
 	$(BIN)/ruff format --check .

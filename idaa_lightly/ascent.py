@@ -77,6 +77,8 @@ class PGD(nn.Module):
         self.eps, self.norm = check_ball(eps, norm)
         if steps < 1:
             raise UsageError(f"steps is {steps}, but must be 1 or more")
+        if step_size is not None and not (math.isfinite(step_size) and step_size >= 0):
+            raise UsageError(f"step_size is {step_size}, but must be a finite number, 0 or more")
         self.steps = steps
         self.step_size = 2.5 * eps / steps if step_size is None else step_size
         self.random_start = random_start
@@ -188,5 +190,7 @@ def project(delta: Tensor, eps: float, norm: Norm) -> Tensor:
 
 def lengths(delta: Tensor) -> Tensor:
     """Euclidean length of each sample, shape (N, 1, ...) to broadcast against `delta`."""
-    norms: Tensor = delta.flatten(1).norm(dim=1)
+    flat = delta.flatten(1)
+    largest = flat.abs().amax(1, keepdim=True).clamp_min(torch.finfo(delta.dtype).tiny)  # squares must not underflow
+    norms: Tensor = (flat / largest).norm(dim=1, keepdim=True) * largest
     return norms.view(-1, *[1] * (delta.ndim - 1))

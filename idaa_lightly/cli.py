@@ -75,9 +75,11 @@ def config_options(*names: str) -> Callable[[Any], Any]:
                 continue
             kind = next((kind for kind in get_args(types[item.name]) if kind in (int, float)), types[item.name])
             extra = {"is_flag": True} if kind is bool else {"type": kind if kind in (int, float) else str}
+            flag = item.name.replace("_", "-")
             shown = f"  [default: {item.default}]" if type(item.default) in (str, int, float) else ""
             command = click.option(
-                f"--{item.name.replace('_', '-')}",
+                f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}",
+                item.name,
                 default=None,
                 help=item.metadata["help"] + shown,
                 **(extra | item.metadata["click"]),
@@ -232,7 +234,8 @@ def _console() -> Console:
 def _configs(given: dict[str, Any], file: Path | None, *, several: bool = True) -> list[RunConfig]:
     """The configurations that the options, over the file's, ask for: one a seed."""
     values = read_toml(file) if file else {}
-    options = {kind: dict(items) for kind, items in values.pop("set", {}).items()}
+    other = {kind for kind in ("method", "aug") if given.get(kind) not in (None, values.get(kind))}  # another plugin
+    options = {kind: dict(items) for kind, items in values.pop("set", {}).items() if kind not in other}
     for kind, items in parse_set(given.pop("set", ())).items():
         options.setdefault(kind, {}).update(items)
     seeds = given.pop("seed", ()) or (values.pop("seed", 0),)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from types import FunctionType
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,11 +14,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def module_of(function: Any) -> nn.Module:
-    """The nn.Module behind a callable: itself, the owner of a bound method, or an empty one."""
-    for candidate in (function, getattr(function, "__self__", None)):
-        if isinstance(candidate, nn.Module):
-            return candidate
-    return nn.Module()
+    """The nn.Module behind a callable: itself, a bound method's owner, or those that a function refers to."""
+    if isinstance(function, nn.Module):
+        return function
+    if isinstance(function, partial):
+        return module_of(function.func)
+    found = [getattr(function, "__self__", None)]
+    if isinstance(function, FunctionType):
+        variables = inspect.getclosurevars(function)
+        found += [*variables.nonlocals.values(), *variables.globals.values()]
+    modules = [value for value in found if isinstance(value, nn.Module)]
+    return modules[0] if len(modules) == 1 else nn.ModuleList(modules)
 
 
 def detached(output: Any) -> Any:
@@ -31,7 +40,7 @@ def detached(output: Any) -> Any:
 
 
 @contextmanager
-def preserved_buffers(module: nn.Module) -> Iterator[None]:
+def preserved_buffers(*modules: nn.Module) -> Iterator[None]:
     """Lends copies of all buffers (memory banks, queues, centres) for the with-block, and puts the originals back.
 
     The originals are never written to, so graphs that saved them stay valid. BatchNorms are left out: their
@@ -39,14 +48,13 @@ def preserved_buffers(module: nn.Module) -> Iterator[None]:
     """
     lent = [
         (part._buffers, name, buffer)
-        for part in module.modules()
+        for part in nn.ModuleList(modules).modules()
         if not isinstance(part, _BatchNorm)
         for name, buffer in part._buffers.items()
-        if buffer is not None
     ]
     try:
         for buffers, name, buffer in lent:
-            buffers[name] = buffer.clone()
+            buffers[name] = None if buffer is None else buffer.clone()
         yield
     finally:
         for buffers, name, buffer in lent:

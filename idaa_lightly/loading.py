@@ -7,6 +7,8 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
+from functools import partial
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -71,6 +73,7 @@ def view_loader(
         sampler=sampler,
         num_workers=workers,
         drop_last=True,
+        generator=torch.Generator().manual_seed(views.seed),  # or it draws from the global stream
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
@@ -80,7 +83,7 @@ def evaluation_batches(data: DataSet, images: Images, batch_size: int = 256) -> 
     """Normalised images (N, 3, S, S) without augmentation, and labels (N,), in order."""
     for start in range(0, len(images), batch_size):
         rows = range(start, min(start + batch_size, len(images)))
-        if images.pixels is not None:
+        if images.pixels is not None and images.pixels.shape[1] == data.image_size:
             batch = images.pixels[rows.start : rows.stop].permute(0, 3, 1, 2).float().div(255)
         else:  # the usual evaluation of ImageNet models: shorter side to 8/7 of the size, then the centre
             parts = (TF.resize(images[i], data.image_size * 8 // 7) for i in rows)
@@ -102,7 +105,7 @@ def require_trainable(data: DataSet, batch_size: int) -> None:
         )
 
 
-def describe(transform: Any) -> Any:
+def describe(transform: Any) -> Any:  # noqa: PLR0911 - a case a line
     """JSON values that tell transforms apart: names and public attributes, all the way down."""
     if isinstance(transform, str | int | float | bool | None):
         return transform
@@ -110,9 +113,13 @@ def describe(transform: Any) -> Any:
         return [describe(part) for part in transform]
     if isinstance(transform, dict):
         return {str(key): describe(value) for key, value in transform.items()}
-    if hasattr(transform, "__qualname__"):  # a function or class
-        return f"{transform.__module__}.{transform.__qualname__}"
-    if isinstance(transform, Enum | Tensor) or not hasattr(transform, "__dict__"):
+    if isinstance(transform, FunctionType):  # by its code: all lambdas have one name
+        return [transform.__qualname__, transform.__code__.co_code.hex(), repr(transform.__code__.co_consts)]
+    if isinstance(transform, Tensor | np.ndarray):
+        return transform.tolist()
+    if isinstance(transform, partial):
+        return ["partial", describe([transform.func, transform.args, transform.keywords])]
+    if isinstance(transform, type | Enum) or not hasattr(transform, "__dict__"):
         return str(transform)
     attributes = {name: value for name, value in vars(transform).items() if not name.startswith("_")}
     children = dict(transform.named_children()) if isinstance(transform, nn.Module) else {}

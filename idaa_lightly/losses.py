@@ -55,8 +55,8 @@ class AdversarialLoss(nn.Module):
         """Computes both terms; the adversarial view is made from `x0` and takes the place of `x1`.
 
         Args:
-            model: an nn.Module or a bound method of one, from images (N, C, H, W) to an output. Any other callable
-                is taken to hold neither BatchNorm nor buffers.
+            model: from images (N, C, H, W) to an output: an nn.Module, a bound method of one, or a function whose
+                variables hold the modules that it calls. Modules that it reaches in another way are not seen.
             x0: first view of the samples, (N, C, H, W).
             x1: second view of the same samples.
             others: further views (multi-crop), whose outputs the criterion gets after the first two.
@@ -92,5 +92,5 @@ class AdversarialLoss(nn.Module):
     def _adversarial(self, model: Callable[[Tensor], Any]) -> Iterator[None]:
         """Selects the adversarial branch, and keeps memory banks, queues and centres as they are."""
         network, criterion = module_of(model), module_of(self.criterion)
-        with adversarial_batchnorm(network), preserved_buffers(network), preserved_buffers(criterion):
+        with adversarial_batchnorm(network), preserved_buffers(network, criterion):
             yield

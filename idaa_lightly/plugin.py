@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import time
 import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -142,6 +143,16 @@ class GeneratorAugmentation(Augmentation):
     def loss(self, method: Method) -> nn.Module:
         """The method's loss on clean views, and on the generator's."""
         return AdversarialLoss(method.loss, self.generator(), self.weight)
+
+
+def shortest(function: Callable[[], object], repeats: int = 3) -> float:
+    """Seconds of the fastest of a few calls, for estimates."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def require_at_least(least: float, **options: float) -> None:

@@ -66,34 +66,34 @@ class SelfSupervised(pl.LightningModule):
         total: Tensor = output.total
         bad = ~total.detach().isfinite() & (self.first_bad_step < 0)
         self.first_bad_step = torch.where(bad, self.global_step + 1, self.first_bad_step)
-        if (index + 1) % LOG_EVERY == 0 or index + 1 == self.schedule[1]:  # before the evaluation, too
-            self._stop_if_bad()
         losses = {f"loss/{name}": value.detach() for name, value in output._asdict().items() if value.ndim == 0}
         self.log_dict(losses, on_epoch=False)
         self.sums = {name: value + self.sums.get(name, 0.0) for name, value in losses.items()}
         self.log("loss", total.detach(), prog_bar=True, logger=False)
         return total
 
-    def on_train_epoch_end(self) -> None:
-        """Stops before a checkpoint of broken weights is written, and logs the means of the epoch before one is.
-
-        Lightning would log them after the checkpoint, and a run that is killed in between would lose them.
-        """
-        floats = [part for part in (*self.parameters(), *self.buffers()) if part.is_floating_point()]
-        if self.first_bad_step < 0 and not torch.stack([part.isfinite().all() for part in floats]).all():
-            self.first_bad_step.fill_(self.global_step)
-        self._stop_if_bad()
-        if self.logger is not None:
-            means = {f"{name}_epoch": float(value) / self.schedule[1] for name, value in self.sums.items()}
-            self.logger.log_metrics(means, self.global_step - 1)
-            self.logger.save()
-
-    def _stop_if_bad(self) -> None:
-        if self.first_bad_step >= 0:
+    def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
+        """Stops at NaN: looks now and then, and at an epoch's end before anything is evaluated or saved."""
+        last = index + 1 == self.schedule[1]
+        if last:
+            floats = [part for part in (*self.parameters(), *self.buffers()) if part.is_floating_point()]
+            broken = ~torch.stack([part.isfinite().all() for part in floats]).all() & (self.first_bad_step < 0)
+            self.first_bad_step = torch.where(broken, self.global_step, self.first_bad_step)
+        if (last or (index + 1) % LOG_EVERY == 0) and self.first_bad_step >= 0:
             raise NonFiniteError(
                 f"the loss or the network became NaN or infinite at step {int(self.first_bad_step)}: lower the "
                 "learning rate or eps; checkpoints/last.ckpt, if there is one, is from before"
             )
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the means of the epoch.
+
+        Lightning would do so after the checkpoint, and a run that is killed in between would lose them.
+        """
+        if self.logger is not None:
+            means = {f"{name}_epoch": float(value) / self.schedule[1] for name, value in self.sums.items()}
+            self.logger.log_metrics(means, self.global_step - 1)
+            self.logger.finalize("epoch")
 
 
 class Evaluation(pl.Callback):
@@ -140,7 +140,7 @@ class Evaluation(pl.Callback):
 
 
 class MetricsCSV(Logger):
-    """Writes metrics.csv, a row per logged step, whole after each row; a resumed run goes on where it was.
+    """Writes metrics.csv, a row per logged step, after each epoch; a resumed run goes on where it was.
 
     Lightning's CSVLogger deletes what an earlier, interrupted process wrote.
 
@@ -178,14 +178,10 @@ class MetricsCSV(Logger):
         self.rows[-1] |= {name: float(value) for name, value in metrics.items()}
 
     @rank_zero_only
-    def save(self) -> None:
+    def finalize(self, status: str) -> None:
         """Writes the file."""
         names = ["step", "epoch", *sorted({name for row in self.rows for name in row} - {"step", "epoch"})]
         with atomic_write(self.path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(self.rows)
-
-    def finalize(self, status: str) -> None:
-        """Writes the file."""
-        self.save()

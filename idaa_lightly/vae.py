@@ -227,15 +227,20 @@ def cached_vae(key: dict[str, object], directory: Path, fit: Callable[[], VAE]) 
         directory: of the cache; `key` is written beside each VAE.
         fit: makes the VAE if it is not there.
     """
-    text = json.dumps(key, indent=2, sort_keys=True)
-    path = directory / f"vae-{hashlib.sha256(text.encode()).hexdigest()[:16]}.pt"
+    path = cache_path(key, directory)
     directory.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
             fit().save(path)
             with atomic_write(path.with_suffix(".json")) as temporary:
-                temporary.write_text(text)
+                temporary.write_text(json.dumps(key, indent=2, sort_keys=True))
         return VAE.load(path)
+
+
+def cache_path(key: dict[str, object], directory: Path) -> Path:
+    """Where the VAE of this key is kept."""
+    text = json.dumps(key, sort_keys=True)
+    return directory / f"vae-{hashlib.sha256(text.encode()).hexdigest()[:16]}.pt"
 
 
 def _joined(layers: Sequence[nn.Module]) -> list[nn.Module]:

@@ -155,7 +155,7 @@ def test_values_out_of_range(folder: Path, aug: str, option: str, value: str) ->
     ids=" ".join,
 )
 def test_what_lightning_refuses(folder: Path, arguments: list[str]) -> None:
-    sentence = refused(run(folder, *arguments), 1, arguments[1])
+    sentence = refused(run(folder, *arguments), 2, arguments[1])
     assert "\n" not in sentence.strip()
 
 

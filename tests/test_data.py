@@ -528,3 +528,16 @@ def test_description_tells_parameters_apart(name: str) -> None:
 def test_description_tells_functions_apart() -> None:
     assert describe([level]) != describe([grey])
     json.dumps(describe([level, {"a": (1, None, True)}, np.float32(2), Path("x")]))
+
+
+def test_images_in_memory_are_evaluated_at_the_size_that_was_asked_for() -> None:
+    data = load_data("digits", image_size=128, limit_train=20)
+    batch, _ = next(evaluation_batches(data, data.train, 4))
+    assert batch.shape == (4, 3, 128, 128)
+
+
+def test_loading_leaves_the_global_random_stream_alone() -> None:
+    loader = view_loader(ViewDataset(numbered(16), lambda image: [level(image)], seed=0), 8)
+    before = torch.get_rng_state()
+    assert len(list(loader)) == 2
+    assert torch.equal(before, torch.get_rng_state())

@@ -265,3 +265,29 @@ def test_a_bound_method_is_taken_as_its_module() -> None:
     second = AdversarialLoss(NTXentLoss(), CLAE())(twin.backbone, images(), images(seed=3))
     assert torch.equal(first.total, second.total)
     assert torch.equal(first.adversarial, second.adversarial)
+
+
+def test_a_function_around_a_converted_model_is_seen_through() -> None:
+    model, twin = dual_batchnorm(small_model()), dual_batchnorm(small_model())
+    direct = AdversarialLoss(NTXentLoss(), CLAE())(model, images(), images(seed=3))
+    bank = NTXentLoss()
+    around = AdversarialLoss(lambda a, b: bank(a, b), CLAE())(lambda x: twin(x), images(), images(seed=3))
+    assert torch.equal(direct.adversarial, around.adversarial)
+    assert all(torch.equal(value, twin.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_a_centre_that_the_first_call_makes_is_not_made_by_the_attack() -> None:
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("centre", None)
+
+        def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+            if self.centre is None:
+                self.centre = out1.detach().mean(0)
+            return ((out0 - self.centre) * out1).mean()
+
+    model, criterion = dual_batchnorm(small_model()), Centred()
+    expected = copy.deepcopy(model)(images(seed=3)).mean(0)
+    AdversarialLoss(criterion, CLAE())(model, images(), images(seed=3))
+    torch.testing.assert_close(criterion.centre, expected)

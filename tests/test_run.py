@@ -180,3 +180,12 @@ def test_two_devices() -> None:
     done = subprocess.run([*arguments, "--out", "two"], capture_output=True, text=True, env=os.environ, check=False)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in Path("two").iterdir()} == FILES
+
+
+def test_the_command_line_names_another_plugin_than_the_file() -> None:
+    bench("run", "--aug", "clae", "--set", "aug.eps=0.1", *TINY, "--epochs", "1", "--out", "clae")
+    output = bench("run", "--config", "clae/config.toml", "--aug", "none", "--dry-run").output
+    assert 'aug = "none"' in output
+    assert "eps" not in output
+    assert "eps = 0.1" in bench("run", "--config", "clae/config.toml", "--dry-run").output
+    assert "compile = false" in bench("run", "--config", "clae/config.toml", "--no-compile", "--dry-run").output

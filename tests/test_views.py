@@ -172,3 +172,14 @@ def test_other_bad_arguments() -> None:
         CLAE()(X, lambda images: images.sum((1, 2, 3)))
     with pytest.raises(UsageError, match=r"without a gradient, but an attack needs a scalar"):
         CLAE()(X, lambda images: images.detach().sum())
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1e25])
+def test_extreme_gradients_stay_in_the_l2_ball(scale: float) -> None:
+    views = ViewGenerator(PixelSpace(), FGSM(1.0, "l2"))(X, lambda images: scale * (images * X).sum())
+    torch.testing.assert_close((views - X).flatten(1).norm(dim=1), torch.ones(len(X)), rtol=1e-5, atol=0)
+
+
+def test_a_bad_step_size() -> None:
+    with pytest.raises(UsageError, match="step_size is nan, but must be a finite number, 0 or more"):
+        PGD(0.1, steps=2, step_size=math.nan)

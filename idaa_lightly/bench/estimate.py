@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import time
 
 import torch
 
 from idaa_lightly.bench.prepare import Parts
-from idaa_lightly.plugin import FitContext
+from idaa_lightly.plugin import FitContext, shortest
 
 SAMPLE = 16  # images
 
@@ -18,17 +17,16 @@ def estimate(parts: Parts, context: FitContext) -> float:
     with torch.random.fork_rng(devices=[]):
         method = copy.deepcopy(parts.method).to(context.device)
         count = min(SAMPLE, len(parts.views))
-        start = time.perf_counter()
         samples = [parts.views[0, index][0] for index in range(count)]
-        views_time = (time.perf_counter() - start) / count
+        views_time = shortest(lambda: [parts.views[0, index] for index in range(count)]) / count
         batches = [torch.stack(view).to(context.device) for view in zip(*samples, strict=True)]
-        step_time = 0.0
-        for _ in range(2):  # the first one warms up
-            start = time.perf_counter()
+
+        def step() -> None:
             method.loss(*[method.embed(batch) for batch in batches]).backward()
             if context.device.type == "cuda":
                 torch.cuda.synchronize()
-            step_time = (time.perf_counter() - start) / count
+
+        step_time = shortest(step) / count
     per_image = step_time * parts.augmentation.relative_cost + views_time / max(1, parts.config.workers or 0)
     evaluations = 1 + min(parts.epochs, 10)
     evaluated = evaluations * (len(parts.data.train) + len(parts.data.test)) * step_time / 6

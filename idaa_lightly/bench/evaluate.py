@@ -108,4 +108,4 @@ def _from_run(target: Path, console: Console) -> dict[str, Tensor]:
         backbone.load_state_dict(state)
     except RuntimeError as error:
         raise FileFormatError(f"{target} does not fit the backbone {config.backbone} of its config.toml") from error
-    return features_of(backbone, data)
+    return features_of(backbone.to("cuda" if torch.cuda.is_available() else "cpu"), data)

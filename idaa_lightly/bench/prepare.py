@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from torch import Tensor
 from tqdm import tqdm
@@ -67,6 +69,8 @@ def resolve(config: RunConfig) -> RunConfig:
             raise UsageError(f"{name} is {value}, but must be 1 or more")
     if config.workers is not None and config.workers < 0:
         raise UsageError(f"workers is {config.workers}, but must be 0 or more")
+    if config.precision.endswith("-true") and config.precision != "32-true":
+        raise UsageError(f"precision is {config.precision}, but expected 32-true, bf16-mixed or 16-mixed")
     on_cpu = config.accelerator == "cpu" or not torch.cuda.is_available()
     return replace(
         config,
@@ -96,6 +100,28 @@ def make_parts(config: RunConfig, augmentation: Augmentation, data: DataSet) -> 
     method: Method = load("method", config.method)(backbone, num_features, **config.set["method"])
     views = ViewDataset(data.train, method.transform(data.image_size, data.normalize), config.seed)
     return Parts(config, config.epochs or 1, config.batch_size or 1, data, method, augmentation, views)
+
+
+def make_trainer(config: RunConfig, **options: Any) -> pl.Trainer:
+    """Lightning's Trainer on the devices of a configuration.
+
+    Raises:
+        UsageError: they are not there, or do not go together.
+    """
+    try:
+        return pl.Trainer(
+            accelerator=config.accelerator,
+            devices=int(config.devices) if config.devices.isdigit() else config.devices,
+            strategy=config.strategy,
+            precision=config.precision,  # type: ignore[arg-type]
+            enable_model_summary=False,
+            **options,
+        )
+    except (ValueError, TypeError, ImportError, RuntimeError, MisconfigurationException) as error:
+        raise UsageError(
+            f"accelerator {config.accelerator}, devices {config.devices}, strategy {config.strategy} and precision "
+            f"{config.precision} do not work here: {error}"
+        ) from error
 
 
 def read_data(config: RunConfig, console: Console) -> DataSet:

@@ -13,7 +13,7 @@ record.json, schema 1:
                   evaluation, over all processes of a resumed run; wall_s and cpu_s are of the last process
     data          {name, train, test, classes, image_size, normalize, fingerprint, notes}
     versions      of Python and of the packages that figures depend on
-    device        {name, cpus, torch_threads}
+    device        {type, name, count, cpus, torch_threads}
     git_commit    of idaa-lightly's checkout, null where it is installed from a wheel
 """
 
@@ -26,6 +26,8 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from idaa_lightly.bench.config import RunConfig, read_toml
 from idaa_lightly.errors import FileFormatError, RunFolderError
@@ -95,20 +97,24 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def environment() -> dict[str, Any]:
-    """Versions, machine and commit, for the record."""
-    import torch
-
+def environment(device: torch.device, count: int) -> dict[str, Any]:
+    """Versions, machine and commit, for the record of a run on `count` devices of this kind."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "versions": versions,
-        "device": {"name": name, "cpus": os.cpu_count(), "torch_threads": torch.get_num_threads()},
+        "device": {
+            "type": device.type,
+            "name": name,
+            "count": count,
+            "cpus": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+        },
         "git_commit": _git_commit(),
     }
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint, Timer, TQDMProgressBar
 from rich.console import Console
 from torch import Tensor, nn
@@ -29,13 +28,14 @@ from idaa_lightly.bench.prepare import (
     fit_context,
     make_augmentation,
     make_parts,
+    make_trainer,
     progress,
     read_data,
     resolve,
 )
 from idaa_lightly.bench.results import SCHEMA, environment, open_folder, write_json
 from idaa_lightly.data import DataSet
-from idaa_lightly.errors import FileFormatError, IDAAError
+from idaa_lightly.errors import FileFormatError, UsageError
 from idaa_lightly.evaluation.features import embed
 from idaa_lightly.evaluation.knn import backend, knn_classify
 from idaa_lightly.evaluation.linear import linear_probe
@@ -69,7 +69,9 @@ def run(config: RunConfig, out: Path, *, resume: bool = False, console: Console 
     require_trainable(data, config.batch_size or 1)
     config = replace(config, image_size=data.image_size)
     parts = make_parts(config, augmentation, data)
-    record = open_folder(out, config, resume=resume) if first else None
+    if not first:  # the first process has checked the folder; a finished run is finished for all
+        return {} if (out / "record.json").exists() else _run(parts, out, console, start)
+    record = open_folder(out, config, resume=resume)
     if record is not None:
         console.print(f"{out} is finished already.")
         return record
@@ -124,6 +126,8 @@ def _run(parts: Parts, out: Path, console: Console, start: tuple[float, float]) 
         if config.compile:
             parts.method.backbone.compile()
         ranks, rank = trainer.world_size, trainer.global_rank
+        if parts.batch_size % ranks:
+            raise UsageError(f"batch_size is {parts.batch_size}, but {ranks} devices need a multiple of {ranks}")
         loader = view_loader(
             parts.views, parts.batch_size // ranks, workers=config.workers or 0, ranks=ranks, rank=rank
         )
@@ -131,15 +135,17 @@ def _run(parts: Parts, out: Path, console: Console, start: tuple[float, float]) 
             with atomic_write(out / "config.toml") as temporary:
                 temporary.write_text(config.to_toml())
         try:
-            trainer.fit(module, loader, ckpt_path=checkpoint if resumed else None)
+            trainer.fit(module, loader, ckpt_path=checkpoint if resumed else None, weights_only=True)
         except SystemExit as stop:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from stop
-    backbone = strip_dual_batchnorm(copy.deepcopy(parts.method.backbone)).cpu()
+    if trainer.is_global_zero:
+        backbone = strip_dual_batchnorm(copy.deepcopy(parts.method.backbone)).cpu()
+        with atomic_write(out / "backbone.pt") as temporary:
+            torch.save(backbone.state_dict(), temporary)
+    module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
     rows = _view_rows(parts, module)  # by all processes: the loss may gather
     if not trainer.is_global_zero:
         return {}
-    with atomic_write(out / "backbone.pt") as temporary:
-        torch.save(backbone.state_dict(), temporary)
     save_curves(out)
     save_views(out / "views.png", rows, data.normalize)
     train_time = timer.time_elapsed("train") - evaluation.seconds
@@ -175,7 +181,7 @@ def _run(parts: Parts, out: Path, console: Console, start: tuple[float, float]) 
             "fingerprint": [data.train.fingerprint(), data.test.fingerprint()],
             "notes": list(data.notes),
         },
-        **environment(),
+        **environment(trainer.strategy.root_device, trainer.world_size),
     }
     write_json(out / "record.json", record)
     return record
@@ -199,24 +205,14 @@ def _announce(parts: Parts, console: Console, out: Path, duration: str, resumed_
 def _trainer(config: RunConfig, out: Path, callbacks: list[pl.Callback], steps: int, resumed_at: int) -> pl.Trainer:
     saving = ModelCheckpoint(out / "checkpoints", filename="last", enable_version_counter=False)
     bar = sys.stderr.isatty()
-    try:
-        return pl.Trainer(
-            accelerator=config.accelerator,
-            devices=int(config.devices) if config.devices.isdigit() else config.devices,
-            strategy=config.strategy,
-            precision=config.precision,  # type: ignore[arg-type]
-            max_epochs=config.epochs,
-            logger=MetricsCSV(out / "metrics.csv", resumed_at),
-            callbacks=[*callbacks, saving, *([TQDMProgressBar(refresh_rate=LOG_EVERY)] if bar else [])],
-            enable_progress_bar=bar,
-            enable_model_summary=False,
-            log_every_n_steps=min(LOG_EVERY, steps),
-        )
-    except (ValueError, TypeError, ImportError, RuntimeError, MisconfigurationException) as error:
-        raise IDAAError(
-            f"accelerator {config.accelerator}, devices {config.devices}, strategy {config.strategy} and precision "
-            f"{config.precision} do not work here: {error}"
-        ) from error
+    return make_trainer(
+        config,
+        max_epochs=config.epochs,
+        logger=MetricsCSV(out / "metrics.csv", resumed_at),
+        callbacks=[*callbacks, saving, *([TQDMProgressBar(refresh_rate=LOG_EVERY)] if bar else [])],
+        enable_progress_bar=bar,
+        log_every_n_steps=min(LOG_EVERY, steps),
+    )
 
 
 def _quiet_lightning() -> None:

@@ -5,13 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
 from rich.console import Console
 from torch.nn import functional as F
 
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.bench.prepare import fit_context, make_augmentation, make_parts, read_data, resolve
+from idaa_lightly.bench.prepare import (
+    fit_context,
+    make_augmentation,
+    make_parts,
+    make_trainer,
+    read_data,
+    resolve,
+)
 
 
 def train_vae(config: RunConfig, out: Path, console: Console) -> float:
@@ -28,8 +34,7 @@ def train_vae(config: RunConfig, out: Path, console: Console) -> float:
     config = replace(resolve(config), backbone="resnet9-w16")  # the views do not depend on it
     augmentation = make_augmentation(config)
     parts = make_parts(config, augmentation, read_data(config, console))
-    trainer = pl.Trainer(accelerator=config.accelerator, devices=1, logger=False, enable_checkpointing=False)
-    context = fit_context(parts, trainer.strategy.root_device)
+    context = fit_context(parts, make_trainer(config, logger=False).strategy.root_device)
     console.print(f"VAE on {len(parts.views)} images of {parts.data.image_size} px, {parts.epochs} epochs")
     augmentation.fit(context)
     vae = augmentation.generator().space.vae  # type: ignore[attr-defined]

@@ -20,6 +20,7 @@ from idaa_lightly.errors import DataError, NonFiniteError, UsageError
 
 BANK_BLOCK = 65_536  # rows of the bank in float32 at a time: 128 MiB at 512 dimensions
 QUERY_BLOCK = 16_384  # many queries a call: FAISS uses BLAS only for large ones
+GPU_K = 2048  # the most neighbours that FAISS finds on a GPU
 FAISS_FROM = 128_000  # query elements; below it FAISS goes without BLAS and torch is faster
 
 
@@ -120,14 +121,18 @@ def backend() -> str:
     if faiss_available():
         import faiss
 
-        return f"faiss {faiss.__version__}, exact"
+        return f"faiss {faiss.__version__}, exact{', on the GPU' if faiss.get_num_gpus() > 0 else ''}"
     return 'torch, exact (for FAISS: pip install "idaa-lightly[cpu]", or [gpu] with an NVIDIA GPU)'
 
 
 def _faiss_search(block: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     import faiss  # after torch: they then share one OpenMP runtime
 
-    found, at = faiss.knn(queries.numpy(), block.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)
+    arrays = queries.numpy(), block.numpy(), k
+    if faiss.get_num_gpus() > 0 and k <= GPU_K:  # without a GPU, knn_gpu would end the process
+        found, at = faiss.knn_gpu(faiss.StandardGpuResources(), *arrays, metric=faiss.METRIC_INNER_PRODUCT)
+    else:
+        found, at = faiss.knn(*arrays, metric=faiss.METRIC_INNER_PRODUCT)
     return torch.from_numpy(found), torch.from_numpy(at)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
@@ -11,8 +10,8 @@ from torch import Tensor
 from idaa_lightly import FGSM, PGD, VAE, LatentSpace, ViewGenerator, fit_vae
 from idaa_lightly.ascent import Ascent, Norm
 from idaa_lightly.errors import UsageError
-from idaa_lightly.plugin import FitContext, GeneratorAugmentation, require_at_least
-from idaa_lightly.vae import cached_vae
+from idaa_lightly.plugin import FitContext, GeneratorAugmentation, require_at_least, shortest
+from idaa_lightly.vae import cache_path, cached_vae
 
 BATCH_SIZE = 128  # of the VAE's training: Yang et al., ICML 2022, appendix on training
 
@@ -73,7 +72,6 @@ class IDAA(GeneratorAugmentation):
                     )
             return
         epochs = self.epochs or context.epochs
-        key = context.key | self.size | {"beta": self.beta, "epochs": epochs, "seed": context.seed}
 
         def fitted() -> VAE:
             step = context.progress("VAE", epochs)
@@ -88,19 +86,15 @@ class IDAA(GeneratorAugmentation):
             )
             return vae
 
-        self.vae = cached_vae(key, context.cache_dir, fitted)
+        self.vae = cached_vae(self._key(context), context.cache_dir, fitted)
 
     def fit_seconds(self, context: FitContext) -> float:
-        """Times one step on a few images."""
-        if self.file is not None:
+        """Times a step on a few images."""
+        if self.file is not None or cache_path(self._key(context), context.cache_dir).exists():
             return 0.0
-        views = context.views(BATCH_SIZE)
-        images = next(iter(views))[:16]
+        images = next(iter(context.views(BATCH_SIZE)))[:16]
         vae = self._new(context)
-        fit_vae(vae, [images], epochs=1)
-        start = time.perf_counter()
-        fit_vae(vae, [images], epochs=1)
-        per_image = (time.perf_counter() - start) / len(images)
+        per_image = shortest(lambda: fit_vae(vae, [images], epochs=1)) / len(images)
         return per_image * context.images * (self.epochs or context.epochs)
 
     def generator(self) -> ViewGenerator:
@@ -118,6 +112,11 @@ class IDAA(GeneratorAugmentation):
         """R(x) and G(x)."""
         residual, reconstruction = self.space.decomposition(images)
         return {"R(x)": residual, "G(x)": reconstruction}
+
+    def _key(self, context: FitContext) -> dict[str, object]:
+        """What the VAE depends on."""
+        epochs = self.epochs or context.epochs
+        return context.key | self.size | {"beta": self.beta, "epochs": epochs, "seed": context.seed}
 
     def _new(self, context: FitContext) -> VAE:
         with torch.random.fork_rng(devices=[]):
