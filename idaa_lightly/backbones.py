@@ -10,8 +10,7 @@ from lightly.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from idaa_lightly.errors import UsageError
-from idaa_lightly.registry import suggestion
+from idaa_lightly.errors import UsageError, suggestion
 
 SMALL = 64  # px; up to here a ResNet gets the CIFAR stem
 NARROW_LAYERS = {"resnet9": [1, 1, 1, 1], "resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6, 3]}

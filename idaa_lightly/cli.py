@@ -14,7 +14,7 @@ from rich.table import Table
 
 from idaa_lightly import registry
 from idaa_lightly.bench.config import RunConfig, parse_set, read_toml
-from idaa_lightly.errors import IDAAError, UsageError
+from idaa_lightly.errors import IDAAError, UsageError, suggestion
 
 KINDS: tuple[registry.Kind, ...] = get_args(registry.Kind)
 VAE_FIELDS = (
@@ -210,9 +210,7 @@ def show(name: str) -> None:
     ]
     if not found:
         known = [entry.name for kind in KINDS for entry in registry.entries(kind)]
-        raise UsageError(
-            f"no method or augmentation {name!r}; installed: {', '.join(known)}.{registry.suggestion(name, known)}"
-        )
+        raise UsageError(f"no method or augmentation {name!r}; installed: {', '.join(known)}.{suggestion(name, known)}")
     import inspect
 
     for kind in found:

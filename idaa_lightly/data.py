@@ -19,8 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
-from idaa_lightly.errors import DataError, UsageError
-from idaa_lightly.registry import suggestion
+from idaa_lightly.errors import DataError, UsageError, suggestion
 
 IN_MEMORY = 96  # px; up to here all images are decoded at the start
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}

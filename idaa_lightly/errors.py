@@ -6,6 +6,9 @@ exits with `exit_code`; library users catch `IDAAError`, or the built-in type be
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class IDAAError(Exception):
     """Base of all errors of this package."""
@@ -43,3 +46,9 @@ class RunFolderError(IDAAError):
 
 class NonFiniteError(IDAAError, ArithmeticError):
     """Features or a loss hold NaN or infinity."""
+
+
+def suggestion(got: str, known: Iterable[str]) -> str:
+    """' Did you mean ...?' where something known is close, else nothing."""
+    close = difflib.get_close_matches(got, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

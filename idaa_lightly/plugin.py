@@ -22,9 +22,8 @@ from lightly.transforms.multi_view_transform import MultiViewTransform
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from idaa_lightly.errors import PluginError, UsageError
+from idaa_lightly.errors import PluginError, UsageError, suggestion
 from idaa_lightly.losses import AdversarialLoss
-from idaa_lightly.registry import suggestion
 from idaa_lightly.views import ViewGenerator
 
 
@@ -66,6 +65,25 @@ class Method(nn.Module, ABC):
     def forward(self, images: Tensor) -> Any:
         """Same as `embed`."""
         return self.embed(images)
+
+
+class PairMethod(Method):
+    """A method of one network and a pair loss: the constructor makes `self.head` and `self.criterion`."""
+
+    head: nn.Module
+    """Features (N, num_features) to projections (N, D)."""
+    criterion: nn.Module
+    """Lightly's `forward(out0, out1)`."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Projections (N, D)."""
+        projection: Tensor = self.head(self.backbone(images).flatten(1))
+        return projection
+
+    def loss(self, anchor: Tensor, positive: Tensor, *others: Tensor) -> Tensor:
+        """The criterion on the first two views."""
+        loss: Tensor = self.criterion(anchor, positive)
+        return loss
 
 
 @dataclass(frozen=True)

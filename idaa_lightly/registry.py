@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from idaa_lightly.errors import PluginError
+from idaa_lightly.errors import PluginError, suggestion
 
 Kind = Literal["method", "augmentation"]
 
@@ -64,9 +62,3 @@ def load(kind: Kind, name: str) -> Any:
             f"{kind} {name!r} of {entry.distribution} {entry.version} cannot be imported from {entry.target}: "
             f"{type(error).__name__}: {error}"
         ) from error
-
-
-def suggestion(got: str, known: Iterable[str]) -> str:
-    """' Did you mean ...?' where something known is close, else nothing."""
-    close = difflib.get_close_matches(got, list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""

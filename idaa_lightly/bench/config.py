@@ -12,8 +12,7 @@ from typing import Any, get_args, get_type_hints
 
 import tomli_w
 
-from idaa_lightly.errors import FileFormatError, UsageError
-from idaa_lightly.registry import suggestion
+from idaa_lightly.errors import FileFormatError, UsageError, suggestion
 
 if sys.version_info >= (3, 11):
     import tomllib

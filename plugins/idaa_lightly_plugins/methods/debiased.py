@@ -23,6 +23,7 @@ class Debiased(SimCLR):
     learning rate 1e-3, weight decay 1e-6, 400 epochs, batch 256, ResNet-50, a head with BatchNorm of 512 and 128.
 
     Args:
+        temperature: scales the cosines, above 0.
         tau_plus: probability that a negative is of the anchor's class, in [0, 1).
         lr: learning rate of Adam.
         projection_dim: dimension of the projection.
@@ -30,12 +31,14 @@ class Debiased(SimCLR):
     """
 
     epochs = 400
+    criterion: DebiasedLoss
 
     def __init__(
         self,
         backbone: nn.Module,
         num_features: int,
         *,
+        temperature: float = 0.5,
         tau_plus: float = 0.1,
         lr: float = 1e-3,
         projection_dim: int = 128,
@@ -44,7 +47,7 @@ class Debiased(SimCLR):
         super().__init__(backbone, num_features, lr=lr, projection_dim=projection_dim, **options)
         blocks = [(num_features, 512, nn.BatchNorm1d(512), nn.ReLU()), (512, projection_dim, None, None)]
         self.head = ProjectionHead(blocks)
-        self.criterion = DebiasedLoss(self.criterion.temperature, tau_plus)
+        self.criterion = DebiasedLoss(temperature, tau_plus)
 
     def transform(self, image_size: int, normalize: dict[str, list[float]]) -> MultiViewTransform:
         """Crop, flip, colour jitter, greyscale."""

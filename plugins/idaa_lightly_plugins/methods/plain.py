@@ -8,14 +8,14 @@ from collections.abc import Iterable
 import torch
 from lightly.transforms.multi_view_transform import MultiViewTransform
 from lightly.transforms.simclr_transform import SimCLRTransform
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from idaa_lightly.criteria import InfoNCELoss
-from idaa_lightly.plugin import Method, require_at_least
+from idaa_lightly.plugin import PairMethod, require_at_least
 
 
-class Plain(Method):
+class Plain(PairMethod):
     """One-way InfoNCE on a linear embedding of 128 dimensions.
 
     Source and recipe: Ho & Vasconcelos, NeurIPS 2020, Sec. 4 ("Plain"), as used by Yang et al., ICML 2022: SGD with
@@ -61,16 +61,6 @@ class Plain(Method):
             gaussian_blur=0.0,
             normalize=normalize,
         )
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Embeddings (N, projection_dim)."""
-        embedding: Tensor = self.head(self.backbone(images).flatten(1))
-        return embedding
-
-    def loss(self, anchor: Tensor, positive: Tensor, *others: Tensor) -> Tensor:
-        """The criterion on the pair."""
-        loss: Tensor = self.criterion(anchor, positive)
-        return loss
 
     def optimizer(
         self, parameters: Iterable[nn.Parameter], epochs: int, steps_per_epoch: int

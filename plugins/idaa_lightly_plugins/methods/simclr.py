@@ -10,13 +10,13 @@ from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
 from lightly.transforms.multi_view_transform import MultiViewTransform
 from lightly.transforms.simclr_transform import SimCLRTransform
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from idaa_lightly.plugin import Method, require_at_least
+from idaa_lightly.plugin import PairMethod, require_at_least
 
 
-class SimCLR(Method):
+class SimCLR(PairMethod):
     """SimCLR with the recipe of IDAA's authors for small images.
 
     Source: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020; recipe of
@@ -56,16 +56,6 @@ class SimCLR(Method):
         return SimCLRTransform(
             image_size, cj_strength=self.jitter, gaussian_blur=0.0, min_scale=0.08, normalize=normalize
         )
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Projections (N, projection_dim)."""
-        projection: Tensor = self.head(self.backbone(images).flatten(1))
-        return projection
-
-    def loss(self, anchor: Tensor, positive: Tensor, *others: Tensor) -> Tensor:
-        """NT-Xent."""
-        loss: Tensor = self.criterion(anchor, positive)
-        return loss
 
     def optimizer(
         self, parameters: Iterable[nn.Parameter], epochs: int, steps_per_epoch: int
