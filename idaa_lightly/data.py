@@ -124,7 +124,7 @@ def load_data(
         raise UsageError(f"image_size is {size}, but must be 8 or more")
     notes: Counter[str] = Counter()
     if size <= IN_MEMORY:
-        step = report("reading images", len(train) + len(test))
+        step = report("reading images", len(train) + len(test)) if train.pixels is None else lambda text: None
         train, test = (_decoded(images, size, notes, step) for images in (train, test))
     normalize = IMAGENET if train.pixels is None else _statistics(train.pixels)
     sentences = [f"{count} images {what}" for what, count in sorted(notes.items())]
