@@ -71,7 +71,7 @@ def _from_npz(path: Path) -> dict[str, Tensor]:
             name: torch.from_numpy(values.astype(np.int64) if name.endswith("labels") else values)
             for name, values in found.items()
         }
-    except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, BadZipFile) as error:
         raise FileFormatError(f"{path} is no file of features ({error}): expected {', '.join(ARRAYS)}") from error
 
 
