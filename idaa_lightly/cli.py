@@ -48,7 +48,8 @@ class Commands(click.Group):
             )
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
-            click.echo("Interrupted. The same command with --resume goes on after the last finished epoch.", err=True)
+            hint = " The same command with --resume goes on after the last finished epoch."
+            click.echo("Interrupted." + (hint if ctx.invoked_subcommand == "run" else ""), err=True)
             ctx.exit(130)
 
 
@@ -230,9 +231,12 @@ def _console() -> Console:
 
 
 def _configs(given: dict[str, Any], file: Path | None, *, several: bool = True) -> list[RunConfig]:
-    """The configurations that the options, over the file's, ask for: one a seed."""
+    """The configurations that the options, over the file's, ask for: one a seed.
+
+    Where the command line names another plugin than the file, the file's options of that plugin are left out.
+    """
     values = read_toml(file) if file else {}
-    other = {kind for kind in ("method", "aug") if given.get(kind) not in (None, values.get(kind))}  # another plugin
+    other = {kind for kind in ("method", "aug") if kind in values and given.get(kind) not in (None, values[kind])}
     options = {kind: dict(items) for kind, items in values.pop("set", {}).items() if kind not in other}
     for kind, items in parse_set(given.pop("set", ())).items():
         options.setdefault(kind, {}).update(items)

@@ -189,3 +189,8 @@ def test_the_command_line_names_another_plugin_than_the_file() -> None:
     assert "eps" not in output
     assert "eps = 0.1" in bench("run", "--config", "clae/config.toml", "--dry-run").output
     assert "compile = false" in bench("run", "--config", "clae/config.toml", "--no-compile", "--dry-run").output
+
+
+def test_a_file_of_options_alone_is_for_whatever_plugin_the_command_line_names() -> None:
+    Path("options.toml").write_text("[set.aug]\neps = 0.07\n")
+    assert "eps = 0.07" in bench("run", "--config", "options.toml", "--aug", "clae", "--dry-run").output
