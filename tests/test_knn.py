@@ -278,12 +278,14 @@ def test_without_faiss(monkeypatch):
     assert not knn.faiss_available()
     assert_equal(knn_classify(*case, 30), expected)
     assert set(used) == {"torch"}
-    assert knn.backend() == 'torch, exact (for FAISS: pip install "idaa-lightly[cpu]", or [gpu] with an NVIDIA GPU)'
+    assert (
+        knn.backend(10**6) == 'torch, exact (for FAISS: pip install "idaa-lightly[cpu]", or [gpu] with an NVIDIA GPU)'
+    )
 
 
 def test_backend_names_faiss():
     faiss = pytest.importorskip("faiss")
-    assert knn.backend() == f"faiss {faiss.__version__}, exact"
+    assert knn.backend(10**6) == f"faiss {faiss.__version__}, exact"
 
 
 def test_two_faiss_distributions_warn(monkeypatch, tmp_path):
@@ -300,3 +302,8 @@ def test_two_faiss_distributions_warn(monkeypatch, tmp_path):
 
 def assert_equal(a, b):
     torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_the_backend_is_the_one_that_searches() -> None:
+    assert knn.backend(knn.FAISS_FROM - 1).startswith("torch, exact (faster than FAISS")
+    assert knn.backend(knn.FAISS_FROM).startswith("faiss ")

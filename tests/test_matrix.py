@@ -37,7 +37,9 @@ def make_augmentation(name: str) -> Augmentation:
     torch.manual_seed(1)
     VAE(16, bottleneck_dim=6, width=4).save("vae.pt")
     augmentation: Augmentation = plugin(vae="vae.pt")
-    augmentation.fit(type("Context", (), {"image_size": 16, "channels": 3})())  # all that loading a file asks for
+    augmentation.fit(
+        type("Context", (), {"image_size": 16, "channels": 3, "seed": 0})()
+    )  # all that loading a file asks for
     return augmentation
 
 
@@ -118,3 +120,15 @@ def test_simclr_overfits_a_batch() -> None:
     floor = nn.functional.cross_entropy(torch.tensor([[2.0, *[-2.0 / 7] * 14]]), torch.tensor([0])).item()
     assert last < first - 0.5
     assert last < floor + 0.6
+
+
+@pytest.mark.parametrize("name", ["random", "pgd"])
+def test_noise_is_of_the_runs_seed(name: str) -> None:
+    """Or several seeds of the control would share their directions."""
+    drawn = []
+    for seed in (0, 1, 0):
+        augmentation: Any = load("augmentation", name)(**({"space": "pixels"} if name == "random" else {}))
+        augmentation.fit(type("Context", (), {"seed": seed})())
+        drawn.append(augmentation.generator()(views(0)[0], lambda images: 0 * images.sum()))  # flat: the noise stays
+    assert torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], drawn[1])

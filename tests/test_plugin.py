@@ -107,7 +107,7 @@ def test_an_own_option_goes_before_the_bases():
 def test_random_has_idaas_options():
     random, idaa = (options_of(registry.load("augmentation", name)) for name in ("random", "idaa"))
     inherited = [name for name in idaa if name not in ("eps", "norm")]
-    assert list(random) == ["space", "eps", "norm", "noise_seed", *inherited]
+    assert list(random) == ["space", "eps", "norm", *inherited]
     assert all(random[name] == idaa[name] for name in inherited)
     assert (random["eps"].default, random["eps"].type_name) == (None, "float | None")
     assert "units of the space" in random["eps"].help

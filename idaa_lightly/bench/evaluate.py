@@ -56,7 +56,7 @@ def evaluate_knn(target: Path, k: int, temperature: float, console: Console) -> 
         "temperature": temperature,
         "top1": hits[:, 0].double().mean().item(),
         "top5": hits[:, :5].any(1).double().mean().item(),
-        "backend": backend(),
+        "backend": backend(queries.numel()),
     }
 
 

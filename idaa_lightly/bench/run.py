@@ -160,7 +160,7 @@ def _run(parts: Parts, out: Path, console: Console, start: tuple[float, float]) 
         "evaluation": {
             "knn_k": min(KNN_K, len(data.train)),
             "knn_temperature": KNN_TEMPERATURE,
-            "knn_backend": backend(),
+            "knn_backend": backend(len(data.test) * parts.method.num_features),
             "features": "backbone, in eval mode, of images without augmentation",
             "linear": "L-BFGS on standardised features, L2 strength chosen on a tenth of train",
         },
@@ -193,7 +193,8 @@ def _announce(parts: Parts, console: Console, out: Path, duration: str, resumed_
     console.print(
         f"{config.method} × {config.aug} on {config.data}: {len(data.train)} training and {len(data.test)} test images "
         f"of {data.image_size} px in {len(data.classes)} classes; {config.backbone}{stem}; {parts.epochs} epochs of "
-        f"{len(parts.views) // parts.batch_size} steps, {parts.batch_size} images each; kNN by {backend()}.",
+        f"{len(parts.views) // parts.batch_size} steps, {parts.batch_size} images each; "
+        f"kNN by {backend(len(data.test) * parts.method.num_features)}.",
         highlight=False,
     )
     if resumed_at is not None:

@@ -116,8 +116,10 @@ def faiss_available() -> bool:
     return importlib.util.find_spec("faiss") is not None
 
 
-def backend() -> str:
-    """One line on what searches, for logs and records."""
+def backend(elements: int) -> str:
+    """One line on what searches for queries of M · D `elements` on the CPU, for logs and records."""
+    if faiss_available() and elements < FAISS_FROM:
+        return "torch, exact (faster than FAISS for so few queries)"
     if faiss_available():
         import faiss
 

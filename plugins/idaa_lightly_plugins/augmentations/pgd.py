@@ -7,7 +7,7 @@ from typing import Any
 from idaa_lightly import PGD as Ascent
 from idaa_lightly import PixelSpace, ViewGenerator
 from idaa_lightly.ascent import Norm
-from idaa_lightly.plugin import GeneratorAugmentation
+from idaa_lightly.plugin import FitContext, GeneratorAugmentation
 
 
 class PGD(GeneratorAugmentation):
@@ -22,7 +22,6 @@ class PGD(GeneratorAugmentation):
         step_size: length of a step; 2.5 · eps / steps where it is None.
         norm: of the ball.
         random_start: start from a random point of the ball, not from the image.
-        noise_seed: of the random start.
     """
 
     def __init__(
@@ -33,14 +32,16 @@ class PGD(GeneratorAugmentation):
         step_size: float | None = None,
         norm: Norm = "linf",
         random_start: bool = True,
-        noise_seed: int = 0,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self.relative_cost = 1.7 + 0.35 * steps
-        self.ascent = Ascent(
-            eps, steps=steps, step_size=step_size, norm=norm, random_start=random_start, seed=noise_seed
-        )
+        self.ascent = Ascent(eps, steps=steps, step_size=step_size, norm=norm, random_start=random_start)
+
+    def fit(self, context: FitContext) -> None:
+        """The random starts are of the run's seed."""
+        if self.ascent.noise is not None:
+            self.ascent.noise.seed = context.seed
 
     def generator(self) -> ViewGenerator:
         """PGD on pixels."""

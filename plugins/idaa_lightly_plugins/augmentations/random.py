@@ -21,7 +21,6 @@ class Random(IDAA):
         space: "latent" perturbs as IDAA does (with its VAE, and its options), "pixels" as CLAE does.
         eps: length in units of the space; IDAA's or CLAE's default where it is None.
         norm: "linf" takes random signs, "l2" a random point of the sphere.
-        noise_seed: of the directions.
     """
 
     def __init__(
@@ -30,17 +29,17 @@ class Random(IDAA):
         space: Literal["latent", "pixels"] = "latent",
         eps: float | None = None,
         norm: Norm = "linf",
-        noise_seed: int = 0,
         **options: Any,
     ) -> None:
         radius = {"latent": 0.15, "pixels": 0.03}[space] if eps is None else eps
         super().__init__(eps=radius, norm=norm, **options)
         self.in_pixels = space == "pixels"
         self.relative_cost = 1.6
-        self.direction = RandomDirection(radius, norm, seed=noise_seed)
+        self.direction = RandomDirection(radius, norm)
 
     def fit(self, context: FitContext) -> None:
-        """Fits IDAA's VAE where its bottleneck is perturbed."""
+        """Fits IDAA's VAE where its bottleneck is perturbed; the directions are of the run's seed."""
+        self.direction.noise.seed = context.seed
         if not self.in_pixels:
             super().fit(context)
 
