@@ -6,10 +6,13 @@ from .batchnorm import (
     dual_batchnorm,
     strip_dual_batchnorm,
 )
+from .criteria import DebiasedLoss, InfoNCELoss, OUCLLoss, UELLoss
 from .evaluation.knn import knn_classify
 from .evaluation.linear import linear_probe
+from .features import FeatureGenerator, MetAugLoss
+from .learned import LearnedColor, Viewmaker
 from .losses import AdversarialLoss, AdversarialOutput
-from .spaces import LatentSpace, PixelSpace
+from .spaces import AffineSpace, ColorSpace, JitterSpace, LatentSpace, PixelSpace
 from .vae import VAE, fit_vae
 from .views import CLAE, IDAA, ViewGenerator
 
@@ -21,11 +24,22 @@ __all__ = [
     "VAE",
     "AdversarialLoss",
     "AdversarialOutput",
+    "AffineSpace",
+    "ColorSpace",
+    "DebiasedLoss",
     "DualBatchNorm",
+    "FeatureGenerator",
+    "InfoNCELoss",
+    "JitterSpace",
     "LatentSpace",
+    "LearnedColor",
+    "MetAugLoss",
+    "OUCLLoss",
     "PixelSpace",
     "RandomDirection",
+    "UELLoss",
     "ViewGenerator",
+    "Viewmaker",
     "adversarial_batchnorm",
     "adversarial_parameters",
     "dual_batchnorm",

@@ -23,6 +23,8 @@ Value = Callable[[Tensor], Tensor]
 class Ascent(Protocol):
     """What a ViewGenerator asks of a search."""
 
+    eps: float
+    norm: Norm
     random_start: bool
 
     def __call__(self, value: Value, point: Tensor) -> Tensor:

@@ -216,7 +216,7 @@ def show(name: str) -> None:
 
     for kind in found:
         plugin = registry.load(kind, name)
-        from idaa_lightly.plugin import options_of
+        from idaa_lightly.options import options_of
 
         click.echo(f"{kind} {name}: {(inspect.getdoc(plugin) or '').partition('Args:')[0].strip()}\n")
         table = Table("option", "type", "default", "meaning")

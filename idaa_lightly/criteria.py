@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from idaa_lightly.errors import UsageError
+from idaa_lightly.options import require_at_least
 
 
 class InfoNCELoss(nn.Module):
@@ -94,11 +95,50 @@ class DebiasedLoss(nn.Module):
         return -(positive / (positive + estimate)).log().mean()
 
 
+class OUCLLoss(nn.Module):
+    """Optimisation-driven unified contrast: all pairs of a positive and a negative similarity in one logarithm.
+
+    (1/γ) log(1 + Σ_k⁻ Σ_k⁺ exp γ(Γ⁻(d⁻ − m) − Γ⁺(d⁺ − 1 + m))) for each embedding, d = (cos + 1) / 2, with the weights
+    Γ⁻ = [d⁻ + m]₊ and Γ⁺ = [1 + m − d⁺]₊ held constant. Negatives are the other samples of the batch, on one device.
+
+    Source: Li et al., "MetAug: Contrastive Learning via Meta Feature Augmentation", ICML 2022, Sec. 3.3.
+
+    Args:
+        gamma: scale, above 0.
+        margin: m, 0 or more.
+        weighted: False is the default of the authors' program: Γ = 1, without margins, times 16.
+    """
+
+    def __init__(self, gamma: float = 16.0, margin: float = 0.25, *, weighted: bool = True) -> None:
+        super().__init__()
+        require_at_least(0, margin=margin)
+        self.gamma, self.margin, self.weighted = _above_zero(gamma, "gamma"), margin, weighted
+
+    def forward(self, *outs: Tensor) -> Tensor:
+        """Embeddings (N, D) of two or more views of the same N samples, N of 2 or more."""
+        z = F.normalize(torch.cat(outs), dim=1)
+        similarities = (z @ z.T + 1) / 2
+        sample = torch.arange(len(z), device=z.device) % len(outs[0])
+        same = sample[:, None] == sample
+        positives = similarities[same & ~_itself(z)].view(len(z), -1)
+        return self.of_similarities(positives, similarities[~same].view(len(z), -1))
+
+    def of_similarities(self, positives: Tensor, negatives: Tensor) -> Tensor:
+        """Similarities in [0, 1] of M embeddings to their positives (M, P) and negatives (M, K)."""
+        scale = 16.0
+        if self.weighted:
+            scale, m = 1.0, self.margin
+            negatives = (negatives + m).clamp_min(0).detach() * (negatives - m)
+            positives = (1 + m - positives).clamp_min(0).detach() * (positives - 1 + m)
+        pairs = (self.gamma * negatives).logsumexp(1) + (-self.gamma * positives).logsumexp(1)
+        return scale / self.gamma * F.softplus(pairs).mean()
+
+
 def _itself(z: Tensor) -> Tensor:
     return torch.eye(len(z), dtype=torch.bool, device=z.device)
 
 
-def _above_zero(temperature: float) -> float:
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise UsageError(f"temperature is {temperature}, but must be a finite number above 0")
-    return temperature
+def _above_zero(value: float, name: str = "temperature") -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise UsageError(f"{name} is {value}, but must be a finite number above 0")
+    return value

@@ -1,29 +1,25 @@
 """The two things that a plugin can be: a method or an augmentation.
 
-Their options are the keyword-only arguments of the constructor, typed, with the default there and nowhere else, and
-described under `Args:` in the class's docstring. A constructor that takes `**options` has those of its base, too.
+Their options are the keyword-only arguments of the constructor; see `idaa_lightly.options`.
 """
 
 from __future__ import annotations
 
-import inspect
-import math
-import re
 import time
-import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar
 
 import torch
 from lightly.transforms.multi_view_transform import MultiViewTransform
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.optimizer import ParamsT
 
-from idaa_lightly.errors import PluginError, UsageError, suggestion
 from idaa_lightly.losses import AdversarialLoss
+from idaa_lightly.options import require_at_least
 from idaa_lightly.views import ViewGenerator
 
 
@@ -39,6 +35,8 @@ class Method(nn.Module, ABC):
     """Of the recipe; what `idaa-bench run` takes where nothing is said."""
     batch_size: ClassVar[int] = 256
     """Of the recipe, likewise."""
+    multi_crop: ClassVar[bool] = False
+    """Whether `transform` gives smaller views after the first two."""
 
     def __init__(self, backbone: nn.Module, num_features: int) -> None:
         super().__init__()
@@ -50,17 +48,27 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, images: Tensor) -> Any:
-        """Images (N, C, H, W) to what the loss compares: a tensor, or a tuple, list or dict of tensors."""
+        """Images (N, C, H, W) to what the loss compares: a tensor, or a tuple, list or dict of tensors.
+
+        Of several, the first is the embedding (N, D) by the network that is trained, such as BYOL's prediction; those
+        of a momentum network come after it, outside the graph.
+        """
 
     @abstractmethod
     def loss(self, anchor: Any, positive: Any, *others: Any) -> Tensor:
-        """Scalar loss of embeddings of views of the same samples."""
+        """Scalar loss of embeddings of views of the same samples.
+
+        Attacks perturb the image behind `positive`, against an `anchor` that is held fixed.
+        """
 
     @abstractmethod
     def optimizer(
-        self, parameters: Iterable[nn.Parameter], epochs: int, steps_per_epoch: int
+        self, parameters: ParamsT, epochs: int, steps_per_epoch: int
     ) -> tuple[torch.optim.Optimizer, LRScheduler]:
-        """The optimiser, and its schedule, which is stepped after every optimiser step."""
+        """The optimiser of parameters, or of groups of them, and its schedule, stepped after every optimiser step."""
+
+    def before_step(self, step: int, epochs: int, steps_per_epoch: int) -> None:
+        """Called before each training step, counted from 0: the place to update a momentum network."""
 
     def forward(self, images: Tensor) -> Any:
         """Same as `embed`."""
@@ -97,6 +105,7 @@ class FitContext:
         images: number of training images.
         image_size: of the views, in pixels.
         channels: of the views.
+        normalize: `mean` and `std` per channel of the views, as given to `Method.transform`.
         epochs: of the training to come.
         seed: of the run.
         device: of the training.
@@ -109,6 +118,7 @@ class FitContext:
     images: int
     image_size: int
     channels: int
+    normalize: dict[str, list[float]]
     epochs: int
     seed: int
     device: torch.device
@@ -119,10 +129,19 @@ class FitContext:
 class Augmentation(ABC):
     """Turns a method and views into a loss."""
 
-    relative_cost: float = 1.9
-    """Time of a training step relative to the method's own, for the estimate at the start of a run."""
     dual_batchnorm: ClassVar[bool] = True
     """Whether the method is converted by `dual_batchnorm` first."""
+    compiles: ClassVar[bool] = True
+    """Whether it works with a compiled backbone."""
+    lr: float | None = None
+    """Learning rate of the loss's own parameters, if it has any; the method's where it is None."""
+    relative_cost: float = 1.9
+    """Time of a training step relative to the method's own, for the estimate at the start of a run."""
+
+    @classmethod
+    def refuses(cls, method: type[Method]) -> str:
+        """Why it cannot go with this method, as a sentence; empty where it can."""
+        return ""
 
     def fit(self, context: FitContext) -> None:  # noqa: B027 - most augmentations need no fitting
         """Prepares what the augmentation needs; called once, before `loss`."""
@@ -135,7 +154,8 @@ class Augmentation(ABC):
     def loss(self, method: Method) -> nn.Module:
         """A module called as `loss(method, x0, x1, ...)`.
 
-        It gives a NamedTuple with the scalar `total`, which is minimised; its other scalars are logged.
+        It gives a NamedTuple with the scalar `total`, which is minimised; its other scalars are logged. Parameters of
+        its own are trained by the same backward pass, in a group of the method's optimiser.
         """
 
     def panels(self, images: Tensor) -> dict[str, Tensor]:
@@ -148,19 +168,56 @@ class GeneratorAugmentation(Augmentation):
 
     Args:
         weight: of the adversarial term, 0 or more.
+        random: the control: a random direction of the same length instead of the search.
     """
 
-    def __init__(self, *, weight: float = 1.0) -> None:
+    gradients: int = 1
+    """How many the search takes."""
+
+    def __init__(self, *, weight: float = 1.0, random: bool = False) -> None:
         require_at_least(0, weight=weight)
-        self.weight = weight
+        self.weight, self.random = weight, random
 
     @abstractmethod
     def generator(self) -> ViewGenerator:
         """The generator; called after `fit`."""
 
+    @property
+    def relative_cost(self) -> float:  # type: ignore[override]
+        """Two clean passes, the adversarial one, and the search's."""
+        return 1.55 if self.random else 1.55 + 0.35 * self.gradients
+
     def loss(self, method: Method) -> nn.Module:
         """The method's loss on clean views, and on the generator's."""
-        return AdversarialLoss(method.loss, self.generator(), self.weight)
+        generator = self.generator()
+        return AdversarialLoss(method.loss, generator.control() if self.random else generator, self.weight)
+
+
+class LearnedAugmentation(Augmentation):
+    """An augmentation by a network inside `AdversarialLoss`, which is trained to raise the loss.
+
+    Args:
+        weight: of the adversarial term, 0 or more.
+        lr: learning rate of the generator; the method's where it is None.
+    """
+
+    relative_cost = 1.7
+
+    def __init__(self, *, weight: float = 1.0, lr: float | None = None) -> None:
+        require_at_least(0, weight=weight, lr=lr or 0.0)
+        self.weight, self.lr = weight, lr
+
+    def fit(self, context: FitContext) -> None:
+        """Takes over how the views are normalised."""
+        self.normalize = context.normalize
+
+    @abstractmethod
+    def generator(self, method: Method) -> nn.Module:
+        """The generator; called after `fit`."""
+
+    def loss(self, method: Method) -> nn.Module:
+        """The method's loss on clean views, and on the generator's."""
+        return AdversarialLoss(method.loss, self.generator(method), self.weight)
 
 
 def shortest(function: Callable[[], object], repeats: int = 3) -> float:
@@ -171,96 +228,3 @@ def shortest(function: Callable[[], object], repeats: int = 3) -> float:
         function()
         times.append(time.perf_counter() - start)
     return min(times)
-
-
-def require_at_least(least: float, **options: float) -> None:
-    """Raises UsageError for the first option that is not a finite number, `least` or more."""
-    for name, value in options.items():
-        if not (math.isfinite(value) and value >= least):
-            raise UsageError(f"{name} is {value}, but must be a finite number, {least} or more")
-
-
-@dataclass(frozen=True)
-class Option:
-    """An option of a plugin."""
-
-    name: str
-    annotation: Any
-    default: Any
-    help: str
-
-    @property
-    def type_name(self) -> str:
-        """The type as people write it."""
-        origin, parts = get_origin(self.annotation), get_args(self.annotation)
-        if origin is Literal:
-            return " or ".join(map(str, parts))
-        if origin in (Union, types.UnionType):
-            return " | ".join(Option("", part, None, "").type_name for part in parts)
-        return getattr(self.annotation, "__name__", str(self.annotation)).replace("NoneType", "None")
-
-    def parse(self, value: Any) -> Any:
-        """The value as its type, from a string or a TOML value.
-
-        Raises:
-            UsageError: it is not of that type.
-        """
-        text = str(value).strip()
-        kinds: tuple[Any, ...] = (self.annotation,)
-        if get_origin(self.annotation) in (Union, types.UnionType):
-            kinds = get_args(self.annotation)
-            if types.NoneType in kinds and text.lower() in ("none", ""):
-                return None
-        for kind in kinds:
-            if get_origin(kind) is Literal and text in map(str, get_args(kind)):
-                return next(choice for choice in get_args(kind) if str(choice) == text)
-            if kind is bool and text.lower() in ("true", "false"):
-                return text.lower() == "true"
-            if kind in (int, float, str):
-                try:
-                    return kind(text)
-                except ValueError:
-                    continue
-        raise UsageError(f"{self.name} is {text!r}, but expected {self.type_name}")
-
-
-def options_of(plugin: type) -> dict[str, Option]:
-    """The options of a plugin class by name, its own before its bases'."""
-    options: dict[str, Option] = {}
-    for cls in plugin.__mro__:
-        if "__init__" not in vars(cls):
-            continue
-        constructor = vars(cls)["__init__"]
-        signature, hints = inspect.signature(constructor), get_type_hints(constructor)
-        for name, parameter in signature.parameters.items():
-            if parameter.kind is parameter.KEYWORD_ONLY and name not in options:
-                if name not in hints or parameter.default is parameter.empty:
-                    raise PluginError(f"option {name!r} of {cls.__qualname__} needs a type and a default")
-                options[name] = Option(name, hints[name], parameter.default, _described(plugin, name))
-        if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
-            break
-    return options
-
-
-def parse_options(plugin: type, name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """All options of a plugin with their values, given or default.
-
-    Raises:
-        UsageError: an option is unknown or has a wrong type.
-    """
-    options = options_of(plugin)
-    for key in given:
-        if key not in options:
-            raise UsageError(
-                f"{name!r} has no option {key!r}; it has: {', '.join(options) or 'none'}.{suggestion(key, options)}"
-            )
-    return {key: option.parse(given[key]) if key in given else option.default for key, option in options.items()}
-
-
-def _described(plugin: type, name: str) -> str:
-    """The option's text under `Args:` in the docstring of the class or of one of its bases."""
-    for cls in plugin.__mro__:
-        found = re.search(rf"^( +){name}: (.*(?:\n\1 +.*)*)", cls.__doc__ or "", re.MULTILINE)
-        if found:
-            return " ".join(found[2].split())
-    return ""

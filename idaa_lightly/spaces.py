@@ -7,11 +7,14 @@ itself, to floating-point precision.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from idaa_lightly.options import require_between
 
 Render = Callable[[Tensor], Tensor]
 
@@ -78,3 +81,136 @@ class LatentSpace:
         start, _ = self.at(x)
         reconstruction = self.vae.decode(start)
         return x - reconstruction, reconstruction
+
+
+class Pixels:
+    """Takes normalised images back to [0, 1], and the other way round.
+
+    Args:
+        normalize: `mean` and `std` per channel, as for Lightly's transforms.
+    """
+
+    def __init__(self, normalize: dict[str, list[float]]) -> None:
+        self.mean, self.std = (torch.tensor(normalize[name]).view(-1, 1, 1) for name in ("mean", "std"))
+
+    def from_normalized(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) to [0, 1]."""
+        return x * self.std.to(x) + self.mean.to(x)
+
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """Images (N, C, H, W) in [0, 1] to normalised ones."""
+        return (pixels - self.mean.to(pixels)) / self.std.to(pixels)
+
+
+class ColorSpace:
+    """Mixing of the colour channels: C_i = Σ_j α_ij RGB_j with α ≥ 0 and rows that sum to 1, on images in [0, 1].
+
+    A point holds the six weights that take from one channel to another, shape (N, 3, 2), 0 at the start; they count
+    half, and not below 0. Within the ball of radius eps, α = (1 − t) I + t Q with 0 ≤ t ≤ eps in each row, Q without a
+    diagonal.
+
+    Source: Lubana & Aldeeb, "Adversarial Augmentations for Contrastive Learning", colour mixing.
+
+    Differs from it: weights instead of the logits of a softmax, whose gradient is 0 where nothing is mixed.
+
+    Args:
+        normalize: `mean` and `std` per channel of the images, as for Lightly's transforms.
+    """
+
+    starts_at_input = True
+
+    def __init__(self, normalize: dict[str, list[float]]) -> None:
+        self.pixels = Pixels(normalize)
+
+    def at(self, x: Tensor) -> tuple[Tensor, Render]:
+        """Starts at the image's own colours."""
+        pixels = self.pixels.from_normalized(x)
+        steps = pixels[:, [[1, 2], [0, 2], [0, 1]]] - pixels.unsqueeze(2)  # (N, 3, 2, H, W): to the other channels
+        steps = steps / self.pixels.std.to(x).unsqueeze(1)
+
+        def render(point: Tensor) -> Tensor:
+            weights = point.clamp_min(0) / 2
+            return x + (weights[..., None, None] * steps).sum(2)
+
+        return x.new_zeros(len(x), 3, 2), render
+
+
+class AffineSpace:
+    """Rotation, translation and scale; a point (N, 4) is in units of the bounds, so that a ball of radius 1 fills them.
+
+    The image is continued by reflection, and interpolated bilinearly.
+
+    Args:
+        degrees: largest angle.
+        translate: largest shift as a fraction of the image's size, horizontally and vertically.
+        scale: largest change of the size, as a fraction, below 1.
+    """
+
+    starts_at_input = True
+
+    def __init__(self, *, degrees: float = 15.0, translate: float = 0.1, scale: float = 0.1) -> None:
+        require_between(0, 180, degrees=degrees)
+        require_between(0, 1, translate=translate)
+        require_between(0, 0.99, scale=scale)
+        self.bounds = degrees, translate, scale
+
+    def at(self, x: Tensor) -> tuple[Tensor, Render]:
+        """Starts at the image as it is."""
+        from kornia.geometry.transform import get_affine_matrix2d, warp_affine
+
+        height, width = x.shape[-2:]
+        degrees, translate, scale = self.bounds
+        center = x.new_tensor([(width - 1) / 2, (height - 1) / 2]).expand(len(x), 2)
+        reach = x.new_tensor([translate * width, translate * height])
+
+        def render(point: Tensor) -> Tensor:
+            size = (1 + scale * point[:, 3:]).expand(-1, 2)
+            matrix = get_affine_matrix2d(point[:, 1:3] * reach, center, size, degrees * point[:, 0])
+            return warp_affine(x, matrix[:, :2], (height, width), padding_mode="reflection")
+
+        return x.new_zeros(len(x), 4), render
+
+
+class JitterSpace:
+    """Brightness, contrast, saturation and hue, in this order, on images in [0, 1], clamped to it after each.
+
+    A point (N, 4) is in units of the bounds, so that a ball of radius 1 fills them.
+
+    Args:
+        normalize: `mean` and `std` per channel of the images, as for Lightly's transforms.
+        brightness: largest change of the factor, below 1.
+        contrast: largest change of the factor, below 1.
+        saturation: largest change of the factor, below 1.
+        hue: largest shift as a fraction of the colour circle, up to 0.5.
+    """
+
+    starts_at_input = True
+
+    def __init__(
+        self,
+        normalize: dict[str, list[float]],
+        *,
+        brightness: float = 0.4,
+        contrast: float = 0.4,
+        saturation: float = 0.4,
+        hue: float = 0.1,
+    ) -> None:
+        require_between(0, 0.99, brightness=brightness, contrast=contrast, saturation=saturation)
+        require_between(0, 0.5, hue=hue)
+        self.bounds = brightness, contrast, saturation, hue
+        self.pixels = Pixels(normalize)
+
+    def at(self, x: Tensor) -> tuple[Tensor, Render]:
+        """Starts at the image as it is."""
+        from kornia import enhance
+
+        pixels = self.pixels.from_normalized(x)
+
+        def render(point: Tensor) -> Tensor:
+            brightness, contrast, saturation, hue = (point * point.new_tensor(self.bounds)).unbind(1)
+            image = enhance.adjust_brightness_accumulative(pixels, 1 + brightness)
+            image = enhance.adjust_contrast_with_mean_subtraction(image, 1 + contrast)
+            image = enhance.adjust_saturation_with_gray_subtraction(image, 1 + saturation)
+            return self.pixels.normalized(enhance.adjust_hue(image, 2 * math.pi * hue))
+
+        return x.new_zeros(len(x), 4), render

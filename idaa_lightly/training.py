@@ -15,6 +15,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
+from idaa_lightly.ascent import Noise
 from idaa_lightly.batchnorm import dual_batchnorm
 from idaa_lightly.errors import NonFiniteError
 from idaa_lightly.files import atomic_write
@@ -45,13 +46,20 @@ class SelfSupervised(pl.LightningModule):
             dual_batchnorm(method)
         self.method = method
         self.objective = augmentation.loss(method)
+        for part in self.objective.modules():
+            if isinstance(part, Noise):
+                part.seed = seed  # or all seeds would share their random directions
+        self.objective_lr = augmentation.lr
         self.schedule, self.seed = (epochs, steps_per_epoch), seed
         self.sums: dict[str, Tensor] = {}
         self.register_buffer("first_bad_step", torch.tensor(-1), persistent=False)
 
     def configure_optimizers(self) -> Any:
-        """The method's recipe."""
-        optimizer, scheduler = self.method.optimizer(self.parameters(), *self.schedule)
+        """The method's recipe; the objective's own parameters are a group of their own."""
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.method.parameters() if p.requires_grad]}]
+        if own := list(self.objective.parameters()):
+            groups.append({"params": own} | ({} if self.objective_lr is None else {"lr": self.objective_lr}))
+        optimizer, scheduler = self.method.optimizer(groups, *self.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_epoch_start(self) -> None:
@@ -62,6 +70,7 @@ class SelfSupervised(pl.LightningModule):
 
     def training_step(self, batch: tuple[list[Tensor], Tensor], index: int) -> Tensor:
         """One step of the objective on the views."""
+        self.method.before_step(self.global_step, *self.schedule)
         output = self.objective(self.method, *batch[0])
         total: Tensor = output.total
         bad = ~total.detach().isfinite() & (self.first_bad_step < 0)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from idaa_lightly.ascent import FGSM, Ascent
+from idaa_lightly.ascent import FGSM, Ascent, RandomDirection
 from idaa_lightly.spaces import Autoencoder, LatentSpace, PixelSpace, Space
 
 Objective = Callable[[Tensor], Tensor]
@@ -34,6 +34,10 @@ class ViewGenerator(nn.Module):
     def starts_at_input(self) -> bool:
         """Whether the objective's first question is about the input itself."""
         return self.space.starts_at_input and not self.ascent.random_start
+
+    def control(self) -> ViewGenerator:
+        """The control of a claim for the attack: the same space, a random direction of the same length, no search."""
+        return ViewGenerator(self.space, RandomDirection(self.ascent.eps, self.ascent.norm))
 
     @torch.no_grad()
     def forward(self, x: Tensor, objective: Objective) -> Tensor:

@@ -84,7 +84,10 @@ def finished(finished_run: Path) -> Path:
     ("arguments", "words"),
     [
         (["--method", "simclrr"], ["no method 'simclrr'", "installed: ", "Did you mean 'simclr'?"]),
-        (["--aug", "iddaa"], ["no augmentation 'iddaa'", "clae, idaa, none, pgd, random", "Did you mean 'idaa'?"]),
+        (
+            ["--aug", "iddaa"],
+            ["no augmentation 'iddaa'", "affine, clae, color, color-fgsm, idaa, ", "Did you mean 'idaa'?"],
+        ),
         (["--set", "aug.epz=0.1"], ["'idaa' has no option 'epz'", "eps", "Did you mean 'eps'?"]),
         (["--set", "method.temprature=1"], ["'simclr' has no option 'temprature'", "Did you mean 'temperature'?"]),
         (["--set", "eps"], ["--set got 'eps'", "method.KEY=VALUE or aug.KEY=VALUE"]),
@@ -93,7 +96,7 @@ def finished(finished_run: Path) -> Path:
         (["--set", "aug.=0.1"], ["--set got 'aug.=0.1'", "aug.KEY=VALUE"]),
         (["--set", "aug.eps=much"], ["eps is 'much'", "expected float"]),
         (["--set", "aug.width=1.5"], ["width is '1.5'", "expected int"]),
-        (["--aug", "random", "--set", "aug.space=colour"], ["space is 'colour'", "latent or pixels"]),
+        (["--aug", "random", "--set", "aug.norm=l3"], ["norm is 'l3'", "linf or l2"]),
         (["--aug", "none", "--vae", "vae.pt"], ["'none' has no option 'vae'", "leave --vae out"]),
         (["--data", "digitz"], ["no data set 'digitz'", "cifar10", "folder:PATH", "Did you mean 'digits'?"]),
         (["--data", "folders:x"], ["no data set 'folders:x'", "folder:PATH"]),

@@ -1,16 +1,26 @@
-"""Every method × {none, idaa} and every augmentation × {simclr}: a few steps of the real thing."""
+"""Every method and every augmentation: a few steps of the real thing, with a narrow network.
+
+CI runs every method × {none, idaa} and every augmentation × {simclr, byol}; `make matrix` all pairs that are allowed.
+"""
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from idaa_lightly import IDAA, VAE, AdversarialLoss, dual_batchnorm
+from idaa_lightly import CLAE, IDAA, VAE, AdversarialLoss, dual_batchnorm
+from idaa_lightly.ascent import Noise
 from idaa_lightly.backbones import create_backbone
-from idaa_lightly.plugin import Augmentation, Method, options_of
+from idaa_lightly.batchnorm import adversarial_batchnorm
+from idaa_lightly.features import embedding_of
+from idaa_lightly.isolation import detached
+from idaa_lightly.options import options_of
+from idaa_lightly.plugin import Augmentation, FitContext, GeneratorAugmentation, Method
 from idaa_lightly.registry import entries, load
 from idaa_lightly.training import SelfSupervised
 
@@ -18,40 +28,72 @@ NORMALIZE = {"mean": [0.5] * 3, "std": [0.25] * 3}
 OURS = "idaa-lightly"
 METHODS = [entry.name for entry in entries("method") if entry.distribution == OURS]
 AUGMENTATIONS = [entry.name for entry in entries("augmentation") if entry.distribution == OURS]
-PAIRS = {(method, aug) for method in METHODS for aug in ("none", "idaa")} | {("simclr", aug) for aug in AUGMENTATIONS}
+ALLOWED = [
+    (method, aug)
+    for method in METHODS
+    for aug in AUGMENTATIONS
+    if not load("augmentation", aug).refuses(load("method", method))
+]
+SMALL = {
+    "projection_dim": 16, "prediction_dim": 16, "hidden_dim": 16, "bottleneck_dim": 8, "prototypes": 8, "queue": 32,
+    "bank": 32, "local_views": 2, "width": 4,
+}  # fmt: skip
+
+
+def small(plugin: type) -> dict[str, int]:
+    return {name: size for name, size in SMALL.items() if name in options_of(plugin)}
 
 
 def make_method(name: str, seed: int = 0) -> Method:
     torch.manual_seed(seed)
     backbone, num_features = create_backbone("resnet9-w4", 16)
     plugin = load("method", name)
-    small = {key: 16 for key in ("projection_dim", "prediction_dim") if key in options_of(plugin)}
-    method: Method = plugin(backbone, num_features, **small)
+    method: Method = plugin(backbone, num_features, **small(plugin))
     return method
 
 
-def make_augmentation(name: str) -> Augmentation:
+def make_augmentation(name: str, **options: Any) -> Augmentation:
     plugin = load("augmentation", name)
-    if "vae" not in options_of(plugin):
-        return plugin()  # type: ignore[no-any-return]
-    torch.manual_seed(1)
-    VAE(16, bottleneck_dim=6, width=4).save("vae.pt")
-    augmentation: Augmentation = plugin(vae="vae.pt")
+    if "vae" in options_of(plugin):
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            VAE(16, bottleneck_dim=6, width=4).save("vae.pt")
+        options["vae"] = "vae.pt"
+    else:
+        options = small(plugin) | options
+    augmentation: Augmentation = plugin(**options)
     augmentation.fit(
-        type("Context", (), {"image_size": 16, "channels": 3, "seed": 0})()
-    )  # all that loading a file asks for
+        FitContext(
+            views=lambda size: [],
+            key={},
+            images=8,
+            image_size=16,
+            channels=3,
+            normalize=NORMALIZE,
+            epochs=2,
+            seed=0,
+            device=torch.device("cpu"),
+            cache_dir=Path(),
+            progress=lambda title, total: print,
+        )
+    )
     return augmentation
 
 
-def views(seed: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+def views(seed: int, dtype: torch.dtype = torch.float32, local: int = 0) -> list[Tensor]:
+    """Two views of the same 8 samples, and smaller ones."""
     generator = torch.Generator().manual_seed(seed)
-    return list(torch.randn(2, 8, 3, 16, 16, generator=generator, dtype=torch.float64).to(dtype))
+    samples = torch.rand(8, 3, 16, 16, generator=generator, dtype=torch.float64)
+    noise = 0.1 * torch.randn(2, 8, 3, 16, 16, generator=generator, dtype=torch.float64)
+    whole = [((samples + part).clamp(0, 1) - 0.5) / 0.25 for part in noise]
+    return [view.to(dtype) for view in [*whole, *[whole[0][..., :8, part : part + 8] for part in range(local)]]]
 
 
 def steps(module: SelfSupervised, optimizer: Any, scheduler: Any, start: int, count: int) -> list[float]:
     losses = []
     for step in range(start, start + count):
-        loss = module.objective(module.method, *views(step)).total
+        module.method.before_step(step, *module.schedule)
+        loss = module.objective(module.method, *views(step, local=2 * module.method.multi_crop)).total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -60,23 +102,36 @@ def steps(module: SelfSupervised, optimizer: Any, scheduler: Any, start: int, co
     return losses
 
 
-@pytest.mark.parametrize(("method", "aug"), sorted(PAIRS))
-def test_trains_and_resumes_to_the_bit(method: str, aug: str) -> None:
-    def fresh(seed: int) -> tuple[SelfSupervised, Any, Any]:
-        module = SelfSupervised(
-            make_method(method, seed), make_augmentation(aug), epochs=2, steps_per_epoch=2, seed=0
-        ).train()
-        return module, *module.method.optimizer(module.parameters(), 2, 2)
+def fresh(method: str, aug: str, seed: int) -> tuple[SelfSupervised, Any, Any]:
+    module = SelfSupervised(
+        make_method(method, seed), make_augmentation(aug), epochs=2, steps_per_epoch=2, seed=0
+    ).train()
+    configured = module.configure_optimizers()
+    return module, configured["optimizer"], configured["lr_scheduler"]["scheduler"]
 
-    whole = fresh(0)
-    before = [parameter.detach().clone() for parameter in whole[0].parameters()]
+
+IN_CI = {(method, aug) for method in METHODS for aug in ("none", "idaa")} | {
+    (method, aug) for method in ("simclr", "byol") for aug in AUGMENTATIONS
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "aug"), [pytest.param(*pair, marks=[] if pair in IN_CI else pytest.mark.matrix) for pair in ALLOWED]
+)
+def test_trains_and_resumes_to_the_bit(method: str, aug: str) -> None:
+    whole = fresh(method, aug, 0)
+    before = {name: parameter.detach().clone() for name, parameter in whole[0].named_parameters()}
     losses = steps(*whole, 0, 2)
     torch.save([part.state_dict() for part in whole], "half.pt")
     losses += steps(*whole, 2, 2)
     assert torch.tensor(losses).isfinite().all()
-    moved = [not torch.equal(a, b) for a, b in zip(before, whole[0].parameters(), strict=True)]
-    assert all(moved)
-    resumed = fresh(1)
+    idle = [
+        name
+        for name, parameter in whole[0].named_parameters()
+        if torch.equal(before[name], parameter) and not name.endswith("original0")
+    ]  # DINO's last layer keeps its length
+    assert idle == []
+    resumed = fresh(method, aug, 1)
     for part, state in zip(resumed, torch.load("half.pt", weights_only=True), strict=True):
         part.load_state_dict(state)
     assert steps(*resumed, 2, 2) == losses[2:]
@@ -89,21 +144,86 @@ def test_trains_and_resumes_to_the_bit(method: str, aug: str) -> None:
 def test_the_attacks_start_gradient_is_not_zero(name: str) -> None:
     """Invariant 2, in float64, through the whole method, between an image and itself."""
     method = dual_batchnorm(make_method(name).double())
-    x = views(0, torch.float64)[0].requires_grad_()
-    output = method(x)
-    anchor = tuple(part.detach() for part in output) if isinstance(output, tuple) else output.detach()
-    (gradient,) = torch.autograd.grad(method.loss(anchor, output), x)  # type: ignore[operator]
+    method.before_step(0, 1, 1)
+    x, *_ = views(0, torch.float64)
+    x.requires_grad_()
+    with adversarial_batchnorm(method):
+        output = method(x)
+        (gradient,) = torch.autograd.grad(method.loss(detached(output), output), x)  # type: ignore[operator]
     assert gradient.flatten(1).norm(dim=1).min() > 1e-8
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_attack_leaves_no_trace_in_the_method(name: str) -> None:
+    """Queues, memory banks, momentum networks, centres, prototypes and running statistics."""
     method = dual_batchnorm(make_method(name)).train()
-    state = {key: value.clone() for key, value in method.state_dict().items()}
+    everything = {**dict(method.named_parameters()), **dict(method.named_buffers())}
+    state = {key: value.clone() for key, value in everything.items()}
     criterion = AdversarialLoss(method.loss, IDAA(VAE(16, bottleneck_dim=6, width=4)))  # type: ignore[arg-type]
-    criterion._attack(method, views(0)[0], [])
-    assert all(torch.equal(value, state[key]) for key, value in method.state_dict().items())
+    others = views(0, local=2 * method.multi_crop)[2:]
+    criterion._attack(method, views(0)[0], [detached(method(view)) for view in others] if others else [])
+    after = {**dict(method.named_parameters()), **dict(method.named_buffers())}
+    running = ("running_mean", "running_var", "num_batches_tracked")  # by the local views' clean pass
+    assert [
+        key for key in state if not torch.equal(state[key], after[key]) and not (others and key.endswith(running))
+    ] == []
     assert all(parameter.grad is None for parameter in method.parameters())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_step_with_the_attack_leaves_behind_is_what_one_without_leaves(name: str) -> None:
+    """x' enters no queue, bank or centre: after a whole step they hold what the clean pair alone puts there."""
+    method = dual_batchnorm(make_method(name)).train()
+    plain = copy.deepcopy(method)
+    batch = views(0, local=2 * method.multi_crop)
+    AdversarialLoss(method.loss, CLAE(1.0))(method, *batch)  # type: ignore[arg-type]
+    plain.loss(*[plain(view) for view in batch])
+    for (key, found), expected in zip(method.named_buffers(), plain.buffers(), strict=True):
+        assert torch.equal(found, expected), key
+
+
+@pytest.mark.parametrize("name", ["moco", "nnclr", "dino"])
+def test_the_clean_pair_does_enter(name: str) -> None:
+    """Or the test above could not fail."""
+    method = dual_batchnorm(make_method(name)).train()
+    bank = {"moco": "criterion.memory_bank.bank", "nnclr": "bank.bank", "dino": "criterion.center"}[name]
+    before = dict(method.named_buffers())[bank].clone()
+    AdversarialLoss(method.loss, CLAE())(method, *views(0, local=2 * method.multi_crop))  # type: ignore[arg-type]
+    assert not torch.equal(before, dict(method.named_buffers())[bank])
+    assert name == "dino" or bank in method.state_dict(), "a resumed run would start with another bank"
+
+
+def test_moco_compares_no_query_with_a_key_of_its_own_sample_in_the_queue() -> None:
+    method = make_method("moco").train()
+    x0, x1 = views(0)
+    outputs = method(x0), method(x1)
+    queue = method.criterion.memory_bank.bank.clone()  # type: ignore[union-attr]
+    loss = method.loss(*outputs)
+    halves = []
+    for (query, _), (_, key) in (outputs, outputs[::-1]):
+        q, k = nn.functional.normalize(query), nn.functional.normalize(key)
+        logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.T], 1) / 0.1
+        halves.append(nn.functional.cross_entropy(logits, torch.zeros(8, dtype=torch.long)))
+    torch.testing.assert_close(loss, sum(halves) / 2)
+
+
+@pytest.mark.parametrize("name", ["moco", "byol", "dino"])
+def test_momentum_networks_follow_before_each_step(name: str) -> None:
+    method: Any = make_method(name)
+    assert all(map(torch.equal, method.backbone.parameters(), method.momentum_backbone.parameters()))
+    with torch.no_grad():
+        for parameter in method.backbone.parameters():
+            parameter.add_(1)
+    method.before_step(0, 1, 1)
+    for parameter, follower in zip(method.backbone.parameters(), method.momentum_backbone.parameters(), strict=True):
+        torch.testing.assert_close(follower, parameter - 0.99)
+        assert not follower.requires_grad
+
+
+def test_swav_brings_its_prototypes_back_to_the_sphere() -> None:
+    method: Any = make_method("swav")
+    method.before_step(0, 1, 1)
+    torch.testing.assert_close(method.prototypes.heads[0].weight.norm(dim=1), torch.ones(8))
 
 
 def test_simclr_overfits_a_batch() -> None:
@@ -122,13 +242,41 @@ def test_simclr_overfits_a_batch() -> None:
     assert last < floor + 0.6
 
 
-@pytest.mark.parametrize("name", ["random", "pgd"])
+@pytest.mark.parametrize("name", ["random", "pgd", "viewmaker"])
 def test_noise_is_of_the_runs_seed(name: str) -> None:
     """Or several seeds of the control would share their directions."""
     drawn = []
     for seed in (0, 1, 0):
-        augmentation: Any = load("augmentation", name)(**({"space": "pixels"} if name == "random" else {}))
-        augmentation.fit(type("Context", (), {"seed": seed})())
-        drawn.append(augmentation.generator()(views(0)[0], lambda images: 0 * images.sum()))  # flat: the noise stays
+        module = SelfSupervised(make_method("simclr"), make_augmentation(name), epochs=1, steps_per_epoch=1, seed=seed)
+        (noise,) = [part for part in module.objective.modules() if isinstance(part, Noise)]
+        drawn.append(noise.like(torch.zeros(5)))
     assert torch.equal(drawn[0], drawn[2])
     assert not torch.equal(drawn[0], drawn[1])
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in AUGMENTATIONS if issubclass(load("augmentation", name), GeneratorAugmentation)]
+)
+def test_every_search_has_its_control_in_its_own_space(name: str) -> None:
+    """The same space, as far from its start, and not what the search finds."""
+    augmentation: Any = make_augmentation(name, random=True)
+    searched, control = augmentation.generator(), augmentation.loss(make_method("simclr")).generator
+    assert type(control.space) is type(searched.space)
+    assert (control.ascent.eps, control.ascent.norm) == (searched.ascent.eps, searched.ascent.norm)
+    x, _ = views(0)
+    asked: list[Tensor] = []
+    made = control(x, lambda images: asked.append(images) or images.sum())  # type: ignore[func-returns-value]
+    assert not asked
+    assert (made - x).flatten(1).abs().amax(1).min() > 0.001
+
+
+def test_groups_of_the_optimiser() -> None:
+    """The generator's parameters come at their own rate, frozen ones not at all."""
+    module = SelfSupervised(
+        make_method("byol"), make_augmentation("viewmaker", lr=0.5), epochs=2, steps_per_epoch=2, seed=0
+    )
+    method, own = module.configure_optimizers()["optimizer"].param_groups
+    assert (method["lr"], own["lr"]) == (0.24, 0.5)
+    assert {id(p) for p in own["params"]} == {id(p) for p in module.objective.parameters()}
+    assert all(parameter.requires_grad for parameter in method["params"])
+    assert embedding_of(module.method(views(0)[0])).requires_grad

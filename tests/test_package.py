@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import idaa_lightly
 from idaa_lightly import VAE
-from idaa_lightly.plugin import options_of
+from idaa_lightly.options import options_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,7 +92,8 @@ def test_the_plugin_guides_augmentation() -> None:
     scope: dict[str, Any] = {}
     exec(code, scope)
     plugin = scope["AdversarialBrightness"]
-    assert {name: option.default for name, option in options_of(plugin).items()} == {"eps": 0.2, "weight": 1.0}
+    defaults = {name: option.default for name, option in options_of(plugin).items()}
+    assert defaults == {"eps": 0.2, "weight": 1.0, "random": False}
     x = torch.zeros(2, 3, 4, 4)
     slope = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
     views = plugin(eps=0.5).generator()(x, lambda images: (images * slope).sum())

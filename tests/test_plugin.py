@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from idaa_lightly import FGSM, AdversarialLoss, PixelSpace, ViewGenerator, registry
 from idaa_lightly.errors import PluginError, UsageError
-from idaa_lightly.plugin import Augmentation, GeneratorAugmentation, Option, options_of, parse_options
+from idaa_lightly.options import Option, options_of, parse_options
+from idaa_lightly.plugin import Augmentation, GeneratorAugmentation
 
 BUILT_IN = [(kind, e.name) for kind in ("method", "augmentation") for e in registry.entries(kind)]
 
@@ -86,12 +87,12 @@ OWN = ["flag", "mode", "level", "count", "rate", "limit", "label", "size"]
 @pytest.mark.parametrize(
     ("plugin", "expected"),
     [
-        (Mine, [*OWN, "weight"]),
-        (Child, ["extra", "count", *(name for name in OWN if name != "count"), "weight"]),
+        (Mine, [*OWN, "weight", "random"]),
+        (Child, ["extra", "count", *(name for name in OWN if name != "count"), "weight", "random"]),
         (Grandchild, list(options_of(Child))),
         (Closed, ["only"]),
         (Optionless, []),
-        (GeneratorAugmentation, ["weight"]),
+        (GeneratorAugmentation, ["weight", "random"]),
     ],
 )
 def test_options_and_their_order(plugin, expected):
@@ -106,12 +107,10 @@ def test_an_own_option_goes_before_the_bases():
 
 def test_random_has_idaas_options():
     random, idaa = (options_of(registry.load("augmentation", name)) for name in ("random", "idaa"))
-    inherited = [name for name in idaa if name not in ("eps", "norm")]
-    assert list(random) == ["space", "eps", "norm", *inherited]
-    assert all(random[name] == idaa[name] for name in inherited)
-    assert (random["eps"].default, random["eps"].type_name) == (None, "float | None")
-    assert "units of the space" in random["eps"].help
-    assert (idaa["eps"].default, idaa["eps"].type_name, list(idaa)[-1]) == (0.15, "float", "weight")
+    assert {name: option for name, option in random.items() if name != "random"} == {
+        name: option for name, option in idaa.items() if name != "random"
+    }
+    assert (random["random"].default, idaa["random"].default) == (True, False)
 
 
 @pytest.mark.parametrize(("kind", "name"), BUILT_IN)
@@ -175,10 +174,14 @@ def test_parse(name, given, expected):
         ("rate", "0,1", "rate is '0,1', but expected float"),
         ("limit", "x", "limit is 'x', but expected int | None"),
         ("size", "x", "size is 'x', but expected int | float"),
-        ("weihgt", 1, f"'mine' has no option 'weihgt'; it has: {', '.join(OWN)}, weight. Did you mean 'weight'?"),
-        ("zzz", 1, f"'mine' has no option 'zzz'; it has: {', '.join(OWN)}, weight."),
-        ("options", 1, f"'mine' has no option 'options'; it has: {', '.join(OWN)}, weight."),
-        ("self", 1, f"'mine' has no option 'self'; it has: {', '.join(OWN)}, weight."),
+        (
+            "weihgt",
+            1,
+            f"'mine' has no option 'weihgt'; it has: {', '.join(OWN)}, weight, random. Did you mean 'weight'?",
+        ),
+        ("zzz", 1, f"'mine' has no option 'zzz'; it has: {', '.join(OWN)}, weight, random."),
+        ("options", 1, f"'mine' has no option 'options'; it has: {', '.join(OWN)}, weight, random."),
+        ("self", 1, f"'mine' has no option 'self'; it has: {', '.join(OWN)}, weight, random."),
     ],
 )
 def test_parse_errors(name, given, text):

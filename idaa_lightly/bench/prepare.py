@@ -20,7 +20,8 @@ from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.data import DataSet, load_data
 from idaa_lightly.errors import UsageError
 from idaa_lightly.loading import ViewDataset, describe, view_loader
-from idaa_lightly.plugin import Augmentation, FitContext, Method, options_of, parse_options
+from idaa_lightly.options import options_of, parse_options
+from idaa_lightly.plugin import Augmentation, FitContext, Method
 from idaa_lightly.registry import load
 
 DIGITS: dict[str, Any] = {
@@ -53,6 +54,10 @@ def resolve(config: RunConfig) -> RunConfig:
         PluginError: there is no such method or augmentation.
     """
     method, augmentation = load("method", config.method), load("augmentation", config.aug)
+    if reason := augmentation.refuses(method):
+        raise UsageError(f"{config.aug!r} does not go with {config.method!r}: {reason}")
+    if config.compile and not augmentation.compiles:
+        raise UsageError(f"{config.aug!r} does not work with torch.compile: leave --compile out")
     digits = DIGITS if config.data == "digits" else {"aug": {}}
     given = {kind: dict(config.set.get(kind, {})) for kind in ("method", "aug")}
     for kind, plugin, name in (("method", method, "lr"), ("aug", augmentation, "vae")):
@@ -151,6 +156,7 @@ def fit_context(parts: Parts, device: torch.device) -> FitContext:
         images=len(parts.views),
         image_size=parts.data.image_size,
         channels=3,
+        normalize=parts.data.normalize,
         epochs=parts.epochs,
         seed=parts.config.seed,
         device=device,

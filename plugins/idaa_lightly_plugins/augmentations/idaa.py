@@ -10,7 +10,8 @@ from torch import Tensor
 from idaa_lightly import FGSM, PGD, VAE, LatentSpace, ViewGenerator, fit_vae
 from idaa_lightly.ascent import Ascent, Norm
 from idaa_lightly.errors import UsageError
-from idaa_lightly.plugin import FitContext, GeneratorAugmentation, require_at_least, shortest
+from idaa_lightly.options import require_at_least
+from idaa_lightly.plugin import FitContext, GeneratorAugmentation, shortest
 from idaa_lightly.vae import cache_path, cached_vae
 
 BATCH_SIZE = 128  # of the VAE's training: Yang et al., ICML 2022, appendix on training
@@ -55,7 +56,7 @@ class IDAA(GeneratorAugmentation):
         )
         self.ascent: Ascent = FGSM(eps, norm) if steps == 1 else PGD(eps, steps=steps, norm=norm)
         self.decompose = decompose
-        self.relative_cost = 1.55 + 0.35 * steps
+        self.gradients = steps
         self.file, self.beta, self.epochs = vae, beta, vae_epochs
         self.size = {"bottleneck_dim": bottleneck_dim, "width": width}
         self.vae: VAE | None = None

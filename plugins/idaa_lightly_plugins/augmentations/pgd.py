@@ -7,7 +7,7 @@ from typing import Any
 from idaa_lightly import PGD as Ascent
 from idaa_lightly import PixelSpace, ViewGenerator
 from idaa_lightly.ascent import Norm
-from idaa_lightly.plugin import FitContext, GeneratorAugmentation
+from idaa_lightly.plugin import GeneratorAugmentation
 
 
 class PGD(GeneratorAugmentation):
@@ -35,13 +35,8 @@ class PGD(GeneratorAugmentation):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.relative_cost = 1.7 + 0.35 * steps
+        self.gradients = steps
         self.ascent = Ascent(eps, steps=steps, step_size=step_size, norm=norm, random_start=random_start)
-
-    def fit(self, context: FitContext) -> None:
-        """The random starts are of the run's seed."""
-        if self.ascent.noise is not None:
-            self.ascent.noise.seed = context.seed
 
     def generator(self) -> ViewGenerator:
         """PGD on pixels."""

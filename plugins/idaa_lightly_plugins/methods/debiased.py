@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from lightly.transforms.multi_view_transform import MultiViewTransform
 from lightly.transforms.simclr_transform import SimCLRTransform
 from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler
+from torch.optim.optimizer import ParamsT
 
 from idaa_lightly.criteria import DebiasedLoss
 from idaa_lightly_plugins.methods.simclr import SimCLR
@@ -56,7 +56,7 @@ class Debiased(SimCLR):
         )
 
     def optimizer(
-        self, parameters: Iterable[nn.Parameter], epochs: int, steps_per_epoch: int
+        self, parameters: ParamsT, epochs: int, steps_per_epoch: int
     ) -> tuple[torch.optim.Optimizer, LRScheduler]:
         """Adam at a constant learning rate."""
         optimizer = torch.optim.Adam(parameters, lr=self.lr, weight_decay=1e-6)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
 
 import torch
 from lightly.transforms.multi_view_transform import MultiViewTransform
 from lightly.transforms.simclr_transform import SimCLRTransform
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.optimizer import ParamsT
 
 from idaa_lightly.criteria import InfoNCELoss
-from idaa_lightly.plugin import PairMethod, require_at_least
+from idaa_lightly.options import require_at_least
+from idaa_lightly.plugin import PairMethod
 
 
 class Plain(PairMethod):
@@ -63,7 +64,7 @@ class Plain(PairMethod):
         )
 
     def optimizer(
-        self, parameters: Iterable[nn.Parameter], epochs: int, steps_per_epoch: int
+        self, parameters: ParamsT, epochs: int, steps_per_epoch: int
     ) -> tuple[torch.optim.Optimizer, LRScheduler]:
         """SGD with three drops."""
         optimizer = torch.optim.SGD(parameters, lr=self.lr, momentum=0.9, weight_decay=5e-4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 from lightly.loss import NTXentLoss
@@ -12,8 +11,10 @@ from lightly.transforms.multi_view_transform import MultiViewTransform
 from lightly.transforms.simclr_transform import SimCLRTransform
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.optimizer import ParamsT
 
-from idaa_lightly.plugin import PairMethod, require_at_least
+from idaa_lightly.options import require_at_least
+from idaa_lightly.plugin import PairMethod
 
 
 class SimCLR(PairMethod):
@@ -58,7 +59,7 @@ class SimCLR(PairMethod):
         )
 
     def optimizer(
-        self, parameters: Iterable[nn.Parameter], epochs: int, steps_per_epoch: int
+        self, parameters: ParamsT, epochs: int, steps_per_epoch: int
     ) -> tuple[torch.optim.Optimizer, LRScheduler]:
         """Adam; the cosine over all epochs starts to be followed after epoch 10."""
         optimizer = torch.optim.Adam(parameters, lr=self.lr)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-
-import torch
 from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules import SimSiamPredictionHead
 from lightly.models.modules.heads import ProjectionHead
 from lightly.transforms.multi_view_transform import MultiViewTransform
 from lightly.transforms.simclr_transform import SimCLRTransform
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from idaa_lightly.plugin import Method, require_at_least
+from idaa_lightly.options import require_at_least
+from idaa_lightly_plugins.methods.recipe import LightlyRecipe
 
 Pair = tuple[Tensor, Tensor]
 
 
-class SimSiam(Method):
+class SimSiam(LightlyRecipe):
     """SimSiam: no negatives, a predictor and a stopped gradient.
 
     An attack finds its direction through the predictor: between an image and itself, the prediction and the
@@ -47,8 +43,7 @@ class SimSiam(Method):
         projection_dim: int = 2048,
         prediction_dim: int = 512,
     ) -> None:
-        super().__init__(backbone, num_features)
-        require_at_least(0, lr=lr)
+        super().__init__(backbone, num_features, lr=lr)
         require_at_least(1, projection_dim=projection_dim, prediction_dim=prediction_dim)
         hidden, out = nn.BatchNorm1d(projection_dim), nn.BatchNorm1d(projection_dim, affine=False)
         self.head = ProjectionHead(
@@ -56,7 +51,6 @@ class SimSiam(Method):
         )
         self.predictor = SimSiamPredictionHead(projection_dim, prediction_dim, projection_dim)
         self.criterion = NegativeCosineSimilarity()
-        self.lr = lr
 
     def transform(self, image_size: int, normalize: dict[str, list[float]]) -> MultiViewTransform:
         """Crop, flip, colour jitter, greyscale."""
@@ -64,18 +58,10 @@ class SimSiam(Method):
 
     def embed(self, images: Tensor) -> Pair:
         """Predictions and projections (N, projection_dim), the projections outside the graph."""
-        projection = self.head(self.backbone(images).flatten(1))
+        projection = self.project(images)
         return self.predictor(projection), projection.detach()
 
     def loss(self, anchor: Pair, positive: Pair, *others: Pair) -> Tensor:
         """Negative cosine of each prediction with the other's projection."""
         loss: Tensor = 0.5 * (self.criterion(anchor[0], positive[1]) + self.criterion(positive[0], anchor[1]))
         return loss
-
-    def optimizer(
-        self, parameters: Iterable[nn.Parameter], epochs: int, steps_per_epoch: int
-    ) -> tuple[torch.optim.Optimizer, LRScheduler]:
-        """SGD with a cosine over all steps."""
-        optimizer = torch.optim.SGD(parameters, lr=self.lr, momentum=0.9, weight_decay=5e-4)
-        total = epochs * steps_per_epoch
-        return optimizer, LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step, total) / total)))

@@ -1,0 +1,150 @@
+"""Augmentation of embeddings instead of images: MetAug's generators, and the meta step that trains them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from idaa_lightly.isolation import preserved_buffers
+from idaa_lightly.options import require_at_least
+
+Contrast = Callable[..., Tensor]
+"""From one embedding (N, D) per view to a scalar."""
+
+
+class FeatureGenerator(nn.Module):
+    """Embeddings (N, D) to augmented ones of length 1, (N, D).
+
+    Source: Li et al., ICML 2022, appendix: an MLP D → 2048 → 2048 → D with BatchNorm and ReLU.
+
+    Args:
+        dim: D.
+        hidden_dim: width of the two hidden layers.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int = 2048) -> None:
+        super().__init__()
+        require_at_least(1, dim=dim, hidden_dim=hidden_dim)
+        hidden = [
+            part
+            for inside in (dim, hidden_dim)
+            for part in (nn.Linear(inside, hidden_dim), nn.BatchNorm1d(hidden_dim), nn.ReLU())
+        ]
+        self.layers = nn.Sequential(*hidden, nn.Linear(hidden_dim, dim))
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Directions."""
+        return F.normalize(self.layers(F.normalize(embeddings, dim=1)), dim=1)
+
+
+class MetAugOutput(NamedTuple):
+    """Scalars: `total`, whose gradients are those of both steps, `contrast`, the `augmented` term and the `margin`."""
+
+    total: Tensor
+    contrast: Tensor
+    augmented: Tensor
+    margin: Tensor
+
+
+class MetAugLoss(nn.Module):
+    """Contrast with augmented embeddings, whose generators are trained through one step of the network.
+
+    The network θ descends L(θ, ω) = contrast(z0, z1) + feature_weight · contrast(z0, z1, ẑ0, ẑ1), ẑ = generator_ω(z).
+    The generators ω descend L(θ̂, ω) + margin_weight · R, with θ̂ = θ − inner_lr · ∇_θ L(θ, ω) kept in the graph, and the
+    margin R = mean [d̂⁺ − σ⁺]₊ + mean [σ⁻ − d̂⁻]₊, which keeps augmented positives far and negatives near.
+
+    Source: Li et al., "MetAug: Contrastive Learning via Meta Feature Augmentation", ICML 2022, Sec. 3.1 to 3.3.
+
+    Differs from the paper: two ordinary views and in-batch negatives instead of colour spaces and a memory bank; both
+    steps start from the same θ, so that one backward pass and one optimiser serve both.
+
+    Args:
+        contrast: called with the embeddings (N, D) of two or more views, such as `OUCLLoss()`.
+        generators: one for each of the two views.
+        feature_weight: of the contrast with augmented embeddings, 0 or more.
+        margin_weight: of the margin term, 0 or more.
+        inner_lr: length of the inner step, ℓ in the paper.
+    """
+
+    def __init__(
+        self,
+        contrast: Contrast,
+        generators: Iterable[nn.Module],
+        *,
+        feature_weight: float,
+        margin_weight: float,
+        inner_lr: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        require_at_least(0, feature_weight=feature_weight, margin_weight=margin_weight, inner_lr=inner_lr)
+        self.contrast, self.generators = contrast, nn.ModuleList(generators)
+        self.weights, self.inner_lr = (feature_weight, margin_weight), inner_lr
+
+    def forward(self, model: nn.Module, x0: Tensor, x1: Tensor) -> MetAugOutput:
+        """Computes the gradients of both steps; `total.backward()` hands them to their parameters.
+
+        Args:
+            model: images (N, C, H, W) to an embedding (N, D), or to a tuple that begins with it.
+            x0: first view of the samples, (N, C, H, W).
+            x1: second view of the same samples.
+        """
+        theta = {name: part for name, part in model.named_parameters() if part.requires_grad}
+        omega = list(self.generators.parameters())
+        contrast, augmented, _ = self._terms(model(x0), model(x1))
+        loss = contrast + self.weights[0] * augmented
+        slopes = torch.autograd.grad(loss, list(theta.values()), create_graph=True, materialize_grads=True)
+        ahead = {name: part - self.inner_lr * slope for (name, part), slope in zip(theta.items(), slopes, strict=True)}
+        with preserved_buffers(model, self):
+            outputs = [functional_call(model, ahead | _copies(model), x) for x in (x0, x1)]
+            meta_contrast, meta_augmented, margin = self._terms(*outputs)
+        meta = meta_contrast + self.weights[0] * meta_augmented + self.weights[1] * margin
+        meta_slopes = torch.autograd.grad(meta, omega, materialize_grads=True)
+        total = loss.detach()
+        for part, slope in zip([*theta.values(), *omega], [*slopes, *meta_slopes], strict=True):
+            total = total + ((part - part.detach()) * slope.detach()).sum()  # 0, with `slope` as its gradient
+        return MetAugOutput(total, contrast.detach(), augmented.detach(), margin.detach())
+
+    def _terms(self, *outputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """The contrast of the embeddings, the one with augmented ones, and the margin."""
+        z0, z1 = (embedding_of(output) for output in outputs)
+        made0, made1 = (generator(z) for generator, z in zip(self.generators, (z0, z1), strict=True))
+        augmented = self.contrast(z0, z1, made0, made1)
+        return self.contrast(z0, z1), augmented, margin(z0, z1, made0, made1)
+
+
+def margin(z0: Tensor, z1: Tensor, made0: Tensor, made1: Tensor) -> Tensor:
+    """R of `MetAugLoss`, from embeddings of two views and augmented ones, (N, D) each.
+
+    σ⁺ = min(min d⁺, max d⁻) and σ⁻ = max(min d⁺, max d⁻) come from the given embeddings and are held constant;
+    d = (cos + 1) / 2, d⁺ within a sample, d⁻ between samples.
+
+    Source: Li et al., ICML 2022, Sec. 3.2.
+    """
+    positives, negatives = _similarities(z0.detach(), z1.detach())
+    low, high = torch.stack([positives.min(), negatives.max()]).sort().values
+    made_positives, made_negatives = _similarities(made0, made1)
+    loss: Tensor = (made_positives - low).clamp_min(0).mean() + (high - made_negatives).clamp_min(0).mean()
+    return loss
+
+
+def embedding_of(output: Any) -> Tensor:
+    """What a model's output is compared by: itself, or the first of a tuple."""
+    embedding: Tensor = output[0] if isinstance(output, tuple) else output
+    return embedding
+
+
+def _similarities(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the same samples (N,), and of different ones (N² − N,), in [0, 1]."""
+    similarities = (F.normalize(a, dim=1) @ F.normalize(b, dim=1).T + 1) / 2
+    same = torch.eye(len(a), dtype=torch.bool, device=a.device)
+    return similarities[same], similarities[~same]
+
+
+def _copies(model: nn.Module) -> dict[str, Tensor]:
+    """Of all buffers: the running statistics are those of the real pass only."""
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}

@@ -1,0 +1,30 @@
+"""A learned colour mixing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from idaa_lightly import LearnedColor
+from idaa_lightly.options import require_between
+from idaa_lightly.plugin import LearnedAugmentation, Method
+
+
+class Color(LearnedAugmentation):
+    """A linear layer on the backbone's representation mixes the colour channels, and learns to raise the loss.
+
+    Source: Lubana & Aldeeb, "Adversarial Augmentations for Contrastive Learning", colour mixing.
+
+    Args:
+        eps: largest share of other channels in a channel, 0 to 1.
+    """
+
+    def __init__(self, *, eps: float = 1.0, **options: Any) -> None:
+        super().__init__(**options)
+        require_between(0, 1, eps=eps)
+        self.eps = eps
+
+    def generator(self, method: Method) -> nn.Module:
+        """The layer."""
+        return LearnedColor(lambda x: method.backbone(x).flatten(1), method.num_features, self.normalize, eps=self.eps)

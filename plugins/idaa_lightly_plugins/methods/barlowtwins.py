@@ -1,0 +1,45 @@
+"""Barlow Twins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightly.loss import BarlowTwinsLoss
+from lightly.models.modules.heads import ProjectionHead
+from torch import nn
+
+from idaa_lightly.options import require_at_least
+from idaa_lightly.plugin import PairMethod
+from idaa_lightly_plugins.methods.recipe import LightlyRecipe
+
+
+class BarlowTwins(LightlyRecipe, PairMethod):
+    """The cross-correlation of two views' projections is driven to the identity.
+
+    Source: Zbontar et al., "Barlow Twins", ICML 2021, Sec. 2; recipe of Lightly's CIFAR-10 benchmark, with its
+    projection head of two layers.
+
+    Args:
+        redundancy: weight of the off-diagonal terms, λ in the paper.
+        projection_dim: width of the projection head, and dimension of the projection.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_features: int,
+        *,
+        redundancy: float = 5e-3,
+        projection_dim: int = 2048,
+        **options: Any,
+    ) -> None:
+        super().__init__(backbone, num_features, **options)
+        require_at_least(0, redundancy=redundancy)
+        require_at_least(1, projection_dim=projection_dim)
+        self.head = ProjectionHead(
+            [
+                (num_features, projection_dim, nn.BatchNorm1d(projection_dim), nn.ReLU()),
+                (projection_dim, projection_dim, None, None),
+            ]
+        )
+        self.criterion = BarlowTwinsLoss(redundancy, gather_distributed=True)

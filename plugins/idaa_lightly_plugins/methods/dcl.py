@@ -1,0 +1,39 @@
+"""DCL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightly.loss import DCLLoss
+from lightly.models.modules import SimCLRProjectionHead
+from torch import nn
+
+from idaa_lightly.options import require_at_least
+from idaa_lightly.plugin import PairMethod
+from idaa_lightly_plugins.methods.recipe import LightlyRecipe
+
+
+class DCL(LightlyRecipe, PairMethod):
+    """Decoupled contrastive learning: NT-Xent without the positive in the denominator.
+
+    Source: Yeh et al., "Decoupled Contrastive Learning", ECCV 2022, Sec. 3; recipe of Lightly's CIFAR-10 benchmark.
+
+    Args:
+        temperature: scales the cosines, above 0.
+        projection_dim: dimension of the projection.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_features: int,
+        *,
+        temperature: float = 0.1,
+        projection_dim: int = 128,
+        **options: Any,
+    ) -> None:
+        super().__init__(backbone, num_features, **options)
+        require_at_least(1e-8, temperature=temperature)
+        require_at_least(1, projection_dim=projection_dim)
+        self.head = SimCLRProjectionHead(num_features, num_features, projection_dim)
+        self.criterion = DCLLoss(temperature, gather_distributed=True)

@@ -1,0 +1,65 @@
+"""NNCLR."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightly.loss import NTXentLoss
+from lightly.models.modules import NNCLRPredictionHead, NNMemoryBankModule
+from lightly.models.modules.heads import ProjectionHead
+from torch import Tensor, nn
+
+from idaa_lightly.options import require_at_least
+from idaa_lightly_plugins.methods.recipe import LightlyRecipe, keep_in_checkpoints
+
+Pair = tuple[Tensor, Tensor]
+
+
+class NNCLR(LightlyRecipe):
+    """Positives are the nearest neighbours, in a memory bank, of the other view.
+
+    The gradient of an attack comes through the prediction of the view; the bank takes clean views only.
+
+    Source: Dwibedi et al., "With a Little Help from My Friends", ICCV 2021, Sec. 3; recipe of Lightly's CIFAR-10
+    benchmark, with its projection head of two layers.
+
+    Args:
+        temperature: scales the cosines, above 0.
+        hidden_dim: width of the projection head; the predictor's is twice that.
+        projection_dim: dimension of the projection.
+        bank: number of projections kept.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_features: int,
+        *,
+        temperature: float = 0.5,
+        hidden_dim: int = 2048,
+        projection_dim: int = 256,
+        bank: int = 8192,
+        **options: Any,
+    ) -> None:
+        super().__init__(backbone, num_features, **options)
+        require_at_least(1e-8, temperature=temperature)
+        require_at_least(1, hidden_dim=hidden_dim, projection_dim=projection_dim, bank=bank)
+        norms = nn.BatchNorm1d(hidden_dim), nn.BatchNorm1d(projection_dim)
+        self.head = ProjectionHead(
+            [(num_features, hidden_dim, norms[0], nn.ReLU()), (hidden_dim, projection_dim, norms[1], None)]
+        )
+        self.predictor = NNCLRPredictionHead(projection_dim, 2 * hidden_dim, projection_dim)
+        self.criterion = NTXentLoss(temperature, gather_distributed=True)
+        self.bank = NNMemoryBankModule((bank, projection_dim))
+        keep_in_checkpoints(self.bank)
+
+    def embed(self, images: Tensor) -> Pair:
+        """Predictions and projections (N, projection_dim), the projections outside the graph."""
+        projection = self.project(images)
+        return self.predictor(projection), projection.detach()
+
+    def loss(self, anchor: Pair, positive: Pair, *others: Pair) -> Tensor:
+        """Each prediction against the nearest neighbour of the other's projection."""
+        neighbours = self.bank(anchor[1]), self.bank(positive[1], update=True)
+        loss: Tensor = 0.5 * (self.criterion(neighbours[0], positive[0]) + self.criterion(neighbours[1], anchor[0]))
+        return loss

@@ -1,0 +1,88 @@
+"""SwAV."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightly.loss import SwaVLoss
+from lightly.models.modules import SwaVProjectionHead, SwaVPrototypes
+from lightly.transforms.multi_view_transform import MultiViewTransform
+from lightly.transforms.swav_transform import SwaVTransform
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.optimizer import ParamsT
+
+from idaa_lightly.options import require_at_least
+from idaa_lightly_plugins.methods.recipe import LightlyRecipe, cosine, local_size
+
+
+class SwaV(LightlyRecipe):
+    """Swapped prediction of cluster codes, with multi-crop.
+
+    An attack raises the cross-entropy between the anchor's codes, held fixed, and the view's scores; prototypes are
+    normalised before each step only, and get no gradient from the search.
+
+    Source: Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", NeurIPS 2020,
+    Sec. 3; recipe of Lightly's CIFAR-10 benchmark: Adam, learning rate 1e-3 for every 128 images of a batch, weight
+    decay 1e-6, 512 prototypes, no queue. Local views as in the paper; Lightly's benchmark has none.
+
+    Args:
+        lr: learning rate of Adam.
+        projection_dim: dimension of the projection.
+        prototypes: number of clusters.
+        local_views: smaller views of an image, besides the two global ones.
+    """
+
+    multi_crop = True
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_features: int,
+        *,
+        lr: float = 4e-3,
+        projection_dim: int = 128,
+        prototypes: int = 512,
+        local_views: int = 6,
+        **options: Any,
+    ) -> None:
+        super().__init__(backbone, num_features, lr=lr, **options)
+        require_at_least(1, projection_dim=projection_dim, prototypes=prototypes)
+        require_at_least(0, local_views=local_views)
+        self.head = SwaVProjectionHead(num_features, num_features, projection_dim)
+        self.prototypes = SwaVPrototypes(projection_dim, prototypes)
+        self.criterion = SwaVLoss(sinkhorn_gather_distributed=True)
+        self.local_views = local_views
+
+    def transform(self, image_size: int, normalize: dict[str, list[float]]) -> MultiViewTransform:
+        """Two global crops and the local ones: crop, flip, colour jitter, greyscale."""
+        return SwaVTransform(
+            crop_sizes=(image_size, local_size(image_size)),
+            crop_counts=(2, self.local_views),
+            cj_strength=0.5,
+            gaussian_blur=0.0,
+            normalize=normalize,
+        )
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Scores (N, prototypes)."""
+        scores: Tensor = self.prototypes(F.normalize(self.project(images), dim=1))
+        return scores
+
+    def loss(self, anchor: Tensor, positive: Tensor, *others: Tensor) -> Tensor:
+        """Codes of each global view against the scores of all others."""
+        loss: Tensor = self.criterion([anchor, positive], list(others)).squeeze()
+        return loss
+
+    def before_step(self, step: int, epochs: int, steps_per_epoch: int) -> None:
+        """Brings the prototypes back to the unit sphere."""
+        self.prototypes.normalize()
+
+    def optimizer(
+        self, parameters: ParamsT, epochs: int, steps_per_epoch: int
+    ) -> tuple[torch.optim.Optimizer, LRScheduler]:
+        """Adam with a cosine over all steps."""
+        optimizer = torch.optim.Adam(parameters, lr=self.lr, weight_decay=1e-6)
+        return optimizer, cosine(optimizer, epochs * steps_per_epoch)

@@ -1,0 +1,61 @@
+"""VICReg."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightly.loss import VICRegLoss
+from lightly.models.modules import BarlowTwinsProjectionHead
+from lightly.transforms.multi_view_transform import MultiViewTransform
+from lightly.transforms.vicreg_transform import VICRegTransform
+from lightly.utils.lars import LARS
+from lightly.utils.scheduler import CosineWarmupScheduler
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.optimizer import ParamsT
+
+from idaa_lightly.options import require_at_least
+from idaa_lightly.plugin import PairMethod
+
+
+class VICReg(PairMethod):
+    """Variance, invariance and covariance of projections as three terms of the loss.
+
+    Source: Bardes et al., "VICReg", ICLR 2022, Sec. 4 (weights 25, 25 and 1); recipe of solo-learn for CIFAR-10: LARS,
+    learning rate 0.3, weight decay 1e-4, not for biases and norms, 10 epochs of warm-up, a cosine, 1000 epochs, batch
+    256, a projection head of three layers of 2048, no blur.
+
+    Args:
+        lr: learning rate of LARS.
+        projection_dim: width of the projection head, and dimension of the projection.
+    """
+
+    epochs = 1000
+    batch_size = 256
+
+    def __init__(self, backbone: nn.Module, num_features: int, *, lr: float = 0.3, projection_dim: int = 2048) -> None:
+        super().__init__(backbone, num_features)
+        require_at_least(0, lr=lr)
+        require_at_least(1, projection_dim=projection_dim)
+        self.head = BarlowTwinsProjectionHead(num_features, projection_dim, projection_dim)
+        self.criterion = VICRegLoss(gather_distributed=True)
+        self.lr = lr
+
+    def transform(self, image_size: int, normalize: dict[str, list[float]]) -> MultiViewTransform:
+        """Crop, flip, colour jitter, greyscale, solarisation."""
+        return VICRegTransform(image_size, min_scale=0.2, gaussian_blur=0.0, normalize=normalize)
+
+    def optimizer(
+        self, parameters: ParamsT, epochs: int, steps_per_epoch: int
+    ) -> tuple[torch.optim.Optimizer, LRScheduler]:
+        """LARS with warm-up and a cosine."""
+        groups: list[dict[str, Any]] = [part if isinstance(part, dict) else {"params": [part]} for part in parameters]
+        split = [
+            group | {"params": [p for p in group["params"] if (p.ndim > 1) is decayed], "weight_decay": 1e-4 * decayed}
+            for group in groups
+            for decayed in (True, False)
+        ]
+        optimizer = LARS([group for group in split if group["params"]], lr=self.lr, momentum=0.9)
+        warmup = min(10, epochs // 10) * steps_per_epoch
+        return optimizer, CosineWarmupScheduler(optimizer, warmup, epochs * steps_per_epoch)
