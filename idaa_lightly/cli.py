@@ -126,6 +126,7 @@ def run(out: Path | None, resume: bool, config_file: Path | None, dry_run: bool,
     console = _console()
     resolved = [prepare.resolve(config) for config in configs]
     if dry_run:
+        prepare.make_augmentation(resolved[0])  # refuses values out of range
         click.echo(resolved[0].to_toml() + f"# seeds: {', '.join(str(config.seed) for config in configs)}")
         return
     first = resolved[0]
@@ -191,10 +192,13 @@ def knn(target: Path, k: int, temperature: float) -> None:
 
 
 @main.group(invoke_without_command=True)
+@click.option("--matrix", is_flag=True, help="Print which method goes with which augmentation, and why not.")
 @click.pass_context
-def plugins(ctx: click.Context) -> None:
+def plugins(ctx: click.Context, matrix: bool) -> None:
     """List the installed methods and augmentations; `plugins show NAME` prints one's options."""
-    if ctx.invoked_subcommand is None:
+    if matrix:
+        _print_matrix()
+    elif ctx.invoked_subcommand is None:
         table = Table("kind", "name", "distribution", "defined in")
         for kind in KINDS:
             for entry in registry.entries(kind):
@@ -224,6 +228,24 @@ def show(name: str) -> None:
         for option in options_of(plugin).values():
             table.add_row(f"{prefix}.{option.name}", option.type_name, str(option.default), option.help)
         _console().print(table)
+
+
+def _print_matrix() -> None:
+    """Methods × augmentations, with a number where a pair is refused, and the reasons below."""
+    pairs, broken = registry.refusals()
+    methods, augmentations = (list(dict.fromkeys(names)) for names in zip(*pairs, strict=True))
+    reasons = list(dict.fromkeys(f"{aug}: {reason}" for (_, aug), reason in pairs.items() if reason))
+    table = Table("method", *augmentations, box=None, pad_edge=False)
+    for method in methods:
+        refused = [(f"{aug}: {pairs[method, aug]}", pairs[method, aug]) for aug in augmentations]
+        table.add_row(method, *(str(1 + reasons.index(reason)) if text else "✓" for reason, text in refused))
+    console = _console()
+    console.width = max(console.width, 200)  # a matrix of cut names says nothing
+    console.print(table)
+    for number, reason in enumerate(reasons, 1):
+        click.echo(f"{number}  {reason}")
+    for error in broken:
+        click.echo(f"left out: {error}")
 
 
 def _console() -> Console:

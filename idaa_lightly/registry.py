@@ -62,3 +62,21 @@ def load(kind: Kind, name: str) -> Any:
             f"{kind} {name!r} of {entry.distribution} {entry.version} cannot be imported from {entry.target}: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def refusals() -> tuple[dict[tuple[str, str], str], list[str]]:
+    """Why each pair of an installed method and augmentation is refused, empty where it is not; and broken plugins."""
+    plugins: dict[Kind, dict[str, Any]] = {"method": {}, "augmentation": {}}
+    broken = []
+    for kind, found in plugins.items():
+        for name in dict.fromkeys(entry.name for entry in entries(kind)):
+            try:
+                found[name] = load(kind, name)
+            except PluginError as error:
+                broken.append(str(error))
+    pairs = {
+        (name, aug): augmentation.refuses(method)
+        for name, method in plugins["method"].items()
+        for aug, augmentation in plugins["augmentation"].items()
+    }
+    return pairs, broken

@@ -185,3 +185,36 @@ def _message(kind, name):
     with pytest.raises(PluginError) as caught:
         registry.load(kind, name)
     return str(caught.value)
+
+
+PICKY = """
+from idaa_lightly_plugins.augmentations.none import NoAugmentation
+
+class Picky(NoAugmentation):
+    @classmethod
+    def refuses(cls, method):
+        return "it wants batches of at least 512" if method.batch_size < 512 else ""
+"""
+
+
+def test_the_matrix_comes_from_what_plugins_declare(install, monkeypatch):
+    install("picky", [("augmentation", "picky", "picky:Picky")], {"picky": PICKY})
+    install("wreck", [("method", "wreck", "wreck:X")], {"wreck": "1 / 0"}, folder="other")
+    done = CliRunner().invoke(main, ["plugins", "--matrix"])
+    assert done.exit_code == 0
+    header, *rows = [line.split() for line in done.output.splitlines()]
+    assert header == ["method", *names("augmentation")]
+    marks = {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in rows if len(row) == len(header)}
+    assert list(marks) == [name for name in names("method") if name != "wreck"]
+    assert (marks["simclr"]["idaa"], marks["simsiam"]["picky"]) == ("✓", "✓")
+    number = marks["simclr"]["picky"]
+    assert f"\n{number}  picky: it wants batches of at least 512\n" in done.output
+    assert {name for name, row in marks.items() if row["metaug"] != "✓"} == {"dino", "swav"}
+    assert "left out: method 'wreck' of wreck 1.0 cannot be imported from wreck:X: ZeroDivisionError" in done.output
+
+
+def test_a_refused_pair_is_refused_in_a_sentence(install):
+    install("picky", [("augmentation", "picky", "picky:Picky")], {"picky": PICKY})
+    done = CliRunner().invoke(main, ["run", "--method", "simclr", "--aug", "picky"])
+    assert done.exit_code == 2
+    assert done.output == "Error: 'picky' does not go with 'simclr': it wants batches of at least 512\n"

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,12 @@ import idaa_lightly
 from idaa_lightly import registry
 
 STRANGER = Path(__file__).parent / "stranger"
+ROOT = Path(__file__).parents[2]
 
 
-def python(*arguments, **env):
+def call(*command, **env):
     done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
+        [*map(str, command)],
         env={**os.environ, "COLUMNS": "200", "CUDA_VISIBLE_DEVICES": "", **env},
         capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
@@ -27,13 +29,19 @@ def python(*arguments, **env):
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """A folder into which the stranger's distribution is installed, from a copy and without a network."""
-    source, target = tmp_path_factory.mktemp("source") / "stranger", tmp_path_factory.mktemp("target")
-    shutil.copytree(STRANGER, source, ignore=shutil.ignore_patterns("__pycache__"))
-    options = ["--offline", "--no-deps", "--no-build-isolation", "--python", sys.executable, "--target", target]
-    python("-m", "uv", "pip", "install", *options, source)
-    return target
+def bench(tmp_path_factory):
+    """`idaa-bench` of a fresh venv with our wheel and the stranger's; what both depend on is this environment's."""
+    place = tmp_path_factory.mktemp("fresh")
+    shutil.copytree(STRANGER, place / "stranger", ignore=shutil.ignore_patterns("__pycache__"))
+    uv = [sys.executable, "-m", "uv"]
+    call(*uv, "venv", "--offline", "--python", sys.executable, place / "venv")
+    python = place / "venv" / "bin" / "python"
+    site = call(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    (Path(site) / "environment.pth").write_text(sysconfig.get_path("purelib"))
+    options = ["--offline", "--no-deps", "--no-build-isolation", "--python", python]
+    call(*uv, "pip", "install", *options, ROOT, place / "stranger")
+    assert call(python, "-I", "-c", "import idaa_lightly; print(idaa_lightly.__file__)").startswith(site)
+    return place / "venv" / "bin" / "idaa-bench"
 
 
 def test_uses_public_names_only():
@@ -52,27 +60,33 @@ def test_is_unknown_until_installed(kind):
 
 
 @pytest.mark.slow
-def test_is_listed_and_shown(installed):
-    listing = python("-m", "idaa_lightly.cli", "plugins", PYTHONPATH=str(installed))
+def test_is_listed_and_shown(bench):
+    listing = call(bench, "plugins")
     for target in ("Barlow", "Nudge"):
         (line,) = [line for line in listing.splitlines() if f"idaa_stranger:{target}" in line]
         assert "theirs" in line
         assert "idaa-stranger 1.2.3" in line
-    shown = python("-m", "idaa_lightly.cli", "plugins", "show", "theirs", PYTHONPATH=str(installed))
+    shown = call(bench, "plugins", "show", "theirs")
     for text in ("method theirs: Barlow Twins", "method.dim", "augmentation theirs: Some", "aug.steps", "aug.weight"):
         assert text in shown
 
 
 @pytest.mark.slow
-def test_runs(installed, tmp_path):
+def test_is_in_the_matrix(bench):
+    matrix = [line.split() for line in call(bench, "plugins", "--matrix").splitlines()]
+    (row,) = [line for line in matrix if line[0] == "theirs"]
+    assert dict(zip(matrix[0], row, strict=True))["theirs"] == "✓"
+
+
+@pytest.mark.slow
+def test_runs(bench, tmp_path):
     out = tmp_path / "run"
     command = "run --method theirs --aug theirs --data digits --limit-train 64 --backbone resnet9-w2 --epochs 1"
     options = "--batch-size 16 --accelerator cpu --set aug.steps=3 --set method.dim=8 --out"
-    env = {"PYTHONPATH": str(installed), "IDAA_LIGHTLY_CACHE": str(tmp_path / "cache")}
-    python("-m", "idaa_lightly.cli", *f"{command} {options}".split(), out, **env)
+    call(bench, *f"{command} {options}".split(), out, IDAA_LIGHTLY_CACHE=str(tmp_path / "cache"))
     record = json.loads((out / "record.json").read_text())
     config = record["config"]
     assert (config["method"], config["aug"]) == ("theirs", "theirs")
-    assert config["set"] == {"method": {"dim": 8}, "aug": {"eps": 0.02, "steps": 3, "weight": 1.0}}
+    assert config["set"] == {"method": {"dim": 8}, "aug": {"eps": 0.02, "steps": 3, "weight": 1.0, "random": False}}
     assert 0 <= record["last"]["knn"] <= 1
     assert {"backbone.pt", "config.toml", "metrics.csv", "views.png"} <= {path.name for path in out.iterdir()}
