@@ -171,9 +171,6 @@ class GeneratorAugmentation(Augmentation):
         random: the control: a random direction of the same length instead of the search.
     """
 
-    gradients: int = 1
-    """How many the search takes."""
-
     def __init__(self, *, weight: float = 1.0, random: bool = False) -> None:
         require_at_least(0, weight=weight)
         self.weight, self.random = weight, random
@@ -181,11 +178,6 @@ class GeneratorAugmentation(Augmentation):
     @abstractmethod
     def generator(self) -> ViewGenerator:
         """The generator; called after `fit`."""
-
-    @property
-    def relative_cost(self) -> float:  # type: ignore[override]
-        """Two clean passes, the adversarial one, and the search's."""
-        return 1.55 if self.random else 1.55 + 0.35 * self.gradients
 
     def loss(self, method: Method) -> nn.Module:
         """The method's loss on clean views, and on the generator's."""

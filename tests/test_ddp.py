@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,15 @@ from lightly.loss import NTXentLoss
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from idaa_lightly import CLAE, AdversarialLoss, dual_batchnorm
+from idaa_lightly import (
+    CLAE,
+    AdversarialLoss,
+    FeatureGenerator,
+    LearnedColor,
+    MetAugLoss,
+    OUCLLoss,
+    dual_batchnorm,
+)
 
 WORLD = 2
 
@@ -42,7 +51,45 @@ def work(rank: int, store: str, broadcast: bool) -> None:
     torch.testing.assert_close(network[1].clean.num_batches_tracked, torch.tensor(2))
     if not broadcast:
         torch.testing.assert_close(network.state_dict(), alone[rank].state_dict())
+    objectives(rank)
     distributed.destroy_process_group()
+
+
+class Step(nn.Module):
+    """A network and a loss with parameters of its own, as Lightning wraps them."""
+
+    def __init__(self, objective: Callable[[nn.Module], nn.Module]) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Flatten(), nn.Linear(108, 16), nn.ReLU(), nn.Linear(16, 5))
+        self.objective = objective(self.network)
+
+    def forward(self, x0: Tensor, x1: Tensor) -> Tensor:
+        total: Tensor = self.objective(self.network, x0, x1).total
+        return total
+
+
+def objectives(rank: int) -> None:
+    """A learned generator's and MetAug's gradients, the reversed and the second one, are averaged, too."""
+    normalize = {"mean": [0.0] * 3, "std": [1.0] * 3}
+    for objective in (
+        lambda network: AdversarialLoss(NTXentLoss(), LearnedColor(network, 5, normalize)),
+        lambda network: MetAugLoss(
+            OUCLLoss(), [FeatureGenerator(5, 8) for _ in range(2)], feature_weight=1.0, margin_weight=1.0
+        ),
+    ):
+        torch.manual_seed(0)
+        step = Step(objective)
+        samples = [torch.rand(2, 4, 3, 6, 6, generator=torch.Generator().manual_seed(r)) for r in range(WORLD)]
+        expected = {name: torch.zeros_like(part) for name, part in step.named_parameters()}
+        for views in samples:
+            alone = copy.deepcopy(step)
+            alone(*views).backward()
+            for name, part in alone.named_parameters():
+                assert part.grad is not None
+                expected[name] += part.grad / WORLD
+        wrapped = DistributedDataParallel(step)  # it averages as long as it lives
+        wrapped(*samples[rank]).backward()
+        torch.testing.assert_close({name: part.grad for name, part in step.named_parameters()}, expected)
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ class IDAA(GeneratorAugmentation):
         )
         self.ascent: Ascent = FGSM(eps, norm) if steps == 1 else PGD(eps, steps=steps, norm=norm)
         self.decompose = decompose
-        self.gradients = steps
+        self.relative_cost = 1.55 + 0.35 * steps * (not self.random)
         self.file, self.beta, self.epochs = vae, beta, vae_epochs
         self.size = {"bottleneck_dim": bottleneck_dim, "width": width}
         self.vae: VAE | None = None

@@ -35,7 +35,7 @@ class PGD(GeneratorAugmentation):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.gradients = steps
+        self.relative_cost = 1.55 + 0.35 * steps * (not self.random)
         self.ascent = Ascent(eps, steps=steps, step_size=step_size, norm=norm, random_start=random_start)
 
     def generator(self) -> ViewGenerator:
