@@ -131,7 +131,7 @@ class OUCLLoss(nn.Module):
             negatives = (negatives + m).clamp_min(0).detach() * (negatives - m)
             positives = (1 + m - positives).clamp_min(0).detach() * (positives - 1 + m)
         pairs = (self.gamma * negatives).logsumexp(1) + (-self.gamma * positives).logsumexp(1)
-        return scale / self.gamma * F.softplus(pairs).mean()
+        return scale / self.gamma * torch.logaddexp(pairs, torch.zeros_like(pairs)).mean()
 
 
 def _itself(z: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ class MetAugLoss(nn.Module):
             x1: second view of the same samples.
         """
         theta = {name: part for name, part in model.named_parameters() if part.requires_grad}
-        omega = list(self.generators.parameters())
+        omega = [part for part in self.generators.parameters() if part.requires_grad]
         contrast, augmented, _ = self._terms(model(x0), model(x1))
         loss = contrast + self.weights[0] * augmented
         slopes = torch.autograd.grad(loss, list(theta.values()), create_graph=True, materialize_grads=True)

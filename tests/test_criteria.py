@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from idaa_lightly.criteria import DebiasedLoss, InfoNCELoss, UELLoss
+from idaa_lightly.criteria import DebiasedLoss, InfoNCELoss, OUCLLoss, UELLoss
 from idaa_lightly.errors import UsageError
 
 
@@ -77,3 +77,74 @@ def test_bad_arguments() -> None:
                 criterion(temperature)
     with pytest.raises(UsageError, match=r"tau_plus is 1.0 and beta 0.0, but expected 0 ≤ tau_plus < 1"):
         DebiasedLoss(tau_plus=1.0)
+
+
+def oucl_by_hand(views: list[list[list[float]]], gamma: float, margin: float, weighted: bool) -> float:
+    """Li et al., Sec. 3.3, anchor by anchor and pair by pair."""
+    anchors = [(sample, z) for view in views for sample, z in enumerate(view)]
+    total = 0.0
+    for i, (sample, z) in enumerate(anchors):
+        positives, negatives = [], []
+        for j, (other, w) in enumerate(anchors):
+            cosine = sum(p * q for p, q in zip(z, w, strict=True)) / (math.hypot(*z) * math.hypot(*w))
+            if i != j:
+                (positives if sample == other else negatives).append((cosine + 1) / 2)
+        assert len(positives) == len(views) - 1
+        assert len(negatives) == len(views)  # two samples: all views of the other one
+        inside = 1.0
+        for n in negatives:
+            for p in positives:
+                if weighted:
+                    near, far = max(n + margin, 0) * (n - margin), max(1 + margin - p, 0) * (p - (1 - margin))
+                    inside += math.exp(gamma * (near - far))
+                else:
+                    inside += math.exp(gamma * (n - p))
+        total += math.log(inside) / gamma * (1 if weighted else 16)
+    return total / len(anchors)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize(("gamma", "margin"), [(8.0, 0.25), (2.0, 0.0), (0.5, 0.4)])
+def test_oucl(count: int, weighted: bool, gamma: float, margin: float) -> None:
+    """All views of both samples are anchors; their lengths do not count."""
+    views = [
+        A,
+        3 * B,
+        torch.tensor([[1.0, 0.5], [0.3, -2.0]]).double(),
+        torch.tensor([[-1.0, 2.0], [0.5, 0.5]]).double(),
+    ]
+    loss = OUCLLoss(gamma, margin, weighted=weighted)(*views[:count])
+    expected = oucl_by_hand([view.tolist() for view in views[:count]], gamma, margin, weighted)
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_oucl_of_two_orthogonal_samples_seen_twice_alike() -> None:
+    """d⁺ = 1 and d⁻ = 1/2, once and twice: log(1 + 2 exp γ(0.75 · 0.25 − 0.25 · 0.25)) / γ, for every anchor."""
+    assert OUCLLoss(16.0, 0.25)(A, A).item() == pytest.approx(math.log(1 + 2 * math.exp(2)) / 16, rel=1e-12)
+    assert OUCLLoss(2.0, weighted=False)(A, A).item() == pytest.approx(8 * math.log(1 + 2 * math.exp(-1)), rel=1e-12)
+
+
+def test_oucl_holds_its_weights_constant() -> None:
+    """One pair, d⁺ = 0.5 and d⁻ = 0.6: the slopes are ∓σ(γ(0.85 · 0.35 + 0.75 · 0.25)) times 0.75 and 0.85."""
+    pair = [torch.tensor([[value]], dtype=torch.float64, requires_grad=True) for value in (0.5, 0.6)]
+    OUCLLoss(16.0, 0.25).of_similarities(*pair).backward()
+    share = 1 / (1 + math.exp(-16 * (0.85 * 0.35 + 0.75 * 0.25)))
+    assert pair[0].grad.item() == pytest.approx(-0.75 * share, rel=1e-12)
+    assert pair[1].grad.item() == pytest.approx(0.85 * share, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"gamma": 0}, "gamma is 0, but must be a finite number above 0"),
+        ({"gamma": -1.5}, "gamma is -1.5, but must be a finite number above 0"),
+        ({"gamma": math.inf}, "gamma is inf, but must be a finite number above 0"),
+        ({"margin": -0.25}, "margin is -0.25, but must be a finite number, 0 or more"),
+        ({"margin": math.nan}, "margin is nan, but must be a finite number, 0 or more"),
+    ],
+)
+def test_bad_arguments_of_oucl(options: dict[str, float], text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        OUCLLoss(**options)
+    assert str(caught.value) == text

@@ -12,9 +12,10 @@ from lightly.loss import NTXentLoss
 from torch import Tensor
 from torch.nn import functional as F
 
-from idaa_lightly import CLAE, IDAA, AdversarialLoss
+from idaa_lightly import CLAE, IDAA, AdversarialLoss, OUCLLoss
 
 FILE = Path(__file__).parent / "golden" / "reference.npz"
+OUCL_KEYS = ("loss", "grad_pos", "grad_neg")
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +67,29 @@ def test_reconstruction(golden: dict[str, Tensor]) -> None:
     residual, reconstruction = space.decomposition(golden["tiny_x"])  # type: ignore[attr-defined]
     torch.testing.assert_close(reconstruction, golden["idaa_reconstruction"], rtol=0, atol=1e-12)
     torch.testing.assert_close(residual + reconstruction, golden["tiny_x"], rtol=0, atol=1e-14)
+
+
+def oucl(golden: dict[str, Tensor], positives: Tensor, *, weighted: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Our loss of their similarities, and its gradients for the positive and the negative ones."""
+    pair = [part.clone().requires_grad_() for part in (positives, golden["oucl_neg"])]
+    loss = OUCLLoss(float(golden["oucl_gamma"]), float(golden["oucl_margin"]), weighted=weighted).of_similarities(*pair)
+    grad_pos, grad_neg = torch.autograd.grad(loss, pair)
+    return loss.detach(), grad_pos, grad_neg
+
+
+def test_oucl_released(golden: dict[str, Tensor]) -> None:
+    for name, found in zip(OUCL_KEYS, oucl(golden, golden["oucl_pos"], weighted=False), strict=True):
+        torch.testing.assert_close(found, golden[f"oucl_released_{name}"], rtol=0, atol=1e-12)
+
+
+def test_oucl_weighted(golden: dict[str, Tensor]) -> None:
+    """Their Γ⁺(d⁺ − γ⁺ + 1e-7) is our Γ⁺(d⁺ − γ⁺) of another d⁺, in closed form; with it, all agrees to rounding."""
+    theirs = [golden[f"oucl_weighted_{name}"] for name in OUCL_KEYS]
+    d, m = golden["oucl_pos"], golden["oucl_margin"]
+    for found, expected in zip(oucl(golden, d, weighted=True), theirs, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    other = 1 - ((1 - d) ** 2 - 1e-7 * (1 + m - d)).sqrt()
+    loss, grad_pos, grad_neg = oucl(golden, other, weighted=True)
+    grad_pos = grad_pos * (1 + m - d) / (1 + m - other)  # the factor Γ⁺ in front is that of the given d⁺
+    for found, expected in zip((loss, grad_pos, grad_neg), theirs, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

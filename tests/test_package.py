@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 import idaa_lightly
-from idaa_lightly import VAE
+from idaa_lightly import CLAE, VAE, AdversarialLoss, dual_batchnorm
+from idaa_lightly.backbones import create_backbone
 from idaa_lightly.options import options_of
 
 ROOT = Path(__file__).parents[1]
@@ -57,7 +59,7 @@ def test_the_wheel_holds_exactly_two_packages_and_works_alone(tmp_path: Path) ->
 
 def readme_diff() -> tuple[str, str]:
     """The code before and after the change that the README shows."""
-    (diff,) = re.findall(r"```diff\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    diff, *_ = re.findall(r"```diff\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     lines = diff.splitlines()
     assert sum(line.startswith("+") for line in lines) <= 5
     return tuple("\n".join(line[1:] for line in lines if line[:1] in ("", " ", sign)) for sign in "-+")  # type: ignore[return-value]
@@ -87,10 +89,29 @@ def test_the_readmes_lightning_module(changed: bool) -> None:
     assert not any("vae" in name for name in model.state_dict())
 
 
-def test_the_plugin_guides_augmentation() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "plugins/README.md").read_text(), re.DOTALL)
+def guide(index: int) -> dict[str, Any]:
+    """What the code of plugins/README.md defines."""
     scope: dict[str, Any] = {}
-    exec(code, scope)
+    exec(re.findall(r"```python\n(.*?)```", (ROOT / "plugins/README.md").read_text(), re.DOTALL)[index], scope)
+    return scope
+
+
+def test_the_plugin_guides_method() -> None:
+    backbone, num_features = create_backbone("resnet9-w2", 16)
+    method = guide(1)["Barlow"](backbone, num_features, dim=4)
+    before = [parameter.detach().clone() for parameter in method.parameters()]
+    optimizer, scheduler = method.optimizer(method.parameters(), 2, 3)
+    AdversarialLoss(method.loss, CLAE())(dual_batchnorm(method), *torch.randn(2, 8, 3, 16, 16)).total.backward()
+    optimizer.step()
+    scheduler.step()
+    clean = [part for name, part in method.named_parameters() if "adversarial" not in name]
+    assert all(not torch.equal(a, b) for a, b in zip(before, clean, strict=True))
+    views = method.transform(16, {"mean": [0.5] * 3, "std": [0.5] * 3})(Image.new("RGB", (20, 20)))
+    assert [view.shape for view in views] == [(3, 16, 16)] * 2
+
+
+def test_the_plugin_guides_augmentation() -> None:
+    scope = guide(0)
     plugin = scope["AdversarialBrightness"]
     defaults = {name: option.default for name, option in options_of(plugin).items()}
     assert defaults == {"eps": 0.2, "weight": 1.0, "random": False}

@@ -13,7 +13,10 @@ from idaa_lightly.options import require_at_least
 from idaa_lightly.plugin import FitContext, Method
 from idaa_lightly_plugins.augmentations.oucl import OUCL
 
-PRESETS = {"tuned": (1.0, 1.0, "weighted"), "released": (1e-5, 1e-11, "released")}
+PRESETS: dict[str, tuple[float, float, Literal["weighted", "released"]]] = {
+    "tuned": (1.0, 1.0, "weighted"),
+    "released": (1e-5, 1e-11, "released"),
+}
 """Weights of the augmented and the margin term, and the form of OUCL; "released" are the authors' settings."""
 
 
@@ -29,6 +32,7 @@ class MetAug(OUCL):
             do next to nothing.
         feature_weight: of the contrast with generated embeddings; the preset's where it is None.
         margin_weight: of the margin term; the preset's where it is None.
+        form: of OUCL, as for `oucl`; the preset's where it is None.
         inner_lr: length of the network's step in the graph.
         hidden_dim: width of the generators.
         lr: learning rate of the generators; the method's where it is None.
@@ -43,13 +47,14 @@ class MetAug(OUCL):
         preset: Literal["tuned", "released"] = "tuned",
         feature_weight: float | None = None,
         margin_weight: float | None = None,
+        form: Literal["weighted", "released"] | None = None,
         inner_lr: float = 1e-3,
         hidden_dim: int = 2048,
         lr: float | None = None,
         **options: Any,
     ) -> None:
         preset_weights = PRESETS[preset]
-        super().__init__(**{"form": preset_weights[2]} | options)
+        super().__init__(form=form or preset_weights[2], **options)
         self.settings = {
             "feature_weight": preset_weights[0] if feature_weight is None else feature_weight,
             "margin_weight": preset_weights[1] if margin_weight is None else margin_weight,
