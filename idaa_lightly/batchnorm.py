@@ -87,8 +87,8 @@ def dual_batchnorm(module: nn.Module) -> nn.Module:
     """Gives every BatchNorm in `module` an adversarial branch, in place.
 
     The parameters stay the same objects, so an optimiser made earlier goes on with the clean branch; give it
-    `adversarial_parameters(module)` too. Convert before momentum (EMA) copies are made, or the whole model with them, and before
-    `SyncBatchNorm.convert_sync_batchnorm` or after it (timm's converter: before). Converting twice changes nothing.
+    `adversarial_parameters(module)` too. Convert before momentum (EMA) copies are made, or the whole model with them;
+    before `SyncBatchNorm.convert_sync_batchnorm` or after it (timm's converter: before). Twice changes nothing.
 
     Args:
         module: any module; without a BatchNorm it is returned as it is.

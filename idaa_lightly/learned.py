@@ -58,8 +58,9 @@ class LearnedColor(nn.Module):
             features = self.represent[0](x)
         mixed = self.layer(features).view(-1, 3, 3).softmax(2)
         alpha = torch.lerp(torch.eye(3, device=x.device, dtype=mixed.dtype), mixed, self.eps)
-        pixels = torch.einsum("nij,njhw->nihw", alpha, self.pixels.from_normalized(x).to(mixed.dtype))
-        return reverse_gradient(self.pixels.normalized(pixels).to(x.dtype))
+        with torch.autocast(x.device.type, enabled=False):  # half precision would round the images
+            pixels = torch.einsum("nij,njhw->nihw", alpha.to(x.dtype), self.pixels.from_normalized(x))
+            return reverse_gradient(self.pixels.normalized(pixels))
 
 
 class Viewmaker(nn.Module):

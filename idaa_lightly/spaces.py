@@ -129,7 +129,7 @@ class ColorSpace:
         steps = steps / self.pixels.std.to(x).unsqueeze(1)
 
         def render(point: Tensor) -> Tensor:
-            weights = point.clamp_min(0) / 2
+            weights = point * (point >= 0) / 2  # unlike that of clamp, its slope at 0 is 1 in all versions of torch
             return x + (weights[..., None, None] * steps).sum(2)
 
         return x.new_zeros(len(x), 3, 2), render
@@ -165,8 +165,9 @@ class AffineSpace:
 
         def render(point: Tensor) -> Tensor:
             size = (1 + scale * point[:, 3:]).expand(-1, 2)
-            matrix = get_affine_matrix2d(point[:, 1:3] * reach, center, size, degrees * point[:, 0])
-            return warp_affine(x, matrix[:, :2], (height, width), padding_mode="reflection")
+            with torch.autocast(x.device.type, enabled=False):  # half precision is too coarse for coordinates
+                matrix = get_affine_matrix2d(point[:, 1:3] * reach, center, size, degrees * point[:, 0])
+                return warp_affine(x, matrix[:, :2], (height, width), padding_mode="reflection")
 
         return x.new_zeros(len(x), 4), render
 

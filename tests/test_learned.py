@@ -1,0 +1,179 @@
+"""Learned generators: their views obey their bounds, and they learn to raise what the model learns to lower."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from idaa_lightly import AdversarialLoss, LearnedColor, Viewmaker
+from idaa_lightly.errors import UsageError
+from idaa_lightly.learned import reverse_gradient
+from idaa_lightly.spaces import Pixels
+
+NORMALIZE = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.2010]}
+PIXELS = Pixels(NORMALIZE)
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+X = PIXELS.normalized(draw(4, 3, 16, 16))
+MEANS = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def unasked(images: Tensor) -> Tensor:
+    raise AssertionError("a learned generator does not ask the objective")
+
+
+def color(eps: float = 1.0, represent: Callable[[Tensor], Tensor] = MEANS) -> LearnedColor:
+    torch.manual_seed(1)
+    return LearnedColor(represent, 3, NORMALIZE, eps=eps)
+
+
+def viewmaker(budget: float = 0.05, seed: int = 0) -> Viewmaker:
+    torch.manual_seed(1)
+    return Viewmaker(NORMALIZE, budget=budget, width=4, seed=seed)
+
+
+@given(values=st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1), seed=st.integers(0, 9))
+def test_a_reversed_gradient(values: list[float], seed: int) -> None:
+    x, weights = torch.tensor(values, requires_grad=True), draw(len(values), seed=seed)
+    same = reverse_gradient(x)
+    (gradient,) = torch.autograd.grad((same * weights).sum(), x)
+    assert torch.equal(same, x)
+    assert torch.equal(gradient, -weights)
+
+
+PRIMARIES = PIXELS.normalized(torch.eye(3).view(1, 3, 1, 3))  # a red, a green and a blue pixel: they show α
+
+
+@given(eps=st.floats(0, 1), size=st.floats(0, 100), seed=st.integers(0, 99))
+def test_rows_of_a_learned_mixing_sum_to_one(eps: float, size: float, seed: int) -> None:
+    generator = color(eps)
+    nn.init.normal_(generator.layer.weight, std=size, generator=torch.Generator().manual_seed(seed))
+    alpha = PIXELS.from_normalized(generator(PRIMARIES, unasked).detach())[0, :, 0]
+    assert (alpha >= -1e-6).all()
+    torch.testing.assert_close(alpha.sum(1), torch.ones(3))
+    assert (1 - alpha.diagonal() <= eps + 1e-6).all()
+
+
+def test_a_learned_mixing_by_hand() -> None:
+    generator = color(eps=0.5)
+    shares = torch.tensor([[0.2, 0.3, 0.5], [0.1, 0.8, 0.1], [0.6, 0.2, 0.2]])
+    generator.load_state_dict({"layer.weight": torch.zeros(9, 3), "layer.bias": shares.log().flatten()})
+    alpha = PIXELS.from_normalized(generator(PRIMARIES, unasked).detach())[0, :, 0]
+    torch.testing.assert_close(alpha, torch.eye(3) / 2 + shares / 2)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("make", [color, viewmaker])
+def test_without_strength_the_view_is_the_input(make: Callable[[float], nn.Module], autocast: bool) -> None:
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        torch.testing.assert_close(make(0.0)(X, unasked), X, rtol=0, atol=1e-5)
+
+
+def test_the_representation_learns_nothing_and_is_no_part() -> None:
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3))
+    generator = color(represent=backbone)
+    generator(X, unasked).square().sum().backward()
+    assert all(parameter.grad is None for parameter in backbone.parameters())
+    assert all(parameter.grad.abs().max() > 0 for parameter in generator.parameters())
+    assert dict(generator.named_parameters()).keys() == generator.state_dict().keys() == {"layer.weight", "layer.bias"}
+
+
+@pytest.mark.parametrize("size", [32, 30, 28, 16])
+def test_the_budget_is_spent_where_nothing_is_clamped(size: int) -> None:
+    grey = torch.full((3, 3, size, size), 0.5)
+    views = PIXELS.from_normalized(viewmaker(0.01)(PIXELS.normalized(grey), unasked).detach())
+    assert 0.1 < views.min() < views.max() < 0.9
+    torch.testing.assert_close((views - grey).abs().mean((1, 2, 3)), torch.full((3,), 0.01), rtol=1e-4, atol=0)
+
+
+@given(budget=st.floats(0, 1), seed=st.integers(0, 99))
+def test_views_stay_within_budget_and_range(budget: float, seed: int) -> None:
+    pixels = draw(2, 3, 16, 16, seed=seed).round(decimals=1)  # black and white among them
+    with torch.no_grad():
+        views = PIXELS.from_normalized(viewmaker(budget)(PIXELS.normalized(pixels), unasked))
+    assert ((views - pixels).abs().mean((1, 2, 3)) <= budget + 1e-6).all()
+    assert -1e-6 <= views.min() <= views.max() <= 1 + 1e-6
+
+
+def test_the_noise_is_ones_own_and_checkpointed() -> None:
+    generator, resumed, before = viewmaker(), Viewmaker(NORMALIZE, width=4), torch.get_rng_state()
+    first, state, second = generator(X, unasked), copy.deepcopy(generator.state_dict()), generator(X, unasked)
+    assert torch.equal(before, torch.get_rng_state())
+    assert not torch.equal(first, second)
+    resumed.load_state_dict(state)
+    assert torch.equal(resumed(X, unasked), second)
+    assert not torch.equal(viewmaker(seed=1)(X, unasked), first)
+
+
+class Shifted(nn.Module):
+    """Mean brightness of each image, plus a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return PIXELS.from_normalized(x).mean((1, 2, 3)) + self.shift
+
+
+def train(generator: nn.Module, x: Tensor, steps: int, lr: float) -> list[float]:
+    """Trains model and generator by one optimiser on the total; returns the mean change of brightness at each step."""
+    model, loss, changes = Shifted(), AdversarialLoss(lambda first, second: second.mean(), generator), []
+    optimizer = torch.optim.Adam([{"params": generator.parameters()}, {"params": model.parameters(), "lr": 0.01}], lr)
+    for _ in range(steps):
+        out = loss(model, x, x)
+        changes.append((out.adversarial - out.clean).item())
+        optimizer.zero_grad()
+        out.total.backward()
+        optimizer.step()
+    assert model.shift.item() == pytest.approx(-0.01 * steps, rel=1e-3)  # a step of Adam is its rate: descent
+    return changes
+
+
+def test_the_layer_learns_which_colour_is_brightest_in_each_image() -> None:
+    dim, bright = 0.5 * draw(8, 3, 8, 8), 0.5 + 0.5 * draw(8, 8, 8)
+    dim[:4, 2], dim[4:, 0] = bright[:4], bright[4:]  # four blue images, four red ones
+    changes = train(generator := color(), x := PIXELS.normalized(dim), steps=100, lr=0.1)
+    assert abs(changes[0]) < 0.1
+    assert changes[-1] > 0.3  # of (0.75 - 0.25) · 2 / 3 that there are
+    alpha = generator.layer(MEANS(x)).view(8, 3, 3).softmax(2)
+    assert torch.cat([alpha[:4, :, 2], alpha[4:, :, 0]]).min() > 0.8
+
+
+def test_the_viewmaker_learns_to_brighten() -> None:
+    changes = train(viewmaker(), PIXELS.normalized(0.2 + 0.6 * draw(4, 3, 16, 16)), steps=60, lr=0.02)
+    assert abs(changes[0]) < 0.025
+    assert 0.04 < changes[-1] < 0.05 + 1e-6  # of 0.05 that the budget allows
+
+
+@pytest.mark.parametrize("make", [color, viewmaker])
+def test_the_gradient_is_minus_the_weighted_gradient_of_the_loss(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    criterion = lambda first, second: (first - second).square().sum()  # noqa: E731
+    generator, twin, y = make(), make(), PIXELS.normalized(draw(4, 3, 16, 16, seed=1))
+    AdversarialLoss(criterion, generator, weight=0.25)(model, X, y).total.backward()
+    plain = criterion(model(X), model(reverse_gradient(twin(X, unasked))))  # twice reversed is not reversed
+    expected = torch.autograd.grad(plain, list(twin.parameters()))
+    assert max(gradient.abs().max() for gradient in expected) > 1e-3
+    for (name, parameter), gradient in zip(generator.named_parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, -0.25 * gradient, rtol=1e-5, atol=1e-8, msg=name)
+
+
+@pytest.mark.parametrize(("name", "make"), [("eps", color), ("budget", viewmaker)])
+def test_a_bad_strength(name: str, make: Callable[[float], nn.Module]) -> None:
+    for value in (-0.1, 1.5, math.nan):
+        with pytest.raises(UsageError, match=f"^{re.escape(f'{name} is {value}, but expected 0 to 1')}$"):
+            make(value)
