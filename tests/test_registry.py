@@ -187,6 +187,15 @@ def _message(kind, name):
     return str(caught.value)
 
 
+@pytest.mark.parametrize("command", [[], *([name] for name in main.commands), ["plugins", "show"]])
+def test_help_keeps_its_examples_in_lines(command):
+    done = CliRunner().invoke(main, [*command, "--help"])
+    assert done.exit_code == 0
+    assert "\\b" not in done.output
+    for line in done.output.splitlines():
+        assert line.count("idaa-bench ") <= 1, line
+
+
 PICKY = """
 from idaa_lightly_plugins.augmentations.none import NoAugmentation
 

@@ -1,0 +1,53 @@
+"""`idaa-bench`: parses, calls, prints. One file a command; torch is imported only when a command needs it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from idaa_lightly.cli.knn import knn
+from idaa_lightly.cli.plugins import plugins
+from idaa_lightly.cli.run import run
+from idaa_lightly.cli.vae import vae
+from idaa_lightly.errors import IDAAError
+
+
+class Commands(click.Group):
+    """Ends in one sentence and an exit code where something is wrong."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command."""
+        try:
+            return super().invoke(ctx)
+        except IDAAError as error:
+            text = str(error).strip()
+            if "Original Traceback" in text:  # of a loader's process, the last line is the message
+                text = text.splitlines()[-1]
+            text = " ".join(text.split())
+            click.echo(
+                f"Error: {text.removeprefix(type(error).__module__ + '.' + type(error).__name__ + ': ')}",
+                err=True,
+            )
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            hint = " The same command with --resume goes on after the last finished epoch."
+            click.echo("Interrupted." + (hint if ctx.invoked_subcommand == "run" else ""), err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="idaa-lightly")
+def main() -> None:
+    """Trains and evaluates self-supervised vision models with adversarial views that keep a sample's identity.
+
+    \b
+    idaa-bench run                                  SimCLR with IDAA on scikit-learn's digits, about two minutes
+    idaa-bench run --data cifar10 --aug clae        a rival on CIFAR-10, 300 epochs
+    idaa-bench plugins                              what --method and --aug can be
+    idaa-bench knn RUN                              evaluates a run again, or features of your own
+    """
+
+
+for command in (run, vae, knn, plugins):
+    main.add_command(command)

@@ -1,0 +1,64 @@
+"""What commands share: options made from the fields of a configuration, and the console."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import click
+from rich.console import Console
+
+from idaa_lightly.bench.config import RunConfig, parse_set, read_toml
+from idaa_lightly.errors import UsageError
+
+
+def config_options(*names: str) -> Callable[[Any], Any]:
+    """Click options for these fields of RunConfig; for all of them where none is named."""
+    types = get_type_hints(RunConfig)
+
+    def decorate(command: Any) -> Any:
+        for item in reversed(fields(RunConfig)):
+            if names and item.name not in names:
+                continue
+            kind = next((kind for kind in get_args(types[item.name]) if kind in (int, float)), types[item.name])
+            extra = {"is_flag": True} if kind is bool else {"type": kind if kind in (int, float) else str}
+            flag = item.name.replace("_", "-")
+            shown = f"  [default: {item.default}]" if type(item.default) in (str, int, float) else ""
+            command = click.option(
+                f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}",
+                item.name,
+                default=None,
+                help=item.metadata["help"] + shown,
+                **(extra | item.metadata["click"]),
+            )(command)
+        return command
+
+    return decorate
+
+
+def configs(given: dict[str, Any], file: Path | None, *, several: bool = True) -> list[RunConfig]:
+    """The configurations that the options, over the file's, ask for: one a seed.
+
+    Where the command line names another plugin than the file, the file's options of that plugin are left out.
+    """
+    values = read_toml(file) if file else {}
+    other = {kind for kind in ("method", "aug") if kind in values and given.get(kind) not in (None, values[kind])}
+    options = {kind: dict(items) for kind, items in values.pop("set", {}).items() if kind not in other}
+    for kind, items in parse_set(given.pop("set", ())).items():
+        options.setdefault(kind, {}).update(items)
+    seeds = given.pop("seed", ()) or (values.pop("seed", 0),)
+    values.pop("seed", None)
+    values |= {name: value for name, value in given.items() if value is not None}
+    if len(set(seeds)) < len(seeds) or (len(seeds) > 1 and not several):
+        raise UsageError(
+            f"--seed is {', '.join(map(str, seeds))}, but expected {'different ones' if several else 'one'}"
+        )
+    config = RunConfig(**values, set=options)
+    return [replace(config, seed=seed) for seed in seeds]
+
+
+def console() -> Console:
+    """Of the terminal; markup is left alone, since a path may hold brackets."""
+    return Console(markup=False)

@@ -1,0 +1,51 @@
+"""`idaa-bench vae`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from idaa_lightly.cli.options import config_options, configs, console
+from idaa_lightly.errors import UsageError
+
+VAE_FIELDS = (
+    "method",
+    "data",
+    "data_dir",
+    "image_size",
+    "limit_train",
+    "epochs",
+    "seed",
+    "set",
+    "accelerator",
+)
+
+
+@click.command()
+@config_options(*VAE_FIELDS)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="File to write, for --vae of `idaa-bench run`.",
+)
+@click.option("--force", is_flag=True, help="Overwrite the file.")
+def vae(out: Path, force: bool, **given: Any) -> None:
+    """Train IDAA's VAE alone, on a method's augmented views. The images need no classes.
+
+    \b
+    Example:
+      idaa-bench vae --data folder:PATH --epochs 300 --set aug.beta=0.1 --out vae.pt
+    """
+    taken = next((path for path in out.parents if path.exists() and not path.is_dir()), None)
+    if taken or out.is_dir():
+        raise UsageError(f"{out} cannot be written, since {taken or out} is {'no' if taken else 'a'} folder")
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists: choose another --out, or add --force")
+    (config,) = configs(given | {"aug": "idaa"}, None, several=False)
+    from idaa_lightly.bench.vae import train_vae
+
+    error = train_vae(config, out, console())
+    click.echo(f"Mean squared error of the reconstruction: {error:.4f}. Written to {out}")
