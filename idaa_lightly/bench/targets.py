@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -9,15 +10,17 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.config import RunConfig, read_toml
-from idaa_lightly.bench.prepare import read_data
+from idaa_lightly.bench.prepare import Parts, fit_context, make_augmentation, make_parts, read_data, resolve
 from idaa_lightly.bench.run import features_of
+from idaa_lightly.data import DataSet
 from idaa_lightly.errors import FileFormatError
 from idaa_lightly.evaluation.knn import backend, knn_classify
 from idaa_lightly.files import load_tensors
+from idaa_lightly.training import SelfSupervised
 
 ARRAYS = ("train_features", "train_labels", "test_features", "test_labels")
 
@@ -34,7 +37,7 @@ def evaluate_knn(target: Path, k: int, temperature: float, console: Console) -> 
     Raises:
         FileFormatError: it is none of these.
     """
-    features = _from_npz(target) if target.suffix == ".npz" else _from_run(target, console)
+    features = _from_npz(target) if target.suffix == ".npz" else features_of(*load_backbone(target, console))
     bank, queries = features["train_features"], features["test_features"]
     for split in ("train", "test"):
         rows, labels = features[f"{split}_features"], features[f"{split}_labels"]
@@ -75,37 +78,85 @@ def _from_npz(path: Path) -> dict[str, Tensor]:
         raise FileFormatError(f"{path} is no file of features ({error}): expected {', '.join(ARRAYS)}") from error
 
 
-def _from_run(target: Path, console: Console) -> dict[str, Tensor]:
-    """Features of the backbone that a run left in backbone.pt, or in a checkpoint in its checkpoints/."""
-    folder = target if target.is_dir() else target.parent.parent
+def load_backbone(
+    target: Path, console: Console, *, backbone: str | None = None, data: str | None = None
+) -> tuple[nn.Module, DataSet]:
+    """The network of a run or of anybody's checkpoint, and its data.
+
+    Args:
+        target: a run folder, its checkpoints/last.ckpt, or a state dict of torchvision or timm.
+        console: for what is said on the way.
+        backbone: name of the network of a state dict; else the run's.
+        data: as for `idaa-bench run --data`; else the run's.
+
+    Returns:
+        The backbone on the GPU where there is one, and the data.
+
+    Raises:
+        FileFormatError: the target is none of these, or does not fit.
+    """
     if not target.exists():
         raise FileFormatError(f"{target} does not exist; expected a run folder, a checkpoint or an .npz file")
-    if target.is_dir() and not (target / "backbone.pt").exists():
-        raise FileFormatError(
-            f"{target} holds no backbone.pt, so no finished run: finish it with --resume, or name its "
-            "checkpoints/last.ckpt"
-        )
-    if target.is_dir():
-        state = load_tensors(target / "backbone.pt", "a backbone written by a run")
-    else:
-        whole = load_tensors(target, "a checkpoint written by `idaa-bench run`")
-        prefix = "method.backbone."
-        weights = whole.get("state_dict")
-        weights = weights if isinstance(weights, dict) else {}
-        state = {
-            name.removeprefix(prefix): value
-            for name, value in weights.items()
-            if name.startswith(prefix) and ".adversarial." not in name
-        }
-        if not state:
-            raise FileFormatError(f"{target} holds tensors, but no checkpoint written by `idaa-bench run`")
-    if not (folder / "config.toml").exists():
+    folder, state = (
+        target if target.is_dir() else target.parent.parent,
+        _backbone_weights(target, foreign=bool(backbone)),
+    )
+    if backbone is None and not (folder / "config.toml").exists():
         raise FileFormatError(f"{folder} has no config.toml, so nothing says which network and data {target} is for")
-    config = RunConfig(**read_toml(folder / "config.toml"))
-    data = read_data(config, console)
-    backbone, _ = create_backbone(config.backbone or "", data.image_size)
+    config = RunConfig() if backbone else RunConfig(**read_toml(folder / "config.toml"))
+    config = replace(config, backbone=backbone or config.backbone, data=data or config.data)
+    images = read_data(config, console)
+    network, _ = create_backbone(config.backbone or "", images.image_size)
     try:
-        backbone.load_state_dict(state)
+        network.load_state_dict(state)
     except RuntimeError as error:
-        raise FileFormatError(f"{target} does not fit the backbone {config.backbone} of its config.toml") from error
-    return features_of(backbone.to("cuda" if torch.cuda.is_available() else "cpu"), data)
+        raise FileFormatError(f"{target} does not fit the backbone {config.backbone}: {error}") from error
+    return network.to("cuda" if torch.cuda.is_available() else "cpu"), images
+
+
+def _backbone_weights(target: Path, *, foreign: bool) -> dict[str, Tensor]:
+    """The state dict in a run folder, in a checkpoint of ours, or in a foreign file, without its classifier."""
+    if target.is_dir():
+        if not (target / "backbone.pt").exists():
+            raise FileFormatError(
+                f"{target} holds no backbone.pt, so no finished run: finish it with --resume, or name its "
+                "checkpoints/last.ckpt"
+            )
+        return load_tensors(target / "backbone.pt", "a backbone written by a run")
+    whole = load_tensors(target, "a state dict" if foreign else "a checkpoint written by `idaa-bench run`")
+    weights = whole.get("state_dict", whole if foreign else None)
+    prefix, left_out = ("", ("fc.", "head.")) if foreign else ("method.backbone.", ())
+    state = {
+        name.removeprefix(prefix): value
+        for name, value in (weights if isinstance(weights, dict) else {}).items()
+        if name.startswith(prefix) and not name.startswith(left_out) and ".adversarial." not in name
+    }
+    if not state:
+        raise FileFormatError(
+            f"{target} holds tensors, but no checkpoint written by `idaa-bench run`; for a state dict of torchvision "
+            "or timm name its network with --backbone, and --data"
+        )
+    return state
+
+
+def load_run(folder: Path, console: Console) -> tuple[Parts, SelfSupervised]:
+    """A run as its last checkpoint holds it: method, augmentation and their weights, on the CPU.
+
+    Raises:
+        FileFormatError: the folder is no run, or has no checkpoint.
+    """
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    for path in (folder / "config.toml", checkpoint):
+        if not path.exists():
+            raise FileFormatError(f"{path} does not exist; expected the folder of a run of `idaa-bench run`")
+    config = resolve(RunConfig(**read_toml(folder / "config.toml")))
+    augmentation = make_augmentation(config)
+    parts = make_parts(config, augmentation, read_data(config, console))
+    augmentation.fit(fit_context(parts, torch.device("cpu")))
+    steps = len(parts.views) // parts.batch_size
+    module = SelfSupervised(parts.method, augmentation, epochs=parts.epochs, steps_per_epoch=steps, seed=config.seed)
+    try:
+        module.load_state_dict(load_tensors(checkpoint, "a checkpoint of a run")["state_dict"])
+    except (RuntimeError, KeyError) as error:
+        raise FileFormatError(f"{checkpoint} does not fit the method of its config.toml: {error}") from error
+    return parts, module
