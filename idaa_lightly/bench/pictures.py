@@ -30,7 +30,7 @@ def save_curves(folder: Path) -> None:
     points = [(float(row["epochs_done"]), 100 * float(row["knn"])) for row in rows if row.get("knn")]
     right.plot(*zip(*points, strict=True), marker="o")
     right.set(xlabel="epoch", ylabel="kNN top-1, %")
-    _save(figure, folder / "curves.png")
+    save_figure(figure, folder / "curves.png")
 
 
 def save_views(path: Path, rows: dict[str, Tensor], normalize: dict[str, list[float]], columns: int = 8) -> None:
@@ -52,9 +52,10 @@ def save_views(path: Path, rows: dict[str, Tensor], normalize: dict[str, list[fl
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
         line[0].set_ylabel(label, rotation=0, ha="right", va="center")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a PNG atomically."""
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120)

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from idaa_lightly.cli.identity import identity
 from idaa_lightly.cli.knn import knn
 from idaa_lightly.cli.plugins import plugins
 from idaa_lightly.cli.run import run
@@ -49,5 +50,5 @@ def main() -> None:
     """
 
 
-for command in (run, vae, knn, plugins):
+for command in (run, vae, knn, identity, plugins):
     main.add_command(command)

@@ -1,0 +1,137 @@
+"""The case study of a run: views by several augmentations, through one encoder."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from torch import Tensor, nn
+
+from idaa_lightly.batchnorm import dual_batchnorm
+from idaa_lightly.bench.pictures import save_figure, save_views
+from idaa_lightly.bench.prepare import Parts, fit_context, progress
+from idaa_lightly.bench.results import environment, write_json
+from idaa_lightly.bench.targets import load_run
+from idaa_lightly.errors import UsageError
+from idaa_lightly.evaluation.identity import Identity, identity, perturbation
+from idaa_lightly.features import embedding_of
+from idaa_lightly.options import options_of, parse_options
+from idaa_lightly.plugin import GeneratorAugmentation, Method
+from idaa_lightly.registry import load
+
+SECOND_VIEW = "second view"
+
+
+def study(
+    folder: Path, augmentations: list[str], out: Path, console: Console, *, samples: int = 1024
+) -> dict[str, dict[str, Any]]:
+    """Measures how hard the views of augmentations are for a run's encoder, and whose identity they lose.
+
+    Args:
+        folder: of the run.
+        augmentations: names of searched ones, such as "idaa"; the run's own options where it is the run's own.
+        out: folder for identity.json, identity.png, density.png and panels.png.
+        console: for what is said on the way.
+        samples: training images that are used, 2 or more.
+
+    Returns:
+        Figures by augmentation, and for the second view of the method's own transform.
+
+    Raises:
+        UsageError: an augmentation is no searched one, or there are too few images.
+    """
+    parts, module = load_run(folder, console)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module.to(device)
+    losses = {name: _loss(name, parts, module.method, device) for name in augmentations}
+    count = min(samples, len(parts.views))
+    if count < 2:
+        raise UsageError(f"samples is {samples}, but must be 2 or more")
+    views: dict[str, list[Tensor]] = {name: [] for name in ("x", SECOND_VIEW, *losses)}
+    step = progress("views", -(-count // parts.batch_size))
+    for start in range(0, count, parts.batch_size):
+        batch = [parts.views[parts.epochs, index][0] for index in range(start, min(count, start + parts.batch_size))]
+        images = [torch.stack(part).to(device) for part in zip(*batch, strict=True)]
+        views["x"].append(images[0])
+        views[SECOND_VIEW].append(images[1])
+        for name, (network, loss) in losses.items():
+            views[name].append(loss(network, *images).views)
+        step("")
+    whole = {name: torch.cat(made) for name, made in views.items()}
+    anchors = _embed(module.method, whole["x"], parts.batch_size)
+    found = {
+        name: identity(anchors, _embed(module.method, made, parts.batch_size))
+        for name, made in whole.items()
+        if name != "x"
+    }
+    std = parts.data.normalize["std"]
+    figures = {
+        name: {"lost": part.lost, "hardness": part.hardness}
+        | ({} if name == SECOND_VIEW else asdict(perturbation(whole["x"], whole[name], std)))
+        for name, part in found.items()
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    _scatter(found, out / "identity.png")
+    _density(found, out / "density.png")
+    rows = {"x": whole["x"]} | {name: whole[name] for name in found}
+    rows |= {f"{name} − x": whole[name] - whole["x"] for name in losses}
+    save_views(out / "panels.png", rows, parts.data.normalize)
+    record = {"config": parts.config.to_dict(), "samples": count, "augmentations": figures, **environment(device, 1)}
+    write_json(out / "identity.json", record)
+    return figures
+
+
+def _loss(name: str, parts: Parts, method: Method, device: torch.device) -> tuple[nn.Module, nn.Module]:
+    """A network of its own to attack, and the loss whose views are those of the augmentation."""
+    plugin = load("augmentation", name)
+    if not issubclass(plugin, GeneratorAugmentation):
+        raise UsageError(f"{name!r} searches for no view of an image: choose others, such as clae, idaa or random")
+    if reason := plugin.refuses(type(method)):
+        raise UsageError(f"{name!r} does not go with {parts.config.method!r}: {reason}")
+    own = name == parts.config.aug
+    augmentation = plugin(**(parts.config.set["aug"] if own else parse_options(plugin, name, _shared(plugin, parts))))
+    augmentation.fit(fit_context(parts, device))
+    network = dual_batchnorm(copy.deepcopy(method)).train()
+    return network, augmentation.loss(network)
+
+
+def _shared(plugin: type, parts: Parts) -> dict[str, Any]:
+    """Where both use a VAE, the options of the run's own augmentation: the same VAE, the same strength."""
+    both = options_of(plugin).keys() & parts.config.set["aug"]
+    return {name: parts.config.set["aug"][name] for name in both - {"random"} if "vae" in both}
+
+
+@torch.no_grad()
+def _embed(method: Method, images: Tensor, batch_size: int) -> Tensor:
+    """In eval mode, in the space of the loss."""
+    method.eval()
+    return torch.cat([embedding_of(method(part)).float().cpu() for part in images.split(batch_size)])
+
+
+def _scatter(found: dict[str, Identity], path: Path) -> None:
+    """Fig. 1 of the paper: below the diagonal the identity is lost."""
+    figure = Figure(figsize=(3.2 * len(found), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(found), squeeze=False, sharex=True, sharey=True)[0]
+    for axis, (name, part) in zip(axes, found.items(), strict=True):
+        axis.scatter(part.positive, part.negative, s=4, alpha=0.4, linewidths=0)
+        axis.axline((0, 0), slope=1, color="black", linewidth=0.8)
+        axis.set(title=f"{name}: {100 * part.lost:.1f} % lost", xlabel="distance to the own view", aspect="equal")
+    axes[0].set_ylabel("distance to the nearest other")
+    save_figure(figure, path)
+
+
+def _density(found: dict[str, Identity], path: Path) -> None:
+    """How the ratio of both distances is spread; 1 is the boundary."""
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axis = figure.subplots()
+    for name, part in found.items():
+        axis.hist((part.positive / part.negative).numpy(), bins=50, density=True, histtype="step", label=name)
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.set(xlabel="distance to the own view / to the nearest other", ylabel="density")
+    axis.legend()
+    save_figure(figure, path)
