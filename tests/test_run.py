@@ -173,10 +173,11 @@ def test_the_default_run_learns() -> None:
 
 
 @pytest.mark.slow
-def test_two_devices() -> None:
-    arguments = command(
-        "run", "--aug", "idaa", *TINY, *SMALL_VAE, "--epochs", "1", "--devices", "2", "--strategy", "ddp"
-    )
+@pytest.mark.parametrize(
+    "pair", [["--aug", "idaa", *SMALL_VAE], ["--method", "moco", "--aug", "viewmaker"], ["--aug", "metaug"]]
+)
+def test_two_devices(pair: list[str]) -> None:
+    arguments = command("run", *pair, *TINY, "--epochs", "1", "--devices", "2", "--strategy", "ddp")
     done = subprocess.run([*arguments, "--out", "two"], capture_output=True, text=True, env=os.environ, check=False)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in Path("two").iterdir()} == FILES
