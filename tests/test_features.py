@@ -217,11 +217,11 @@ def test_under_a_method(name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, (1.0, 1.0, True)),
+        ({}, (0.1, 0.1, True)),
         ({"preset": "released"}, (1e-5, 1e-11, False)),
         ({"preset": "released", "feature_weight": 2.0}, (2.0, 1e-11, False)),
         ({"preset": "released", "margin_weight": 0.0, "form": "weighted"}, (1e-5, 0.0, True)),
-        ({"form": "released"}, (1.0, 1.0, False)),
+        ({"form": "released"}, (0.1, 0.1, False)),
     ],
 )
 def test_presets(options: dict[str, Any], expected: tuple[float, float, bool]) -> None:

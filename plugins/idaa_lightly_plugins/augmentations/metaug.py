@@ -14,10 +14,15 @@ from idaa_lightly.plugin import FitContext, Method
 from idaa_lightly_plugins.augmentations.oucl import OUCL
 
 PRESETS: dict[str, tuple[float, float, Literal["weighted", "released"]]] = {
-    "tuned": (1.0, 1.0, "weighted"),
+    "tuned": (0.1, 0.1, "weighted"),
     "released": (1e-5, 1e-11, "released"),
 }
-"""Weights of the augmented and the margin term, and the form of OUCL; "released" are the authors' settings."""
+"""Weights of the augmented and the margin term, and the form of OUCL.
+
+"tuned" is the best of (1, 0), (1, 1) and (0.1, 0.1) with SimCLR's recipe and its optimiser for the generators, too: 4
+000 training images of CIFAR-10, ResNet-18 of width 16, 4 epochs, one seed, by kNN on 1 000 other training images (29.0,
+26.5 and 30.7 %; OUCL alone 30.4 %). "released" are the authors' settings, whose auxiliary terms do next to nothing.
+"""
 
 
 class MetAug(OUCL):
@@ -28,8 +33,8 @@ class MetAug(OUCL):
     Differs from the paper: two ordinary views and in-batch negatives, any backbone; see `MetAugLoss`.
 
     Args:
-        preset: weights and form of OUCL that were tuned here, or those of the released program, whose auxiliary terms
-            do next to nothing.
+        preset: weights and form of OUCL that were tuned here, a little, or those of the released program, whose
+            auxiliary terms do next to nothing.
         feature_weight: of the contrast with generated embeddings; the preset's where it is None.
         margin_weight: of the margin term; the preset's where it is None.
         form: of OUCL, as for `oucl`; the preset's where it is None.
