@@ -169,7 +169,8 @@ def gradient(value: Value, delta: Tensor) -> Tensor:
             raise UsageError(
                 f"the objective gave a tensor of shape {tuple(scalar.shape)} "
                 f"{'with' if scalar.requires_grad else 'without'} a gradient, but an attack needs a scalar that "
-                "depends on the images: reduce it, and take no detach() or no_grad() around it"
+                "depends on the images: reduce it, and take no detach() or no_grad() around it; in a method's "
+                "loss(anchor, positive) they come in by `positive`"
             )
         (result,) = torch.autograd.grad(scalar, delta)
     return result

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from idaa_lightly.errors import UsageError
 from idaa_lightly.isolation import preserved_buffers
 from idaa_lightly.options import require_at_least
 
@@ -133,8 +134,18 @@ def margin(z0: Tensor, z1: Tensor, made0: Tensor, made1: Tensor) -> Tensor:
 
 
 def embedding_of(output: Any) -> Tensor:
-    """What a model's output is compared by: itself, or the first of a tuple."""
-    embedding: Tensor = output[0] if isinstance(output, tuple) else output
+    """What a model's output is compared by: itself, or the first of a tuple, list or dict.
+
+    Raises:
+        UsageError: that is no tensor (N, D), or has no gradient where one is wanted.
+    """
+    parts = list(output.values()) if isinstance(output, dict) else output
+    embedding = parts[0] if isinstance(parts, tuple | list) else parts
+    if not (isinstance(embedding, Tensor) and embedding.ndim == 2):
+        got = tuple(embedding.shape) if isinstance(embedding, Tensor) else type(embedding).__name__
+        raise UsageError(f"the first output of the model is {got}, but expected an embedding of shape (N, D)")
+    if torch.is_grad_enabled() and not embedding.requires_grad:
+        raise UsageError("the first output of the model has no gradient, but expected that of the trained network")
     return embedding
 
 

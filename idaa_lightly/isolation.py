@@ -43,19 +43,23 @@ def detached(output: Any) -> Any:
 def preserved_buffers(*modules: nn.Module) -> Iterator[None]:
     """Lends copies of all buffers (memory banks, queues, centres) for the with-block, and puts the originals back.
 
-    The originals are never written to, so graphs that saved them stay valid. BatchNorms are left out: their
-    adversarial branch has no buffers.
+    So it does with tensors in plain attributes, where some of Lightly's losses keep their state (TiCoLoss). The
+    originals are never written to, so graphs that saved them stay valid. BatchNorms are left out: their adversarial
+    branch has no buffers.
     """
     lent = [
-        (part._buffers, name, buffer)
+        (store, name, value)
         for part in nn.ModuleList(modules).modules()
         if not isinstance(part, _BatchNorm)
-        for name, buffer in part._buffers.items()
+        for store in (part._buffers, vars(part))
+        for name, value in store.items()
+        if value is None or isinstance(value, Tensor)
     ]
     try:
-        for buffers, name, buffer in lent:
-            buffers[name] = None if buffer is None else buffer.clone()
+        for store, name, value in lent:
+            store[name] = None if value is None else value.clone()
         yield
     finally:
-        for buffers, name, buffer in lent:
-            buffers[name] = buffer
+        for store, name, value in lent:
+            if value is not None or isinstance(store.get(name), Tensor):
+                store[name] = value

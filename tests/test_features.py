@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -198,7 +199,7 @@ def test_under_a_method(name: str) -> None:
     plugin = load("method", name)
     small = {key: 16 for key in ("projection_dim", "hidden_dim", "queue") if key in options_of(plugin)}
     method = plugin(*create_backbone("resnet9-w4", 16), **small).train()
-    augmentation = MetAug(hidden_dim=8)
+    augmentation = MetAug(feature_weight=1.0, hidden_dim=8)
     augmentation.fit(SimpleNamespace(channels=3, image_size=16))
     loss = augmentation.loss(method)
     x = torch.rand(8, 3, 16, 16)
@@ -247,3 +248,27 @@ def test_refusals() -> None:
 def test_bad_arguments(name: str) -> None:
     with pytest.raises(UsageError, match=f"^{name} is -1.0, but must be a finite number, 0 or more$"):
         MetAug(**{name: -1.0})
+
+
+@pytest.mark.parametrize(
+    ("output", "text"),
+    [
+        (
+            {"z": torch.zeros(4, 2, 3)},
+            "the first output of the model is (4, 2, 3), but expected an embedding of shape (N, D)",
+        ),
+        ([None], "the first output of the model is NoneType, but expected"),
+        (
+            (torch.zeros(4, 2), torch.zeros(4, 2, requires_grad=True)),
+            "has no gradient, but expected that of the trained",
+        ),
+    ],
+)
+def test_outputs_that_are_no_embeddings(output: Any, text: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(text)):
+        embedding_of(output)
+
+
+def test_an_embedding_is_the_first_of_several() -> None:
+    z = torch.ones(2, 3, requires_grad=True)
+    assert all(embedding_of(output) is z for output in (z, (z, None), [z], {"z": z, "other": None}))

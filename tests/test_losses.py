@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from lightly.loss import NegativeCosineSimilarity, NTXentLoss
+from lightly.loss import NegativeCosineSimilarity, NTXentLoss, TiCoLoss
 from lightly.models.modules import SimCLRProjectionHead
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -291,3 +291,16 @@ def test_a_centre_that_the_first_call_makes_is_not_made_by_the_attack() -> None:
     expected = copy.deepcopy(model)(images(seed=3)).mean(0)
     AdversarialLoss(criterion, CLAE())(model, images(), images(seed=3))
     torch.testing.assert_close(criterion.centre, expected)
+
+
+def test_state_in_plain_attributes_is_left_alone() -> None:
+    """Lightly's TiCoLoss keeps its covariance in one."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 5))
+    x0, x1 = torch.randn(2, 4, 3, 6, 6)
+    attacked, plain = TiCoLoss(), TiCoLoss()
+    criterion = AdversarialLoss(attacked, GENERATORS["pgd"]())
+    for _ in range(2):
+        criterion(model, x0, x1)
+        plain(model(x0), model(x1))
+    torch.testing.assert_close(attacked.C, plain.C, rtol=0, atol=0)

@@ -28,6 +28,8 @@ PRESETS: dict[str, tuple[float, float, Literal["weighted", "released"]]] = {
 class MetAug(OUCL):
     """Contrast with generated embeddings, whose generators are trained by the second derivative through one step.
 
+    OUCL takes the place of the method's loss: of the method its network, views and recipe are used.
+
     Source: Li et al., "MetAug: Contrastive Learning via Meta Feature Augmentation", ICML 2022, Sec. 3.
 
     Differs from the paper: two ordinary views and in-batch negatives, any backbone; see `MetAugLoss`.
