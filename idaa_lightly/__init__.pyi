@@ -7,7 +7,8 @@ from .batchnorm import (
     strip_dual_batchnorm,
 )
 from .criteria import DebiasedLoss, InfoNCELoss, OUCLLoss, UELLoss
-from .evaluation.knn import knn_classify
+from .evaluation.knn import knn_classify, knn_sweep
+from .evaluation.lightning import FaissKNNClassifier, KNNCallback
 from .evaluation.linear import linear_probe
 from .features import FeatureGenerator, MetAugLoss
 from .learned import LearnedColor, Viewmaker
@@ -28,9 +29,11 @@ __all__ = [
     "ColorSpace",
     "DebiasedLoss",
     "DualBatchNorm",
+    "FaissKNNClassifier",
     "FeatureGenerator",
     "InfoNCELoss",
     "JitterSpace",
+    "KNNCallback",
     "LatentSpace",
     "LearnedColor",
     "MetAugLoss",
@@ -45,6 +48,7 @@ __all__ = [
     "dual_batchnorm",
     "fit_vae",
     "knn_classify",
+    "knn_sweep",
     "linear_probe",
     "strip_dual_batchnorm",
 ]

@@ -44,6 +44,16 @@ class RunFolderError(IDAAError):
     """An output folder already holds something that would be lost."""
 
 
+class BusyError(RunFolderError):
+    """Another process is working on the run folder at this moment."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
+class SweepError(IDAAError):
+    """Some runs of a sweep failed; the others are done."""
+
+
 class NonFiniteError(IDAAError, ArithmeticError):
     """Features or a loss hold NaN or infinity."""
 

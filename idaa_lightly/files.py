@@ -9,7 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from idaa_lightly.errors import FileFormatError
+from filelock import FileLock, Timeout
+
+from idaa_lightly.errors import BusyError, FileFormatError, RunFolderError
 
 
 @contextmanager
@@ -29,6 +31,34 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             os.unlink(name)
+
+
+@contextmanager
+def claim(folder: Path, timeout: float = 5.0) -> Iterator[None]:
+    """Keeps a run folder for this process, by a lock on .NAME.lock beside it, which is deleted at the end.
+
+    The system releases the lock when the process ends, however it ends: there are no stale claims to clear away.
+    Machines that share the folder need a file system with locks, such as NFS 4 or Lustre mounted with -o flock.
+
+    Raises:
+        BusyError: another process has it, and keeps it for `timeout` seconds.
+        RunFolderError: the folder above cannot be written.
+    """
+    place = folder.absolute()
+    lock = FileLock(place.with_name(f".{place.name}.lock"))
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=timeout)
+    except Timeout as error:
+        raise BusyError(f"{folder} is being run by another process: wait for it, or choose another --out") from error
+    except OSError as error:
+        raise RunFolderError(f"{lock.lock_file} cannot be written ({error}): choose another --out") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows keeps a file that is open
+            os.unlink(lock.lock_file)  # a process that has it open already notices, and opens it anew
+        lock.release()
 
 
 def load_tensors(path: str | Path, expected: str) -> dict[str, Any]:

@@ -1,19 +1,30 @@
 from __future__ import annotations
 
+import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightly.utils.benchmarking.knn import knn_predict
+from PIL import Image
+from rich.console import Console
 from torch.nn import functional as F
 
-from idaa_lightly import knn_classify
+from idaa_lightly import knn_classify, knn_sweep
+from idaa_lightly.backbones import create_backbone
+from idaa_lightly.bench.config import RunConfig
+from idaa_lightly.bench.prepare import read_data
+from idaa_lightly.bench.run import features_of
+from idaa_lightly.cli import main
 from idaa_lightly.errors import DataError, NonFiniteError, UsageError
 from idaa_lightly.evaluation import knn
+from idaa_lightly.evaluation import search as searching
 
 GOLDEN = Path(__file__).parent / "golden" / "reference.npz"
 
@@ -50,7 +61,7 @@ def search(request, monkeypatch):
     """Forces a search, and checks that it was used and the other one was not."""
     if request.param == "faiss":
         pytest.importorskip("faiss")
-    monkeypatch.setattr(knn, "FAISS_FROM", 0 if request.param == "faiss" else 10**12)
+    monkeypatch.setattr(searching, "FAISS_FROM", 0 if request.param == "faiss" else 10**12)
     used = spy(monkeypatch)
     yield request.param
     assert set(used) == {request.param}
@@ -68,8 +79,10 @@ def warn_always():
 def spy(monkeypatch):
     used = []
     for name in ("torch", "faiss"):
-        real = getattr(knn, f"_{name}_search")
-        monkeypatch.setattr(knn, f"_{name}_search", lambda *a, name=name, real=real: used.append(name) or real(*a))
+        real = getattr(searching, f"_{name}_search")
+        monkeypatch.setattr(
+            searching, f"_{name}_search", lambda *a, name=name, real=real: used.append(name) or real(*a)
+        )
     return used
 
 
@@ -150,8 +163,8 @@ def test_searches_agree(monkeypatch, k):
     bank, _, queries = random_case(1, bank=700, queries=3000, dim=24)
     found = {}
     for name, least in (("torch", 10**12), ("faiss", 0)):
-        monkeypatch.setattr(knn, "FAISS_FROM", least)
-        found[name] = knn.nearest(bank, queries, k)
+        monkeypatch.setattr(searching, "FAISS_FROM", least)
+        found[name] = searching.nearest(bank, queries, k)
     (torch_similarities, torch_at), (faiss_similarities, faiss_at) = found.values()
     assert faiss_at.shape == (3000, k)
     torch.testing.assert_close(faiss_similarities, torch_similarities, rtol=0, atol=1e-5)
@@ -162,18 +175,18 @@ def test_searches_agree(monkeypatch, k):
 def test_faiss_serves_large_queries(monkeypatch, queries, expected):
     pytest.importorskip("faiss")
     used = spy(monkeypatch)
-    knn.nearest(torch.randn(10, 32), torch.randn(queries, 32), 3)
+    searching.nearest(torch.randn(10, 32), torch.randn(queries, 32), 3)
     assert used == [expected]
 
 
 @pytest.mark.parametrize(("k", "bank_block", "query_block"), [(50, 64, 7), (50, 37, 1000), (50, 1, 40), (1, 300, 1)])
 def test_blocks_change_nothing(search, monkeypatch, k, bank_block, query_block):
     case = random_case(2)
-    whole, (similarities, at) = knn_classify(*case, k), knn.nearest(case[0], case[2], k)
-    monkeypatch.setattr(knn, "BANK_BLOCK", bank_block)
-    monkeypatch.setattr(knn, "QUERY_BLOCK", query_block)
+    whole, (similarities, at) = knn_classify(*case, k), searching.nearest(case[0], case[2], k)
+    monkeypatch.setattr(searching, "BLOCK", bank_block * case[0].shape[1])
+    monkeypatch.setattr(searching, "QUERY_BLOCK", query_block)
     assert_equal(knn_classify(*case, k), whole)
-    blocked_similarities, blocked_at = knn.nearest(case[0], case[2], k)
+    blocked_similarities, blocked_at = searching.nearest(case[0], case[2], k)
     torch.testing.assert_close(blocked_similarities, similarities, rtol=0, atol=1e-6)
     assert_equal(blocked_at, at)
 
@@ -235,7 +248,11 @@ def test_few_queries_and_columns(queries, classes):
         ({"bank": torch.ones(300, 3)}, DataError, r"bank has shape \(300, 3\) and queries \(40, 16\), but expected"),
         ({"bank": torch.ones(300)}, DataError, r"bank has shape \(300,\) .* but expected \(N, D\) and \(M, D\)"),
         ({"queries": torch.ones(16)}, DataError, r"queries \(16,\), but expected \(N, D\) and \(M, D\)"),
-        ({"bank": torch.ones(0, 16), "bank_labels": []}, DataError, r"bank has shape \(0, 16\) .* N of 1 or more"),
+        (
+            {"bank": torch.ones(0, 16), "bank_labels": []},
+            DataError,
+            r"bank has shape \(0, 16\) .* D of 1 or more",
+        ),
         ({"bank_labels": [0, 1]}, DataError, r"bank_labels has shape \(2,\) .* but expected \(300,\) with classes"),
         ({"bank_labels": []}, DataError, r"bank_labels has shape \(0,\) and minimum None"),
         ({"bank_labels": torch.arange(300) - 2}, DataError, "minimum -2, but expected .* with classes from 0"),
@@ -250,8 +267,8 @@ def test_few_queries_and_columns(queries, classes):
 )
 @pytest.mark.parametrize("block", [7, 65_536])
 def test_errors(monkeypatch, change, error, text, block):
-    monkeypatch.setattr(knn, "BANK_BLOCK", block)
-    monkeypatch.setattr(knn, "QUERY_BLOCK", block)
+    monkeypatch.setattr(searching, "BLOCK", block * 16)
+    monkeypatch.setattr(searching, "QUERY_BLOCK", block)
     arguments = dict(zip(("bank", "bank_labels", "queries"), random_case(6), strict=True), k=20)
     for name, value in change.items():
         if isinstance(value, str):  # a bad number in the last row
@@ -271,21 +288,22 @@ def test_errors_are_built_in_types_too(base):
 
 def test_without_faiss(monkeypatch):
     case = random_case(7, queries=200)
-    monkeypatch.setattr(knn, "FAISS_FROM", 0)
+    monkeypatch.setattr(searching, "FAISS_FROM", 0)
     expected = knn_classify(*case, 30)
     monkeypatch.setitem(sys.modules, "faiss", None)  # `import faiss` raises now
     used = spy(monkeypatch)
-    assert not knn.faiss_available()
+    assert not searching.faiss_available()
     assert_equal(knn_classify(*case, 30), expected)
     assert set(used) == {"torch"}
     assert (
-        knn.backend(10**6) == 'torch, exact (for FAISS: pip install "idaa-lightly[cpu]", or [gpu] with an NVIDIA GPU)'
+        searching.backend(10**6)
+        == 'torch, exact (for FAISS: pip install "idaa-lightly[cpu]", or [gpu] with an NVIDIA GPU)'
     )
 
 
 def test_backend_names_faiss():
     faiss = pytest.importorskip("faiss")
-    assert knn.backend(10**6) == f"faiss {faiss.__version__}, exact"
+    assert searching.backend(10**6) == f"faiss {faiss.__version__}, exact"
 
 
 def test_two_faiss_distributions_warn(monkeypatch, tmp_path):
@@ -297,7 +315,7 @@ def test_two_faiss_distributions_warn(monkeypatch, tmp_path):
     with pytest.warns(
         UserWarning, match="faiss-cpu and faiss-gpu are both installed .* uninstall both, then install one"
     ):
-        knn.faiss_available()
+        searching.faiss_available()
 
 
 def assert_equal(a, b):
@@ -305,5 +323,301 @@ def assert_equal(a, b):
 
 
 def test_the_backend_is_the_one_that_searches() -> None:
-    assert knn.backend(knn.FAISS_FROM - 1).startswith("torch, exact (faster than FAISS")
-    assert knn.backend(knn.FAISS_FROM).startswith("faiss ")
+    assert searching.backend(searching.FAISS_FROM - 1).startswith("torch, exact (faster than FAISS")
+    assert searching.backend(searching.FAISS_FROM).startswith("faiss ")
+
+
+# Sweeps, indexes and files
+
+
+def sweep_case(seed=0, bank=300, queries=60):
+    """Clusters, so that accuracies depend on k and T."""
+    g = torch.Generator().manual_seed(seed)
+    labels, targets = torch.randint(9, (bank,), generator=g), torch.randint(9, (queries,), generator=g)
+    centres = torch.randn(9, 16, generator=g)
+    features = [centres[y] + 1.5 * torch.randn(len(y), 16, generator=g) for y in (labels, targets)]
+    return features[0], labels, features[1], targets
+
+
+def test_sweep_is_knn_classify_for_each_pair(search):
+    bank, labels, queries, targets = sweep_case()
+    found = knn_sweep(bank, labels, queries, targets, (200, 1, 20), (0.5, 0.07))
+    assert [(item.k, item.temperature) for item in found] == [(k, t) for k in (1, 20, 200) for t in (0.07, 0.5)]
+    for item in found:
+        hits = knn_classify(bank, labels, queries, item.k, item.temperature) == targets[:, None]
+        assert item.top1 == pytest.approx(hits[:, 0].double().mean().item())
+        assert item.top5 == pytest.approx(hits[:, :5].any(1).double().mean().item())
+        assert item.recall is item.change is None
+    assert len({item.top1 for item in found}) > 2
+
+
+@given(st.integers(0, 10**6), st.integers(1, 12), st.sampled_from([0.01, 0.1, 10.0]))
+def test_places_are_those_of_knn_classify(seed, k, temperature):
+    bank, labels, queries = random_case(seed, bank=12, queries=8, dim=2, classes=6)
+    bank = bank.round()  # ties
+    targets = torch.randint(6, (8,), generator=torch.Generator().manual_seed(seed)) % (labels.max() + 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a class may be missing
+        places = knn.knn_places(bank, labels, queries, targets, [k], [temperature], 6)[0, 0]
+    ranked = knn_classify(bank, labels, queries, k, temperature, 6)
+    for place, order, target in zip(places.tolist(), ranked.tolist(), targets.tolist(), strict=True):
+        assert place == (order.index(target) if target in order else knn.NO_PLACE)
+
+
+def test_one_search_serves_every_pair(monkeypatch):
+    used = spy(monkeypatch)
+    knn_sweep(*sweep_case(), [200], [0.1])
+    once = len(used)
+    knn_sweep(*sweep_case(), (1, 2, 5, 10, 20, 100, 200), (0.03, 0.07, 0.1, 0.5))
+    assert once == 1
+    assert len(used) == 2 * once
+
+
+def test_sweep_warns_of_k_and_of_missing_classes():
+    bank, labels, queries, targets = sweep_case()
+    bank, labels = bank[labels < 7], labels[labels < 7]
+    lost = int((targets >= 7).sum())
+    with pytest.warns(UserWarning, match="the bank") as caught:
+        found = knn_sweep(bank, labels, queries, targets, (len(bank), 500, 900), (0.1,))
+    assert [str(warning.message) for warning in caught] == [
+        f"k is 900, but the bank has {len(bank)} features: using {len(bank)}",
+        f"2 of the queries' 9 classes are missing in the bank, such as {targets[targets >= 7][0]}: {lost} of 60 "
+        "queries count as misses",
+    ]
+    (item,) = found
+    assert item.top5 <= 1 - lost / 60
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"query_labels": torch.arange(59)}, DataError, r"query_labels has shape \(59,\) .* expected \(60,\)"),
+        ({"query_labels": torch.arange(60) - 1}, DataError, "query_labels .* minimum -1, but .* classes from 0"),
+        ({"query_labels": torch.rand(60)}, DataError, "labels are of type torch.float32, but expected integers"),
+        ({"bank_labels": np.random.rand(300)}, DataError, "labels are of type torch.float64, but expected integers"),
+        ({"k": ()}, UsageError, "k is  and temperature"),
+        ({"k": (5, 0)}, UsageError, "k is 5, 0 and temperature 0.1, but k must be 1 or more"),
+        ({"temperature": (0.1, 0.0)}, UsageError, "temperature 0.1, 0.0, but"),
+        ({"index": "nonsense"}, UsageError, "FAISS makes no index 'nonsense' for 300 features of 16 dimensions: could"),
+        ({"index": "PQ5"}, UsageError, "FAISS makes no index 'PQ5' .* multiple of the number of subquantizers"),
+        ({"index": "IVF999,Flat"}, UsageError, r"Number of training points \(300\) should be at least as large as"),
+        ({"index": "Flat;nprobe=4"}, UsageError, "'Flat;nprobe=4' .*could not set parameter nprobe"),
+    ],
+)
+def test_sweep_errors(change, error, text):
+    names = ("bank", "bank_labels", "queries", "query_labels")
+    if "index" in change:
+        pytest.importorskip("faiss")
+    with pytest.raises(error, match=text):
+        knn_sweep(**(dict(zip(names, sweep_case(), strict=True)) | {"k": (5,), "temperature": (0.1,)} | change))
+
+
+def test_an_index_needs_faiss(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UsageError, match=r"the index 'Flat' needs FAISS: pip install \"idaa-lightly\[cpu\]\""):
+        knn_sweep(*sweep_case(), index="Flat")
+
+
+@pytest.mark.parametrize("storage", ["tensor", "half", "mmap"])
+def test_an_exact_index_loses_nothing(storage, tmp_path):
+    pytest.importorskip("faiss")
+    bank, labels, queries, targets = sweep_case()
+    exact = knn_sweep(bank, labels, queries, targets, (5, 50))
+    if storage == "half":
+        bank = bank.half()
+        exact = knn_sweep(bank, labels, queries, targets, (5, 50))
+    if storage == "mmap":
+        np.save(tmp_path / "bank.npy", bank.numpy())
+        bank = np.load(tmp_path / "bank.npy", mmap_mode="r")
+    found = knn_sweep(bank, labels, queries, targets, (5, 50), index="Flat")
+    assert found == [item._replace(recall=1.0, change=0.0) for item in exact]
+
+
+def test_what_an_index_loses_is_said():
+    pytest.importorskip("faiss")
+    bank, labels, queries, targets = sweep_case(bank=3000, queries=400)
+    exact = knn_sweep(bank, labels, queries, targets, (10, 100), (0.1,))
+    recalls = []
+    for index in ("IVF32,Flat", "IVF32,Flat;nprobe=4", "IVF32,Flat;nprobe=32", "PQ4x4fs,RFlat;k_factor_rf=8"):
+        found = knn_sweep(bank, labels, queries, targets, (10, 100), (0.1,), index=index)
+        for by_index, by_exact in zip(found, exact, strict=True):  # 400 queries: the sample is all of them
+            assert by_index.change == pytest.approx(by_index.top1 - by_exact.top1)
+        recalls.append([item.recall for item in found])
+        if index == "IVF32,Flat;nprobe=4":
+            _, at = searching.nearest(bank, queries, 100)
+            _, close = searching.faiss_index(bank, index)(queries, 100)
+            share = [len(set(a) & set(b)) / 100 for a, b in zip(at.tolist(), close.tolist(), strict=True)]
+            assert found[1].recall == pytest.approx(np.mean(share))
+    assert recalls[0][1] < recalls[1][1] < recalls[2][1] == 1.0
+    assert recalls[0][1] < 0.5  # a list of about 94 cannot hold 100 neighbours
+    assert 0.3 < recalls[3][1] < 1
+
+
+def test_neighbours_that_an_index_does_not_find_have_no_vote():
+    pytest.importorskip("faiss")
+    bank = torch.tensor([[1.0, 0.01 * i] for i in range(50)] + [[-1.0, 0.01 * i] for i in range(50)])
+    labels = torch.arange(100) // 50
+    queries, targets = bank[:3], torch.tensor([0, 0, 1])
+    found = knn_sweep(bank, labels, queries, targets, (80,), (1.0,), index="IVF2,Flat")[0]
+    assert found.top5 == pytest.approx(2 / 3)  # exactly, the other class would have 30 votes
+    assert found.recall == pytest.approx(50 / 80)
+    assert knn_sweep(bank, labels, queries, targets, (80,), (1.0,))[0].top5 == 1.0
+
+
+def test_features_are_not_changed():
+    bank, labels, queries, targets = sweep_case()
+    before = bank.clone(), queries.clone()
+    knn_sweep(bank, labels, queries, targets, index="Flat" if searching.faiss_available() else None)
+    knn_classify(bank, labels, queries)
+    assert_equal((bank, queries), before)
+
+
+def test_autocast_does_not_reach_the_search(search):
+    bank, _, queries = random_case(8)
+    expected = searching.nearest(bank, queries, 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_equal(searching.nearest(bank, queries, 20), expected)
+
+
+MEMORY = """
+import re, resource, sys, numpy as np, torch
+from idaa_lightly.evaluation.knn import knn_sweep
+from idaa_lightly.evaluation.search import BUDGET
+bank, labels = (np.load(f"{name}.npy", mmap_mode="r") for name in ("bank", "labels"))
+queries, targets = np.array(bank[::997]).astype(np.float32), labels[::997]
+knn_sweep(bank[:500], labels[:500], bank[:500], labels[:500], [2], [0.1])  # libraries and threads have what they need
+data = int(re.search(r"VmData:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (data + BUDGET, data + BUDGET))
+assert 4 * bank.size > BUDGET
+try:
+    bank.astype(np.float32)
+except MemoryError:
+    print("no room for a copy")
+print(knn_sweep(bank, labels, queries, targets, [1, 20], [0.1])[0].top1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the anonymous memory of a process")
+def test_a_bank_larger_than_the_budget(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = searching.BUDGET * 9 // 8 // 4 // 512
+    bank = np.lib.format.open_memmap(tmp_path / "bank.npy", "w+", np.float16, (rows, 512))
+    labels = rng.integers(1000, size=rows)
+    np.save(tmp_path / "labels.npy", labels)
+    noise = rng.standard_normal((8192, 512), np.float32)
+    for start in range(0, rows, 8192):
+        part = slice(start, min(start + 8192, rows))
+        bank[part] = np.roll(noise, start // 8192, axis=1)[: part.stop - part.start]
+    bank.flush()
+    result = subprocess.run([sys.executable, "-c", MEMORY], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split("\n")[:2] == ["no room for a copy", "1.0"]  # every query is in the bank
+
+
+# The command line
+
+
+def bench(*arguments):
+    result = CliRunner().invoke(main, ["knn", *map(str, arguments)], prog_name="idaa-bench", env={"COLUMNS": "150"})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def rows(result):
+    """The table's cells as text."""
+    assert result.exit_code == 0, result.output
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if line[:1] == "│"]
+
+
+def arrays(**changed):
+    names = ("train_features", "train_labels", "test_features", "test_labels")
+    return dict(zip(names, (part.numpy() for part in sweep_case()), strict=True)) | changed
+
+
+def percent(item):
+    return [str(item.k), str(item.temperature), f"{100 * item.top1:.2f} %", f"{100 * item.top5:.2f} %"]
+
+
+def test_table_and_heat_map():
+    np.savez("x.npz", **arrays())
+    result = bench("x.npz", "--k", "1,5,20,200", "--temperature", "0.07,0.1,0.5", "--heatmap", "map.png")
+    assert rows(result) == [percent(item) for item in knn_sweep(*sweep_case())]
+    assert "60 queries in a bank of 300; torch, exact" in " ".join(result.stdout.split())
+    assert "Heat map: map.png" in result.stdout
+    with Image.open("map.png") as image:
+        assert min(image.size) > 100
+        assert len(image.convert("RGB").getcolors(10**6)) > 50
+
+
+def test_npy_files_in_a_folder():
+    Path("features").mkdir()
+    for name, values in arrays().items():
+        np.save(f"features/{name}.npy", values.astype(np.float16) if "features" in name else values)
+    bank, labels, queries, targets = sweep_case()
+    expected = knn_sweep(bank.half(), labels, queries.half(), targets, (200,), (0.1,))
+    assert rows(bench("features")) == [percent(item) for item in expected]
+    Path("features/test_labels.npy").unlink()
+    result = bench("features")
+    assert result.exit_code == 1
+    assert "features is no file of features" in result.stderr
+    assert "test_labels" in result.stderr
+
+
+def test_index_reports_what_it_loses():
+    pytest.importorskip("faiss")
+    np.savez("x.npz", **arrays())
+    result = bench("x.npz", "--k", "5,50", "--index", "IVF4,Flat;nprobe=4")
+    assert [row[4:] for row in rows(result)] == [["100.00 %", "+0.00 points"]] * 2
+    assert "index IVF4,Flat;nprobe=4, approximate" in " ".join(result.stdout.split())
+
+
+def test_notes():
+    labels = sweep_case()[1].numpy().clip(max=7)
+    np.savez("x.npz", **arrays(train_labels=labels))
+    result = bench("x.npz", "--k", "5,500")
+    assert "Note: k is 500, but the bank has 300 features: using 300." in result.stdout
+    assert "Note: 1 of the queries' 9 classes are missing in the bank, such as 8: " in result.stdout
+    assert [row[0] for row in rows(result)] == ["5", "300"]
+    assert not result.stderr
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm/resnet10t"])
+def test_a_checkpoint_of_anybodys(name, folder):
+    torch.manual_seed(0)
+    network, _ = create_backbone(name, 16)
+    torch.save({"state_dict": network.state_dict() | {"fc.weight": torch.ones(1)}}, "x.pth")
+    options = ("--backbone", name, "--data", f"folder:{folder}")
+    result = bench("x.pth", *options, "--k", "1,36")
+    data = read_data(RunConfig(data=f"folder:{folder}"), Console(quiet=True))
+    features = features_of(network, data)
+    assert rows(result) == [percent(item) for item in knn_sweep(*features.values(), (1, 36), (0.1,))]
+    for arguments, code, text in (
+        (["x.pth"], 1, "no checkpoint written by `idaa-bench run`; for a state dict of torchvision or timm name"),
+        (["x.pth", *options[:2]], 2, f"--backbone is {name}, but nothing says which images to embed: add --data"),
+        (["x.pth", "--backbone", "resnet34", *options[2:]], 1, "x.pth does not fit the backbone resnet34"),
+    ):
+        refused = bench(*arguments)
+        assert refused.exit_code == code
+        assert text in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--k", "1,x"], "'1,x'; expected whole numbers, separated by commas"),
+        (["--k", "1,,2"], "'1,,2'; expected whole numbers"),
+        (["--k", "1,0"], "k is 1, 0 and temperature 0.1, but k must be 1 or more"),
+        (["--temperature", "0.1;0.2"], "'0.1;0.2'; expected numbers, separated by commas"),
+        (["--heatmap", "x.gif"], "--heatmap is x.gif, but expected a file whose name ends in .png"),
+        (["--data", "digits"], "x.npz holds features already: leave out --backbone and --data"),
+        (["--index", "nonsense"], "FAISS makes no index 'nonsense' for 300 features of 16 dimensions"),
+    ],
+)
+def test_options_that_are_refused(arguments, text):
+    np.savez("x.npz", **arrays())
+    result = bench("x.npz", *arguments)
+    assert result.exit_code == 2
+    assert text in result.stderr
+    assert [path.name for path in Path().iterdir()] == ["x.npz"]

@@ -69,6 +69,10 @@ class RunConfig:
         """As plain values; what is None is left out."""
         return _without_none({item.name: getattr(self, item.name) for item in fields(self)})
 
+    def canonical(self) -> RunConfig:
+        """Without what changes no result: where the data are, and how many processes make views of them."""
+        return replace(self, data_dir="data", workers=None)
+
     def key(self) -> str:
         """Six characters that tell configurations apart, whatever the seed."""
         text = json.dumps(replace(self, seed=0).to_dict(), sort_keys=True)

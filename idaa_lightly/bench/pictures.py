@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from idaa_lightly.evaluation.knn import KNNAccuracy
 from idaa_lightly.files import atomic_write
 
 AMPLIFIED = 4  # x' − x is shown times this, around grey
@@ -52,6 +54,25 @@ def save_views(path: Path, rows: dict[str, Tensor], normalize: dict[str, list[fl
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
         line[0].set_ylabel(label, rotation=0, ha="right", va="center")
+    save_figure(figure, path)
+
+
+def save_knn(path: Path, accuracies: list[KNNAccuracy], title: str) -> None:
+    """Draws top-1 accuracies by k and temperature as a heat map, each with its number, in %."""
+    ks, ts = (sorted({getattr(item, name) for item in accuracies}) for name in ("k", "temperature"))
+    cells = torch.tensor([100 * item.top1 for item in accuracies]).view(len(ks), len(ts)).T
+    figure = Figure(figsize=(2.6 + 0.7 * len(ks), 1.6 + 0.5 * len(ts)), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(cells.numpy(), aspect="auto", cmap="viridis")
+    middle = (cells.min() + cells.max()) / 2
+    for (row, column), value in np.ndenumerate(cells.numpy()):
+        colour = "black" if value > middle else "white"
+        axis.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour)
+    axis.set(xlabel="k", ylabel="temperature", xticks=range(len(ks)), yticks=range(len(ts)))
+    axis.set_xticklabels(ks)
+    axis.set_yticklabels(ts)
+    axis.set_title(title, fontsize="medium")
+    figure.colorbar(image, label="kNN top-1, %")
     save_figure(figure, path)
 
 

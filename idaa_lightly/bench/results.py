@@ -56,7 +56,8 @@ def open_folder(folder: Path, config: RunConfig, *, resume: bool) -> dict[str, A
         return None
     if not (folder / "config.toml").exists():
         raise RunFolderError(f"{folder} holds files that are no run: choose another --out")
-    there, wanted = (_flat(part.to_dict()) for part in (RunConfig(**read_toml(folder / "config.toml")), config))
+    both = RunConfig(**read_toml(folder / "config.toml")), config
+    there, wanted = (_flat(part.canonical().to_dict()) for part in both)
     changed = sorted(name for name in there | wanted if there.get(name) != wanted.get(name))
     if changed:
         differences = ", ".join(f"{name} {there.get(name)} there, {wanted.get(name)} here" for name in changed)

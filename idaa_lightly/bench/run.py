@@ -37,9 +37,10 @@ from idaa_lightly.bench.results import SCHEMA, environment, open_folder, write_j
 from idaa_lightly.data import DataSet
 from idaa_lightly.errors import FileFormatError, UsageError
 from idaa_lightly.evaluation.features import embed
-from idaa_lightly.evaluation.knn import backend, knn_classify
+from idaa_lightly.evaluation.knn import knn_classify
 from idaa_lightly.evaluation.linear import linear_probe
-from idaa_lightly.files import atomic_write, load_tensors
+from idaa_lightly.evaluation.search import backend
+from idaa_lightly.files import atomic_write, claim, load_tensors
 from idaa_lightly.loading import evaluation_batches, require_trainable, view_loader
 from idaa_lightly.plugin import Method
 from idaa_lightly.training import LOG_EVERY, Evaluation, MetricsCSV, SelfSupervised
@@ -71,11 +72,13 @@ def run(config: RunConfig, out: Path, *, resume: bool = False, console: Console 
     parts = make_parts(config, augmentation, data)
     if not first:  # the first process has checked the folder; a finished run is finished for all
         return {} if (out / "record.json").exists() else _run(parts, out, console, start)
-    record = open_folder(out, config, resume=resume)
-    if record is not None:
-        console.print(f"{out} is finished already.")
-        return record
-    return _run(parts, out, console, start)
+    open_folder(out, config, resume=resume)  # what is refused leaves no lock behind
+    with claim(out):
+        record = open_folder(out, config, resume=resume)
+        if record is not None:
+            console.print(f"{out} is finished already.")
+            return record
+        return _run(parts, out, console, start)
 
 
 def features_of(backbone: nn.Module, data: DataSet) -> dict[str, Tensor]:

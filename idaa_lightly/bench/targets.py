@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,28 +19,51 @@ from idaa_lightly.bench.config import RunConfig, read_toml
 from idaa_lightly.bench.prepare import Parts, fit_context, make_augmentation, make_parts, read_data, resolve
 from idaa_lightly.bench.run import features_of
 from idaa_lightly.data import DataSet
-from idaa_lightly.errors import FileFormatError
-from idaa_lightly.evaluation.knn import backend, knn_classify
+from idaa_lightly.errors import FileFormatError, UsageError
+from idaa_lightly.evaluation.knn import knn_sweep, neighbours_that_vote
+from idaa_lightly.evaluation.search import backend
 from idaa_lightly.files import load_tensors
 from idaa_lightly.training import SelfSupervised
 
 ARRAYS = ("train_features", "train_labels", "test_features", "test_labels")
 
 
-def evaluate_knn(target: Path, k: int, temperature: float, console: Console) -> dict[str, Any]:
-    """Top-1 and top-5 accuracy in [0, 1], and how they were found.
+def evaluate_knn(
+    target: Path,
+    k: Sequence[int],
+    temperature: Sequence[float],
+    console: Console,
+    *,
+    index: str | None = None,
+    backbone: str | None = None,
+    data: str | None = None,
+) -> dict[str, Any]:
+    """Top-1 and top-5 accuracy for every pair of k and temperature, after one search, and how they were found.
 
     Args:
-        target: a run folder, its checkpoints/last.ckpt, or an .npz with the arrays `ARRAYS`.
-        k: neighbours.
+        target: a run folder, its checkpoints/last.ckpt, a state dict of torchvision or timm, an .npz with the arrays
+            `ARRAYS`, or a folder with each of them as an .npy, which is memory-mapped.
+        k: numbers of neighbours.
         temperature: of the votes.
         console: for what is said on the way.
+        index: of FAISS, for an approximate search; see `knn_sweep`.
+        backbone: name of the network of a state dict.
+        data: images to embed, in the place of the run's.
+
+    Returns:
+        bank and queries: their sizes; backend: what searched; accuracies: a list of `KNNAccuracy`.
 
     Raises:
-        FileFormatError: it is none of these.
+        FileFormatError: the target is none of these.
+        UsageError: an option does not go with the target.
     """
-    features = _from_npz(target) if target.suffix == ".npz" else features_of(*load_backbone(target, console))
-    bank, queries = features["train_features"], features["test_features"]
+    arrays = target.suffix == ".npz" or (target / f"{ARRAYS[0]}.npy").exists()
+    if (backbone or data) and arrays:
+        raise UsageError(f"{target} holds features already: leave out --backbone and --data")
+    if backbone and not data:
+        raise UsageError(f"--backbone is {backbone}, but nothing says which images to embed: add --data")
+    neighbours_that_vote(k, temperature, max(k))  # refused before anything is embedded
+    features = _arrays(target) if arrays else features_of(*load_backbone(target, console, backbone=backbone, data=data))
     for split in ("train", "test"):
         rows, labels = features[f"{split}_features"], features[f"{split}_labels"]
         if labels.shape != (len(rows),) or not len(rows):
@@ -46,34 +71,32 @@ def evaluate_knn(target: Path, k: int, temperature: float, console: Console) -> 
                 f"{split}_labels has shape {tuple(labels.shape)}, but expected ({len(rows)},) for {split}_features of "
                 f"shape {tuple(rows.shape)}, with a row or more"
             )
-    classes = int(max(features["train_labels"].max(), features["test_labels"].max())) + 1
-    if k > len(bank):
-        console.print(f"Note: k is {k}, but the bank has {len(bank)} features: using {len(bank)}.")
-    k = min(k, len(bank))
-    ranked = knn_classify(bank, features["train_labels"], queries, k, temperature, classes)
-    hits = ranked == features["test_labels"][:, None]
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        bank, labels, queries, targets = (features[name] for name in ARRAYS)
+        accuracies = knn_sweep(bank, labels, queries, targets, k, temperature, index=index)
+    for note in notes:
+        console.print(f"Note: {note.message}.", highlight=False)
     return {
         "bank": len(bank),
         "queries": len(queries),
-        "k": k,
-        "temperature": temperature,
-        "top1": hits[:, 0].double().mean().item(),
-        "top5": hits[:, :5].any(1).double().mean().item(),
-        "backend": backend(queries.numel()),
+        "backend": backend(len(queries) * queries.shape[1], index),
+        "accuracies": accuracies,
     }
 
 
-def _from_npz(path: Path) -> dict[str, Tensor]:
+def _arrays(path: Path) -> dict[str, Any]:
+    """Features and labels in an .npz, or memory-mapped from the .npy files of a folder."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in ARRAYS}
+        if path.is_dir():
+            found = {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS}
+        else:
+            with np.load(path, allow_pickle=False) as arrays:
+                found = {name: arrays[name] for name in ARRAYS}
         for name, values in found.items():
             if values.dtype.kind not in ("iu" if name.endswith("labels") else "iuf"):
                 raise ValueError(f"{name} is of type {values.dtype}")
-        return {
-            name: torch.from_numpy(values.astype(np.int64) if name.endswith("labels") else values)
-            for name, values in found.items()
-        }
+        return found
     except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, BadZipFile) as error:
         raise FileFormatError(f"{path} is no file of features ({error}): expected {', '.join(ARRAYS)}") from error
 

@@ -6,10 +6,12 @@ from typing import Any
 
 import click
 
+from idaa_lightly.cli.compare import compare
 from idaa_lightly.cli.identity import identity
 from idaa_lightly.cli.knn import knn
 from idaa_lightly.cli.plugins import plugins
 from idaa_lightly.cli.run import run
+from idaa_lightly.cli.sweep import sweep
 from idaa_lightly.cli.vae import vae
 from idaa_lightly.errors import IDAAError
 
@@ -32,8 +34,11 @@ class Commands(click.Group):
             )
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
-            hint = " The same command with --resume goes on after the last finished epoch."
-            click.echo("Interrupted." + (hint if ctx.invoked_subcommand == "run" else ""), err=True)
+            hints = {
+                "run": " The same command with --resume goes on after the last finished epoch.",
+                "sweep": " The same command goes on where it was.",
+            }
+            click.echo("Interrupted." + hints.get(ctx.invoked_subcommand or "", ""), err=True)
             ctx.exit(130)
 
 
@@ -45,10 +50,12 @@ def main() -> None:
     \b
     idaa-bench run                                  SimCLR with IDAA on scikit-learn's digits, about two minutes
     idaa-bench run --data cifar10 --aug clae        a rival on CIFAR-10, 300 epochs
+    idaa-bench sweep --aug none,idaa --seeds 0-4    every combination once; restartable; here or on a cluster
+    idaa-bench compare runs                         mean ± std, paired differences, accuracy at equal compute
     idaa-bench plugins                              what --method and --aug can be
     idaa-bench knn RUN                              evaluates a run again, or features of your own
     """
 
 
-for command in (run, vae, knn, identity, plugins):
+for command in (run, sweep, compare, vae, knn, identity, plugins):
     main.add_command(command)

@@ -59,6 +59,6 @@ def configs(given: dict[str, Any], file: Path | None, *, several: bool = True) -
     return [replace(config, seed=seed) for seed in seeds]
 
 
-def console() -> Console:
+def console(*, stderr: bool = False) -> Console:
     """Of the terminal; markup is left alone, since a path may hold brackets."""
-    return Console(markup=False)
+    return Console(markup=False, stderr=stderr)

@@ -1,0 +1,170 @@
+"""The runs of a sweep as jobs: processes of this machine, or jobs of a cluster."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import submitit
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from idaa_lightly.bench.command import Command
+from idaa_lightly.bench.results import read_record
+from idaa_lightly.bench.sweep import Run
+from idaa_lightly.errors import BusyError, SweepError, UsageError
+from idaa_lightly.files import claim
+
+YEAR, DAY = 60 * 24 * 365, 60 * 24  # minutes; submitit's own limits are 2 for a process and 5 for Slurm
+POLL = 0.5  # seconds
+COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+
+
+class Jobs:
+    """The jobs of a sweep: at most `limit` at a time.
+
+    What another process is running is waited for, and taken over if that process ends without a record.
+
+    Args:
+        runs: of the sweep.
+        out: gets a folder .jobs for submitit's files and the runs' output.
+        console: for the progress of the whole.
+        limit: of jobs at a time; all at once where it is None.
+        cluster: "local" or "slurm".
+        options: parameters of submitit's executor for Slurm, such as partition.
+
+    Raises:
+        UsageError: there is no such cluster here, or an option of it is wrong.
+    """
+
+    def __init__(
+        self,
+        runs: list[Run],
+        out: Path,
+        console: Console,
+        *,
+        limit: int | None,
+        cluster: str,
+        options: Mapping[str, Any],
+    ) -> None:
+        self.runs, self.local, self.limit = runs, cluster == "local", limit or len(runs)
+        self.waiting = [run for run in runs if not run.finished]
+        self.running: dict[int, tuple[Run, submitit.Job[int]]] = {}
+        self.failed: list[Run] = []
+        self.executor = _executor(out / ".jobs", cluster, options)
+        self.gpus = _gpus() if self.local else []
+        self.progress = Progress(*COLUMNS, console=console, disable=not console.is_terminal)
+        self.bar = self.progress.add_task("", total=len(runs))
+
+    def execute(self) -> None:
+        """Returns when all runs are finished; an interruption stops those of this machine.
+
+        Raises:
+            SweepError: some failed, after all others are done.
+        """
+        with self.progress:
+            try:
+                while self.waiting or self.running:
+                    self._settle()
+                    self._start()
+                    time.sleep(POLL)
+            finally:
+                if self.local:
+                    for _, job in self.running.values():
+                        job.cancel()
+        if self.failed:
+            names = "; ".join(run.name for run in self.failed)
+            raise SweepError(
+                f"{len(self.failed)} of {len(self.runs)} runs failed: {names}. The same command tries them again"
+            )
+
+    def _settle(self) -> None:
+        for slot, (run, job) in list(self.running.items()):
+            if not job.done():
+                continue
+            del self.running[slot]
+            if run.finished:
+                self._say(run, _result(run))
+            elif _exit_code(job) == BusyError.exit_code:
+                self.waiting.append(run)
+                self._say(run, "is being run by another process")
+            else:
+                self.failed.append(run)
+                self._say(run, f"failed: {_last_line(job.stderr())}; all it said: {job.paths.stderr}")
+
+    def _start(self) -> None:
+        for run in list(self.waiting):
+            if run.finished:
+                self.waiting.remove(run)
+                self._say(run, f"{_result(run)}, by another process")
+            elif len(self.running) < self.limit and not _busy(run.folder):
+                slot = min(set(range(self.limit)) - self.running.keys())
+                command = [sys.executable, "-m", "idaa_lightly.cli", *run.arguments]
+                self.waiting.remove(run)
+                self.running[slot] = run, self.executor.submit(Command(command, self._environment(run, slot)))
+                self._say(run, f"started as job {self.running[slot][1].job_id}")
+
+    def _environment(self, run: Run, slot: int) -> dict[str, str]:
+        """A GPU for each run, in turn, but all of them for one that says --devices; submitit would hide them."""
+        if not self.gpus:
+            return {}
+        return {
+            "CUDA_VISIBLE_DEVICES": ",".join(self.gpus)
+            if "--devices" in run.options
+            else self.gpus[slot % len(self.gpus)]
+        }
+
+    def _say(self, run: Run, text: str) -> None:
+        done = len(self.runs) - len(self.waiting) - len(self.running)
+        state = f"{len(self.running)} running, {len(self.waiting)} to come, {len(self.failed)} failed"
+        self.progress.update(self.bar, completed=done, description=state)
+        self.progress.console.print(f"[{done}/{len(self.runs)}] {run.name}: {text}", highlight=False, soft_wrap=True)
+
+
+def _executor(folder: Path, cluster: str, options: Mapping[str, Any]) -> submitit.AutoExecutor:
+    folder.mkdir(parents=True, exist_ok=True)
+    own = tempfile.mkdtemp(dir=folder)  # job ids are those of processes, and machines may share `out`
+    limits = {"local": {"timeout_min": YEAR}, "slurm": {"slurm_time": DAY}}[cluster]
+    try:
+        executor = submitit.AutoExecutor(own, cluster=cluster)
+        executor.update_parameters(**limits, **{f"slurm_{key}": value for key, value in options.items()})
+    except (RuntimeError, NameError, AssertionError, ValueError) as error:
+        raise UsageError(f"--cluster {cluster} cannot be used: {error}") from error
+    return executor
+
+
+def _gpus() -> list[str]:
+    """Those that this process may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+
+
+def _busy(folder: Path) -> bool:
+    try:
+        with claim(folder, timeout=0):
+            return False
+    except BusyError:
+        return True
+
+
+def _exit_code(job: submitit.Job[int]) -> int | None:
+    """None where the job was killed."""
+    try:
+        return job.result()
+    except submitit.core.utils.UncompletedJobError:
+        return None
+
+
+def _last_line(text: str | None) -> str:
+    lines = (text or "").strip().splitlines()
+    return lines[-1].removeprefix("Error: ") if lines else "it was stopped without a word"
+
+
+def _result(run: Run) -> str:
+    return f"finished, kNN {100 * read_record(run.folder)['last']['knn']:.2f} %"

@@ -1,0 +1,154 @@
+"""Which runs a sweep is made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from idaa_lightly.bench.config import RunConfig, read_toml
+from idaa_lightly.bench.prepare import make_augmentation, read_data, resolve
+from idaa_lightly.errors import IDAAError, UsageError, suggestion
+from idaa_lightly.options import options_of
+from idaa_lightly.registry import Kind, load
+
+KINDS: dict[str, Kind] = {"method": "method", "aug": "augmentation"}
+Settings = Mapping[str, Mapping[str, Sequence[str]]]
+"""Values to try, by scope ("method", "aug" or a plugin's name) and option."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a sweep: its folder, its name for people, and its options for `idaa-bench run`."""
+
+    folder: Path
+    name: str
+    options: tuple[str, ...]
+
+    @property
+    def finished(self) -> bool:
+        """Whether its record is written."""
+        return (self.folder / "record.json").exists()
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of `idaa-bench`; may be given again at any time."""
+        return ["run", *self.options, "--out", str(self.folder), "--resume"]
+
+
+def plan(
+    base: Callable[[str, str], RunConfig],
+    methods: Sequence[str],
+    augs: Sequence[str],
+    seeds: Sequence[int],
+    settings: Settings,
+    out: Path,
+    console: Console,
+) -> list[Run]:
+    """Every combination once, all of a seed before the next seed; says what is left out and what does not apply.
+
+    Args:
+        base: from the names of a method and an augmentation to what all runs of the pair share.
+        methods: names.
+        augs: names.
+        seeds: one run of each configuration for each.
+        settings: those of "method" and "aug" go to the plugins that have the option; those of a name go before them.
+        out: holds the runs; what is in it already is recognised by its configuration, wherever it is.
+        console: for what is said.
+
+    Raises:
+        UsageError: an option belongs to no plugin of the sweep, a value cannot be used, or nothing is left to run.
+        PluginError: there is no such method or augmentation.
+    """
+    if unknown := settings.keys() - {*KINDS, *methods, *augs}:
+        raise UsageError(f"--set got {min(unknown)!r}, but this sweep has: {', '.join([*KINDS, *methods, *augs])}")
+    pairs = []
+    for method, aug in product(methods, augs):
+        if reason := load("augmentation", aug).refuses(load("method", method)):
+            console.print(f"Left out: {method} × {aug}: {reason}.", highlight=False, soft_wrap=True)
+        else:
+            pairs.append((method, aug))
+    if not pairs:
+        raise UsageError("no pair of these methods and augmentations is left: see `idaa-bench plugins --matrix`")
+    _say_where_options_apply(pairs, settings, console)
+    asked = [choice for pair in pairs for choice in _choices(base(*pair), settings)]
+    for config, _ in asked:
+        make_augmentation(resolve(config))  # a bad value is said before anything is read
+    size = read_data(asked[0][0], Console(quiet=True)).image_size
+    there = _folders(out)
+    runs: dict[str, Run] = {}
+    for seed, (shared, name) in product(seeds, asked):
+        config = replace(shared, seed=seed)
+        full = replace(resolve(config), image_size=size).canonical()
+        usual = out / f"{config.data.split(':')[0]}-{config.method}-{config.aug}-{full.key()}" / f"seed-{seed}"
+        folder = there.get(_identity(full), usual)
+        runs.setdefault(_identity(full), Run(folder, f"{name} seed {seed}", tuple(_options(config))))
+    return list(runs.values())
+
+
+def _say_where_options_apply(pairs: list[tuple[str, str]], settings: Settings, console: Console) -> None:
+    """Options for all plugins of a kind need one that has them; those that lack them are named."""
+    for (scope, kind), column in zip(KINDS.items(), zip(*pairs, strict=True), strict=True):
+        options = {name: options_of(load(kind, name)) for name in dict.fromkeys(column)}
+        for key in settings.get(scope, {}):
+            lacking = [name for name in options if key not in options[name]]
+            if len(lacking) == len(options):
+                known = {other for having in options.values() for other in having}
+                raise UsageError(f"--set {scope}.{key}: {', '.join(lacking)} has no {key!r}.{suggestion(key, known)}")
+            if lacking:
+                console.print(
+                    f"Not applicable: {scope}.{key} to {', '.join(lacking)}, which runs without it.",
+                    highlight=False,
+                    soft_wrap=True,
+                )
+
+
+def _choices(config: RunConfig, settings: Settings) -> Iterator[tuple[RunConfig, str]]:
+    """A configuration with each combination of the settings that apply to it, and its name."""
+    axes: dict[tuple[str, str], Sequence[str]] = {}
+    for scope, kind in KINDS.items():
+        plugin = getattr(config, scope)
+        options = options_of(load(kind, plugin))
+        axes |= {(scope, key): values for key, values in settings.get(scope, {}).items() if key in options}
+        axes |= {(scope, key): values for key, values in settings.get(plugin, {}).items()}
+    for values in product(*axes.values()):
+        chosen: dict[str, dict[str, Any]] = {scope: dict(config.set.get(scope, {})) for scope in KINDS}
+        for (scope, key), value in zip(axes, values, strict=True):
+            chosen[scope][key] = value
+        texts = [f"{scope}.{key}={value}" for (scope, key), value in zip(axes, values, strict=True)]
+        yield replace(config, set=chosen), " ".join([f"{config.method} × {config.aug}", *texts])
+
+
+def _options(config: RunConfig) -> Iterator[str]:
+    """What differs from the defaults, as options of `idaa-bench run`."""
+    for item in fields(RunConfig):
+        value, flag = getattr(config, item.name), f"--{item.name.replace('_', '-')}"
+        if item.name == "set":
+            for scope, options in value.items():
+                for key, chosen in options.items():
+                    yield from (flag, f"{scope}.{key}={chosen}")
+        elif value is True:
+            yield flag
+        elif item.name in ("method", "aug", "data", "seed") or value != item.default:
+            yield from (flag, str(value))
+
+
+def _folders(out: Path) -> dict[str, Path]:
+    """The run folders below `out` by configuration, whatever they are called; finished ones go before others."""
+    found = [path.parent for path in sorted(out.rglob("config.toml"))]
+    result = {}
+    for folder in sorted(found, key=lambda folder: (folder / "record.json").exists()):
+        try:
+            result[_identity(RunConfig(**read_toml(folder / "config.toml")).canonical())] = folder
+        except IDAAError:
+            continue  # no run of this version
+    return result
+
+
+def _identity(config: RunConfig) -> str:
+    return json.dumps(config.to_dict(), sort_keys=True)

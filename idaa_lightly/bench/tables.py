@@ -1,0 +1,82 @@
+"""A comparison as text: for the terminal and a README, a spreadsheet, or a paper."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+from idaa_lightly.bench.compare import Comparison
+
+LATEX = str.maketrans({
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "Δ": r"$\Delta$",
+    "−": "$-$", "–": "--", "<": "$<$", ">": "$>$",
+})  # fmt: skip
+
+
+def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Header and rows for people; a column that is empty in all rows is left out."""
+    budgets = {row["budget_s"] for row in comparison.rows}
+    at = f"at {budgets.pop():.1f} s" if len(budgets) == 1 else "at equal time"
+    table = []
+    for row in comparison.rows:
+        names = {key: str(value) for key, value in row.items() if list(row).index(key) <= list(row).index("seeds")}
+        own_time = "" if at != "at equal time" else f" (at {row['budget_s']:.1f} s)"
+        relative = row["time_relative_to_none"]
+        numbers = {
+            "kNN, %": _spread(row, "knn"),
+            "linear, %": _spread(row, "linear"),
+            "Δ kNN [95 %]": _difference(row, "knn"),
+            "Δ linear [95 %]": _difference(row, "linear"),
+            "training, s": _spread(row, "train_s", 1),
+            "× none": "" if relative is None else f"{relative:.2f}",
+            "images/s": f"{row['images_per_s']:.0f}",
+            f"kNN {at}, %": _spread(row, "knn_at_budget") + own_time,
+        }
+        table.append(names | numbers)
+    header = [name for name in table[0] if any(row[name] for row in table)]
+    return header, [[row[name] for name in header] for row in table]
+
+
+def to_markdown(comparison: Comparison) -> str:
+    """For a README."""
+    header, rows = cells(comparison)
+    lines = [header, ["---"] * len(header), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n\n".join([table, f"All groups: {comparison.shared}.", *comparison.notes]) + "\n"
+
+
+def to_latex(comparison: Comparison) -> str:
+    """For a paper; needs the package booktabs."""
+    header, rows = cells(comparison)
+    lines = [r" & ".join(cell.translate(LATEX) for cell in line) + r" \\" for line in [header, *rows]]
+    comments = [f"% {note}" for note in (f"All groups: {comparison.shared}.", *comparison.notes)]
+    begin = rf"\begin{{tabular}}{{{'l' * len(header)}}}"
+    body = [begin, r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([*comments, *body]) + "\n"
+
+
+def to_csv(comparison: Comparison) -> str:
+    """Numbers with all their digits, empty where there is none."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, comparison.rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(comparison.rows)
+    return text.getvalue()
+
+
+def _spread(row: dict[str, Any], name: str, digits: int = 2) -> str:
+    center, std = row[f"{name}_mean"], row[f"{name}_std"]
+    return f"{center:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
+
+
+def _difference(row: dict[str, Any], name: str) -> str:
+    """Such as "+1.20 [0.30, 2.10]", with the number of pairs where some seeds have no partner."""
+    center, low, high, pairs = (
+        row[f"{name}_{part}"] for part in ("minus_none", "minus_none_low", "minus_none_high", "pairs")
+    )
+    if center is None:
+        return ""
+    text = f"{center:+.2f}" + ("" if low is None else f" [{low:+.2f}, {high:+.2f}]")
+    return text + (f" of {pairs} pairs" if pairs < row["seeds"] else "")

@@ -1,0 +1,67 @@
+"""`idaa-bench compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from idaa_lightly.cli.options import console
+from idaa_lightly.errors import UsageError
+
+ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex"}
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(list(ENDINGS.values())),
+    help="Print it as a table for a README, a spreadsheet or a paper. Default: by the ending of --out, else for the "
+    "terminal.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="File to write it to, such as table.md, .csv or .tex.")
+def compare(runs: tuple[Path, ...], form: str | None, out: Path | None) -> None:
+    """Compare finished runs: mean ± standard deviation over seeds, differences to `none`, cost, equal compute.
+
+    RUNS are run folders, or folders that hold runs at any depth. Runs are averaged if they differ in their seed only;
+    --workers and --data-dir change no result, and may differ, too. Where groups differ in data, epochs, commit or
+    device, a column and a warning say so.
+
+    Differences are to `none` with otherwise the same options, seed by seed, with the 95 % interval of Student's t.
+    Accuracy at equal compute is read off each run's history where it has trained as long as the cheapest group did:
+    epochs × shortest mean time / own mean time, linear between evaluations. It is a lower bound, since learning rates
+    that were to fall until the end have not. Evaluation and the training of a VAE are not in these times.
+
+    \b
+    Examples:
+      idaa-bench compare runs
+      idaa-bench compare runs/eps runs/none --format latex --out table.tex
+    """
+    form = form or (ENDINGS.get(out.suffix) if out else "terminal")
+    if form is None:
+        raise UsageError(f"--out is {out}, but expected a name in {', '.join(ENDINGS)}: or add --format")
+    from idaa_lightly.bench import tables
+    from idaa_lightly.bench.compare import compare as compared
+
+    comparison = compared(runs)
+    if form == "terminal":
+        header, rows = tables.cells(comparison)
+        table = Table(*header)
+        for row in rows:
+            table.add_row(*row)
+        console().print(table)
+        for line in (f"All groups: {comparison.shared}.", *comparison.notes):
+            click.echo(line)
+        return
+    text = {"markdown": tables.to_markdown, "csv": tables.to_csv, "latex": tables.to_latex}[form](comparison)
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    from idaa_lightly.files import atomic_write
+
+    with atomic_write(out) as temporary:
+        temporary.write_text(text)
+    click.echo(f"Written to {out}")

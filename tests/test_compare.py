@@ -1,0 +1,254 @@
+"""Tables of finished runs, from small records written by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from idaa_lightly.bench.compare import accuracy_at, compare, interval
+from idaa_lightly.cli import main
+from idaa_lightly.errors import FileFormatError, UsageError
+
+
+def write(
+    name: str,
+    *,
+    aug: str = "none",
+    seed: int = 0,
+    knn: float = 0.5,
+    seconds: float = 10.0,
+    options: dict[str, Any] | None = None,
+    fingerprint: str = "aaaaaaaa",
+    commit: str | None = "c0ffee",
+    device: str = "cpu",
+    history: list[tuple[int, float]] | None = None,
+    **config: Any,
+) -> Path:
+    """A run of SimCLR on digits, 10 epochs."""
+    chosen = {"method": "simclr", "aug": aug, "data": "digits", "epochs": 10, "seed": seed} | config
+    record = {
+        "schema": 1,
+        "config": chosen | {"set": {"method": {}, "aug": options or {}}},
+        "last": {"epoch": 10, "knn": knn, "linear": knn + 0.1},
+        "history": [{"epoch": e, "knn": k} for e, k in history or [(0, 0.1), (5, 0.3), (10, knn)]],
+        "time": {"train_s": seconds, "images_per_s": 100.0},
+        "data": {"name": "digits", "fingerprint": [fingerprint, fingerprint]},
+        "versions": {"idaa-lightly": "0.1.0"},
+        "device": {"type": device, "name": device, "count": 1, "torch_threads": 2},
+        "git_commit": commit,
+    }
+    folder = Path("runs", name)
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(json.dumps(record))
+    return folder
+
+
+def rows(*targets: str) -> list[dict[str, Any]]:
+    return compare([Path(target) for target in targets or ("runs",)]).rows
+
+
+def bench(*arguments: str) -> str:
+    result = CliRunner().invoke(main, ["compare", *arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def three_seeds() -> None:
+    """CLAE is better than none by 1, 2 and 6 points, and takes twice as long."""
+    for seed, (none, clae) in enumerate([(0.50, 0.51), (0.52, 0.54), (0.54, 0.60)]):
+        write(f"a{seed}", seed=seed, knn=none, seconds=10 + seed)
+        write(f"deep/b{seed}", aug="clae", seed=seed, knn=clae, seconds=20 + 2 * seed, options={"eps": 0.1})
+
+
+def test_mean_std_and_paired_difference_by_hand() -> None:
+    three_seeds()
+    none, clae = rows()
+    assert (none["aug"], none["seeds"], clae["aug"], clae["seeds"]) == ("none", 3, "clae", 3)
+    assert none["knn_mean"] == pytest.approx(52)
+    assert none["knn_std"] == pytest.approx(2)
+    assert none["linear_mean"] == pytest.approx(62)
+    assert none["knn_minus_none"] is None
+    # 1, 2, 6: mean 3, variance (4 + 1 + 9) / 2 = 7; Student's t for 2 degrees of freedom at 97.5 % is 4.30265
+    half = 4.30265 * 7**0.5 / 3**0.5
+    assert clae["knn_minus_none"] == pytest.approx(3)
+    assert clae["knn_minus_none_low"] == pytest.approx(3 - half, abs=1e-4)
+    assert clae["knn_minus_none_high"] == pytest.approx(3 + half, abs=1e-4)
+    assert (clae["train_s_mean"], clae["time_relative_to_none"]) == (pytest.approx(22), pytest.approx(2))
+
+
+def test_interval_of_few() -> None:
+    assert interval([1.0]) is None
+    low, high = interval([0.0, 2.0]) or (0, 0)
+    assert (low, high) == (pytest.approx(1 - 12.7062, abs=1e-4), pytest.approx(1 + 12.7062, abs=1e-4))  # std/√2 is 1
+
+
+def test_pairs_are_by_seed_whatever_the_order_and_the_number() -> None:
+    for seed, knn in ((0, 0.2), (1, 0.4), (2, 0.9)):
+        write(f"none{seed}", seed=seed, knn=knn)
+    for seed, knn in ((1, 0.41), (0, 0.21), (7, 0.1)):
+        write(f"a-clae{seed}", aug="clae", seed=seed, knn=knn)
+    clae = rows()[1]
+    assert (clae["knn_pairs"], clae["knn_minus_none"]) == (2, pytest.approx(1))
+    assert (clae["knn_minus_none_low"], clae["knn_minus_none_high"]) == (pytest.approx(1), pytest.approx(1))
+    assert "+1.00 [+1.00, +1.00] of 2 pairs" in bench("runs", "--format", "markdown")
+
+
+def test_one_seed_has_no_std_and_no_interval() -> None:
+    write("none", knn=0.5)
+    write("clae", aug="clae", knn=0.525)
+    output = bench("runs", "--format", "markdown")
+    assert "±" not in output
+    assert "| +2.50 |" in output
+
+
+def test_equal_compute_by_hand() -> None:
+    write("none", seconds=10, knn=0.5)
+    write("clae", aug="clae", seconds=40, history=[(0, 0.1), (2, 0.3), (4, 0.5), (10, 0.9)], knn=0.9)
+    none, clae = rows()
+    assert none["budget_s"] == clae["budget_s"] == 10
+    assert none["knn_at_budget_mean"] == pytest.approx(50)
+    assert clae["knn_at_budget_mean"] == pytest.approx(35)  # after 2.5 of 10 epochs, between 30 % and 50 %
+    assert "kNN at 10.0 s, %" in bench("runs", "--format", "markdown")
+    assert (
+        accuracy_at({"history": [{"epoch": 0, "knn": 0.2}, {"epoch": 4, "knn": 0.6}], "config": {"epochs": 4}}, 0.5)
+        == 0.4
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epochs": 11},
+        {"lr": 0.1},
+        {"options": {"eps": 0.2}},
+        {"fingerprint": "bbbbbbbb"},
+        {"commit": "decade"},
+        {"commit": None},
+        {"commit": "c0ffee+"},
+        {"batch_size": 7},
+        {"precision": "16-mixed"},
+        {"image_size": 64},
+        {"limit_train": 64},
+    ],
+)
+def test_only_seeds_are_averaged(change: dict[str, Any]) -> None:
+    write("one", aug="clae", seed=0)
+    write("two", aug="clae", seed=1, **change)
+    assert [row["seeds"] for row in rows()] == [1, 1]
+
+
+@pytest.mark.parametrize("change", [{"workers": 4}, {"data_dir": "elsewhere"}])
+def test_what_changes_no_result_splits_no_group(change: dict[str, Any]) -> None:
+    write("one", seed=0)
+    write("two", seed=1, **change)
+    assert [row["seeds"] for row in rows()] == [2]
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "shown"),
+    [
+        ("data", {"fingerprint": "bbbbbbbb"}, "digits bbbbbb/bbbbbb"),
+        ("epochs", {"epochs": 20}, "20"),
+        ("commit", {"commit": "decade"}, "decade"),
+        ("device", {"device": "H200"}, "1 × H200, 2 CPU threads"),
+    ],
+)
+def test_groups_that_are_hard_to_compare_are_marked(column: str, change: dict[str, Any], shown: str) -> None:
+    write("none", seconds=10)
+    write("clae", aug="clae", seconds=30, **change)
+    comparison = compare([Path("runs")])
+    assert comparison.notes == [f"Warning: the groups differ in {column}: see its column."]
+    assert [column in row for row in comparison.rows] == [True, True]
+    none, clae = comparison.rows
+    assert clae[column] == shown
+    assert (clae["knn_minus_none"] is not None) == (column in ("commit", "device"))
+    assert (clae["time_relative_to_none"] is not None) == (column == "commit")
+    assert clae["budget_s"] == (30 if column in ("data", "device") else 10)
+    assert none["budget_s"] == 10
+
+
+def test_the_baseline_is_of_the_same_commit_and_the_same_other_options() -> None:
+    write("none", knn=0.5, batch_size=64)
+    write("none-old", knn=0.1, batch_size=64, commit="decade")
+    write("none-large", knn=0.2, batch_size=128)
+    write("clae", aug="clae", knn=0.6, batch_size=64, options={"eps": 0.1})
+    assert [row["knn_minus_none"] for row in rows() if row["aug"] == "clae"] == [pytest.approx(10)]
+
+
+def test_options_that_are_no_defaults_are_shown_once_where_all_share_them() -> None:
+    write("none", backbone="resnet9-w2")
+    write("clae", aug="clae", backbone="resnet9-w2", options={"eps": 0.03})
+    write("clae2", aug="clae", backbone="resnet9-w2", options={"eps": 0.07})
+    comparison = compare([Path("runs")])
+    assert [row["options"] for row in comparison.rows] == ["", "", "aug.eps=0.07"]  # 0.03 is CLAE's default
+    assert "backbone=resnet9-w2" in comparison.shared
+
+
+def test_a_run_of_a_plugin_that_is_not_installed_shows_all_its_options() -> None:
+    write("none")
+    write("gone", aug="long-gone", options={"eps": 0.5})
+    assert "aug.eps=0.5" in rows()[1]["options"]
+
+
+def test_formats() -> None:
+    three_seeds()
+    (read,) = (list(csv.DictReader(io.StringIO(bench("runs", "--format", "csv")))),)
+    assert [float(row["knn_mean"]) for row in read] == [pytest.approx(52), pytest.approx(55)]
+    assert read[0]["knn_minus_none"] == ""
+    markdown = bench("runs", "--format", "markdown").splitlines()
+    assert {line.count("|") for line in markdown[:4]} == {markdown[0].count("|")}
+    assert "| simclr | clae | aug.eps=0.1 | 3 | 55.00 ± 4.58 | 65.00 ± 4.58 | +3.00 [-3.57, +9.57] |" in markdown[3]
+    latex = bench("runs", "--format", "latex")
+    assert r"simclr & clae & aug.eps=0.1 & 3 & 55.00 $\pm$ 4.58" in latex
+    assert r"kNN, \%" in latex
+    assert "±" not in latex.partition(r"\begin")[2]
+    terminal = bench("runs")
+    assert "All groups: data digits aaaaaa/aaaaaa, epochs 10, commit c0ffee, device 1 × cpu, 2 CPU threads" in terminal
+
+
+@pytest.mark.parametrize(
+    ("name", "start"), [("t.md", "| method |"), ("t.csv", "method,aug"), ("t.tex", "% All groups")]
+)
+def test_the_ending_of_the_file_decides(name: str, start: str) -> None:
+    write("none")
+    assert f"Written to {name}" in bench("runs", "--out", name)
+    assert Path(name).read_text().startswith(start)
+
+
+def test_an_unknown_ending_is_refused() -> None:
+    write("none")
+    done = CliRunner().invoke(main, ["compare", "runs", "--out", "table.xls"])
+    assert (done.exit_code, "expected a name in .md, .csv, .tex" in done.output) == (2, True)
+
+
+def test_unfinished_runs_are_counted_and_left_out() -> None:
+    write("none")
+    Path("runs/half").mkdir()
+    Path("runs/half/config.toml").write_text('method = "simclr"\n')
+    (Path("runs/none") / "config.toml").write_text('method = "simclr"\n')
+    comparison = compare([Path("runs")])
+    assert comparison.notes == ["Left out: 1 unfinished, without a record."]
+    assert len(comparison.rows) == 1
+
+
+def test_a_folder_given_twice_counts_once_but_a_copy_is_refused() -> None:
+    write("none")
+    assert [row["seeds"] for row in rows("runs", "runs/none")] == [1]
+    write("copy")
+    with pytest.raises(UsageError, match=r"none and .*copy are the same run|copy and .*none are the same run"):
+        compare([Path("runs")])
+
+
+def test_nothing_there() -> None:
+    with pytest.raises(FileFormatError, match=r"nowhere holds no record.json: expected a finished run"):
+        compare([Path("nowhere")])
+    folder = write("none")
+    (folder / "record.json").write_text('{"schema": 1}')
+    with pytest.raises(FileFormatError, match=r"record.json is not of this version: 'config'"):
+        compare([Path("runs")])

@@ -1,0 +1,294 @@
+"""Sweeps through the real command line, on digits and a tiny network."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from idaa_lightly.cli import main
+from idaa_lightly.errors import BusyError
+from idaa_lightly.files import claim
+
+TINY = [
+    "--limit-train", "64", "--backbone", "resnet9-w2", "--batch-size", "32", "--epochs", "1", "--accelerator", "cpu",
+]  # fmt: skip
+
+
+def sweep(*arguments: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, ["sweep", *TINY, *arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def jobs(*arguments: str) -> list[dict[str, Any]]:
+    """The options of the printed commands, those of --set as a list."""
+    result = []
+    for line in sweep(*arguments, "--print-jobs").stdout.splitlines():
+        program, run, *words = shlex.split(line)
+        assert (program, run, words.pop()) == ("idaa-bench", "run", "--resume")
+        pairs = list(zip(words[::2], words[1::2], strict=True))
+        result.append(dict(pairs) | {"set": [value for name, value in pairs if name == "--set"]})
+    return result
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "idaa_lightly.cli", "sweep", *TINY, *arguments]
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def records(out: str) -> dict[str, str]:
+    return {str(path.parent): path.read_text() for path in sorted(Path(out).rglob("record.json"))}
+
+
+def trained(out: str) -> list[str]:
+    """The folders that were trained in, one entry for each time, by what the jobs said."""
+    lines = [line for path in Path(out).glob(".jobs/*/*_log.out") for line in path.read_text().splitlines()]
+    return sorted(line.partition("Run folder: ")[2] for line in lines if line.startswith("Takes about"))
+
+
+def test_every_combination_once_and_options_where_they_exist() -> None:
+    arguments = [
+        "--method",
+        "simclr,simsiam",
+        "--aug",
+        "none,clae",
+        "--seeds",
+        "0-1,4",
+        "--set",
+        "aug.eps=0.05,0.03,.05",
+    ]
+    printed = jobs(*arguments)
+    wanted = [
+        (seed, method, aug, options)
+        for seed in ("0", "1", "4")
+        for method in ("simclr", "simsiam")
+        for aug, options in (("none", []), ("clae", ["aug.eps=0.05"]), ("clae", ["aug.eps=0.03"]))
+    ]
+    assert [(job["--seed"], job["--method"], job["--aug"], job["set"]) for job in printed] == wanted
+    assert len({str(job["--out"]) for job in printed}) == len(printed)
+    assert {(job["--epochs"], job["--limit-train"], job["--accelerator"]) for job in printed} == {("1", "64", "cpu")}
+    assert sweep(*arguments, "--print-jobs").stderr == "Not applicable: aug.eps to none, which runs without it.\n"
+
+
+def test_a_default_and_its_value_are_one_run() -> None:
+    printed = jobs("--aug", "clae", "--set", "aug.eps=0.03", "--set", "clae.weight=1.0,1,2")
+    assert [job["set"] for job in printed] == [["aug.eps=0.03", f"aug.weight={weight}"] for weight in ("1.0", "2")]
+
+
+def test_a_name_goes_before_its_kind() -> None:
+    arguments = [
+        "--aug",
+        "clae,pgd",
+        "--set",
+        "aug.eps=0.1",
+        "--set",
+        "pgd.eps=0.2,0.3",
+        "--set",
+        "simclr.temperature=1",
+    ]
+    assert [(job["--aug"], sorted(job["set"])) for job in jobs(*arguments)] == [
+        ("clae", ["aug.eps=0.1", "method.temperature=1"]),
+        ("pgd", ["aug.eps=0.2", "method.temperature=1"]),
+        ("pgd", ["aug.eps=0.3", "method.temperature=1"]),
+    ]
+
+
+def test_lr_and_vae_go_where_they_exist() -> None:
+    arguments = ["--aug", "none,random", "--lr", "0.1", "--vae", "v.pt"]
+    assert [job["set"] for job in jobs(*arguments)] == [["method.lr=0.1"], ["method.lr=0.1", "aug.vae=v.pt"]]
+    assert "Not applicable: aug.vae to none" in sweep(*arguments, "--print-jobs").stderr
+
+
+def test_refused_pairs_are_left_out_and_named() -> None:
+    arguments = ["--method", "simclr,swav", "--aug", "none,metaug"]
+    assert [(job["--method"], job["--aug"]) for job in jobs(*arguments)] == [
+        ("simclr", "none"), ("simclr", "metaug"), ("swav", "none"),
+    ]  # fmt: skip
+    assert sweep(*arguments, "--print-jobs").stderr.startswith("Left out: swav × metaug: ")
+    nothing = sweep("--method", "swav", "--aug", "metaug", code=2)
+    assert "no pair of these methods and augmentations is left" in nothing.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--seeds", "4-0"], "--seeds got '4-0', but expected numbers and ranges such as 0-4"),
+        (["--seeds", "a"], "--seeds got 'a', but expected"),
+        (["--aug", "none,"], "--aug got 'none,', but expected values with a comma in between"),
+        (["--aug", "nonne"], "no augmentation 'nonne'"),
+        (["--aug", "none,clae", "--set", "aug.epps=1"], "none, clae has no 'epps'. Did you mean 'eps'?"),
+        (["--aug", "none", "--set", "clae.eps=1"], "--set got 'clae', but this sweep has: method, aug, simclr, none"),
+        (["--aug", "clae", "--set", "clae.epps=1"], "'clae' has no option 'epps'"),
+        (["--aug", "clae", "--set", "aug.eps=0.1,-1"], "eps is -1"),
+        (["--set", "eps=1"], "--set got 'eps=1', but expected aug.KEY=VALUES"),
+        (["--set", "aug.eps="], "--set got 'aug.eps=', but expected KEY=VALUE"),
+        (["--slurm", "partition=x"], "--cluster is local: add --cluster slurm"),
+        (["--aug", "none", "--data", "folder:gone"], "gone is no folder"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_runs(arguments: list[str], text: str) -> None:
+    assert text in sweep(*arguments, code=2 if "--data" not in arguments else 1).stderr
+    assert not Path("runs").exists()
+
+
+def test_without_a_cluster() -> None:
+    text = sweep("--aug", "none", "--cluster", "slurm", code=2).stderr
+    assert "--cluster slurm cannot be used: " in text
+
+
+def test_runs_are_recognised_by_their_configuration() -> None:
+    arguments = ["--aug", "none", "--seeds", "0,1", "--out", "all"]
+    first, second = (line.split() for line in sweep(*arguments, "--print-jobs").stdout.splitlines())
+    assert CliRunner().invoke(main, first[1:]).exit_code == 0
+    where = Path(first[first.index("--out") + 1])
+    Path("all/moved").mkdir()
+    where.rename("all/moved/here")
+    assert [line.split() for line in sweep(*arguments, "--print-jobs").stdout.splitlines()] == [second]
+    assert len(jobs(*arguments, "--workers", "1")) == 1  # how views are made changes nothing
+    assert len(jobs(*arguments, "--set", "method.temperature=0.3")) == 2
+    Path("all/moved/here/record.json").unlink()
+    assert jobs(*arguments)[0]["--out"] == "all/moved/here"  # to be resumed there
+
+
+def test_a_folder_that_another_process_runs_in_is_refused() -> None:
+    arguments = ["run", "--aug", "none", *TINY, "--out", "run"]
+    with claim(Path("run")):
+        done = CliRunner().invoke(main, arguments)
+    assert (done.exit_code, done.stderr) == (
+        75, "Error: run is being run by another process: wait for it, or choose another --out\n",
+    )  # fmt: skip
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    assert [path.name for path in Path().iterdir()] == ["run"]
+
+
+def test_a_claim_is_for_one_of_many_at_a_time() -> None:
+    """Processes that read, add one and write lose no count, though each deletes the lock at its end."""
+    code = """
+        from pathlib import Path
+        from idaa_lightly.files import claim
+        count = Path("count")
+        for _ in range(50):
+            with claim(Path("run"), timeout=120):
+                count.write_text(str(int(count.read_text()) + 1))
+    """.replace("\n        ", "\n")
+    Path("count").write_text("0")
+    processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert Path("count").read_text() == "150"
+
+
+def test_the_claim_of_a_killed_process_is_free() -> None:
+    code = "import time; from pathlib import Path; from idaa_lightly.files import claim\n"
+    code += "with claim(Path('run')):\n    print('held', flush=True)\n    time.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(BusyError, match="run is being run by another process"), claim(Path("run"), timeout=0):
+        pass
+    process.kill()
+    process.communicate()
+    with claim(Path("run"), timeout=0):
+        assert Path(".run.lock").exists()
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("name", ["sweep", "compare"])
+def test_help_imports_no_torch(name: str) -> None:
+    code = f"import sys; from idaa_lightly.cli import main; main(['{name}', '--help'], standalone_mode=False)"
+    check = "; print([n for n in ('torch', 'lightly', 'submitit', 'scipy', 'numpy') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code + check], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+SLURM = {
+    "sbatch": 'script="${@: -1}"; SLURM_JOB_ID=7 nohup bash "$script" > sbatch.txt 2>&1 & echo Submitted batch job 7',
+    "srun": """while [ ! -x "$1" ]; do shift; done
+        export SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0
+        export SLURM_JOB_NODELIST=here; exec "$@" """,
+    "sacct": "echo 'JobID|State|NodeList'; echo '7|RUNNING|here'",
+}
+"""A cluster of one machine: what submitit calls, and nothing of ours."""
+
+
+@pytest.mark.slow
+def test_on_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, script in SLURM.items():
+        Path("bin").mkdir(exist_ok=True)
+        Path("bin", name).write_text(f"#!/bin/bash\n{script}\n")
+        Path("bin", name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{Path('bin').resolve()}:{os.environ['PATH']}")
+    arguments = ["--aug", "none", "--cluster", "slurm", "--slurm", "partition=gpu", "--slurm", "cpus_per_task=2"]
+    output = sweep(*arguments, "--out", "all").stdout
+    assert "simclr × none seed 0: started as job 7" in output
+    assert len(records("all")) == 1
+    (script,) = Path("all").glob(".jobs/*/7_submission.sh")
+    for line in ("#SBATCH --partition=gpu", "#SBATCH --cpus-per-task=2", "#SBATCH --time=1440"):
+        assert line in script.read_text().splitlines()
+
+
+@pytest.mark.slow
+def test_a_failing_run_among_good_ones() -> None:
+    arguments = ["--aug", "none,idaa,clae", "--set", "idaa.vae=gone.pt", "--jobs", "2", "--out", "all"]
+    first = sweep(*arguments, code=1)
+    assert [Path(folder).parent.name.split("-")[2] for folder in records("all")] == ["clae", "none"]
+    assert "Error: 1 of 3 runs failed: simclr × idaa aug.vae=gone.pt seed 0." in first.stderr
+    assert "simclr × idaa aug.vae=gone.pt seed 0: failed: gone.pt does not exist" in first.stdout
+    before = records("all")
+    second = sweep(*arguments, code=1)
+    assert "3 runs in all, 2 of them finished already." in second.stdout
+    assert second.stdout.count("started as job") == 1
+    assert records("all") == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("everything", [True, False])
+def test_killed_in_the_middle_and_started_again(everything: bool) -> None:
+    """Either with its jobs, or alone: then the job goes on, and is not run twice."""
+    arguments = ["--aug", "none", "--seeds", "0-2", "--epochs", "3", "--out", "all"]
+    process = start(*arguments)
+    deadline = time.monotonic() + 300
+    while (len(records("all")) < 1 or len(list(Path("all").rglob("config.toml"))) < 2) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (os.killpg if everything else os.kill)(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = records("all")
+    assert 1 <= len(before) < 3
+    output = sweep(*arguments).stdout
+    after = records("all")
+    assert len(after) == 3
+    assert {folder: after[folder] for folder in before} == before
+    assert f"{len(before)} of them finished already" in output
+    assert "All are finished: idaa-bench compare all" in output
+    assert all(len(json.loads(record)["history"]) == 4 for record in after.values())
+    if not everything:
+        assert len(trained("all")) == 3
+
+
+@pytest.mark.slow
+def test_two_at_the_same_time_on_one_folder() -> None:
+    arguments = ["--aug", "none,clae", "--out", "all"]
+    both = [start(*arguments) for _ in range(2)]
+    outputs = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert len(records("all")) == 2
+    assert trained("all") == sorted(records("all"))
+    for output in outputs:
+        assert "All are finished" in output
+    table = CliRunner().invoke(main, ["compare", "all", "--format", "markdown"])
+    assert "| simclr | clae | 1 |" in table.output, table.output
