@@ -170,16 +170,22 @@ def test_the_attack_leaves_no_trace_in_the_method(name: str) -> None:
     assert all(parameter.grad is None for parameter in method.parameters())
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_what_a_step_with_the_attack_leaves_behind_is_what_one_without_leaves(name: str) -> None:
-    """x' enters no queue, bank or centre: after a whole step they hold what the clean pair alone puts there."""
-    method = dual_batchnorm(make_method(name)).train()
+@pytest.mark.parametrize(
+    ("name", "aug"),
+    [(name, "clae") for name in METHODS]
+    + [(name, aug) for name in ("simclr", "byol") for aug in AUGMENTATIONS if aug != "clae"],
+)
+def test_what_a_step_with_the_augmentation_leaves_behind_is_what_one_without_leaves(name: str, aug: str) -> None:
+    """x' enters no queue, bank, centre or running statistic: they hold what the clean pair alone puts there."""
+    method = make_method(name)
+    module = SelfSupervised(method, make_augmentation(aug), epochs=1, steps_per_epoch=1, seed=0).train()
     plain = copy.deepcopy(method)
     batch = views(0, local=2 * method.multi_crop)
-    AdversarialLoss(method.loss, CLAE(1.0))(method, *batch)  # type: ignore[arg-type]
+    module.objective(method, *batch)
     plain.loss(*[plain(view) for view in batch])
     for (key, found), expected in zip(method.named_buffers(), plain.buffers(), strict=True):
         assert torch.equal(found, expected), key
+    assert all(parameter.grad is None for parameter in module.parameters())
 
 
 @pytest.mark.parametrize("name", ["moco", "nnclr", "dino"])
