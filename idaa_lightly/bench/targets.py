@@ -120,10 +120,8 @@ def load_backbone(
     """
     if not target.exists():
         raise FileFormatError(f"{target} does not exist; expected a run folder, a checkpoint or an .npz file")
-    folder, state = (
-        target if target.is_dir() else target.parent.parent,
-        _backbone_weights(target, foreign=bool(backbone)),
-    )
+    folder = target if target.is_dir() else target.parent.parent
+    state = _backbone_weights(target, foreign=bool(backbone))
     if backbone is None and not (folder / "config.toml").exists():
         raise FileFormatError(f"{folder} has no config.toml, so nothing says which network and data {target} is for")
     config = RunConfig() if backbone else RunConfig(**read_toml(folder / "config.toml"))
