@@ -34,7 +34,7 @@ class FeatureGenerator(nn.Module):
         hidden = [
             part
             for inside in (dim, hidden_dim)
-            for part in (nn.Linear(inside, hidden_dim), nn.BatchNorm1d(hidden_dim), nn.ReLU())
+            for part in (nn.Linear(inside, hidden_dim, bias=False), nn.BatchNorm1d(hidden_dim), nn.ReLU())
         ]
         self.layers = nn.Sequential(*hidden, nn.Linear(hidden_dim, dim))
 
