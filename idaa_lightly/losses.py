@@ -22,12 +22,13 @@ from idaa_lightly.isolation import detached, module_of, preserved_buffers
 
 
 class AdversarialOutput(NamedTuple):
-    """Scalars `total` = `clean` + weight · `adversarial`, and the adversarial `views` (N, C, H, W), detached."""
+    """Scalars `total` = `clean` + weight · `adversarial`; detached, x' (N, C, H, W) and the outputs of x0, x1, x'."""
 
     total: Tensor
     clean: Tensor
     adversarial: Tensor
     views: Tensor
+    outputs: tuple[Any, Any, Any]
 
 
 class AdversarialLoss(nn.Module):
@@ -65,10 +66,12 @@ class AdversarialLoss(nn.Module):
         anchor, positive, *rest = [model(x) for x in (x0, x1, *others)]
         views = self._attack(model, x0, detached(rest))
         with self._adversarial(model):
-            adversarial = self.criterion(anchor, model(views), *rest)
+            output = model(views)
+            adversarial = self.criterion(anchor, output, *rest)
         clean = self.criterion(anchor, positive, *rest)  # last: only the clean pair may enter queues and centres
         total = clean + self.weight * adversarial
-        return AdversarialOutput(total, clean.detach(), adversarial.detach(), views.detach())
+        outputs = detached((anchor, positive, output))
+        return AdversarialOutput(total, clean.detach(), adversarial.detach(), views.detach(), outputs)
 
     def _attack(self, model: Callable[[Tensor], Any], x0: Tensor, rest: list[Any]) -> Tensor:
         """Searches x' against the anchor f_adv(x0), which is held fixed."""

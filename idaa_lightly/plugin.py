@@ -150,6 +150,10 @@ class Augmentation(ABC):
         """About how long `fit` will take."""
         return 0.0
 
+    def fitted(self) -> dict[str, Any]:
+        """What `fit` made, as JSON values for the run's record."""
+        return {}
+
     @abstractmethod
     def loss(self, method: Method) -> nn.Module:
         """A module called as `loss(method, x0, x1, ...)`.

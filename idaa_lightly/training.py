@@ -18,6 +18,8 @@ from torch import Tensor
 from idaa_lightly.ascent import Noise
 from idaa_lightly.batchnorm import dual_batchnorm
 from idaa_lightly.errors import NonFiniteError
+from idaa_lightly.evaluation.identity import batch_figures
+from idaa_lightly.features import embedding_of
 from idaa_lightly.files import atomic_write
 from idaa_lightly.plugin import Augmentation, Method
 
@@ -46,6 +48,7 @@ class SelfSupervised(pl.LightningModule):
             dual_batchnorm(method)
         self.method = method
         self.objective = augmentation.loss(method)
+        self.to(memory_format=torch.channels_last)  # the same up to rounding, and faster
         for part in self.objective.modules():
             if isinstance(part, Noise):
                 part.seed = seed  # or all seeds would share their random directions
@@ -75,11 +78,21 @@ class SelfSupervised(pl.LightningModule):
         total: Tensor = output.total
         bad = ~total.detach().isfinite() & (self.first_bad_step < 0)
         self.first_bad_step = torch.where(bad, self.global_step + 1, self.first_bad_step)
-        losses = {f"loss/{name}": value.detach() for name, value in output._asdict().items() if value.ndim == 0}
+        scalars = {name: value for name, value in output._asdict().items() if getattr(value, "ndim", None) == 0}
+        losses = {f"loss/{name}": value.detach() for name, value in scalars.items()}
         self.log_dict(losses, on_epoch=False)
+        if (self.global_step + 1) % min(LOG_EVERY, self.schedule[1]) == 0:
+            self._log_identity(*getattr(output, "outputs", ()))
         self.sums = {name: value + self.sums.get(name, 0.0) for name, value in losses.items()}
         self.log("loss", total.detach(), prog_bar=True, logger=False)
         return total
+
+    @torch.no_grad()
+    def _log_identity(self, anchor: Any = None, *views: Any) -> None:
+        """Is the second view hard, and the adversarial one, and do they keep the identity?"""
+        for name, view in zip(("second", "adversarial"), views, strict=False):
+            figures = batch_figures(embedding_of(anchor), embedding_of(view))
+            self.log_dict({f"identity/{name}_{figure}": value for figure, value in figures.items()}, on_epoch=False)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
         """Stops at NaN: looks now and then, and at an epoch's end before anything is evaluated or saved."""

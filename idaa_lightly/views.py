@@ -39,12 +39,16 @@ class ViewGenerator(nn.Module):
         """The control of a claim for the attack: the same space, a random direction of the same length, no search."""
         return ViewGenerator(self.space, RandomDirection(self.ascent.eps, self.ascent.norm))
 
-    @torch.no_grad()
     def forward(self, x: Tensor, objective: Objective) -> Tensor:
         """Returns views of `x` that raise `objective`."""
+        return self.search(x, objective)[1]
+
+    @torch.no_grad()
+    def search(self, x: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+        """Returns the perturbations, in the space's own units and shape, and the views."""
         start, render = self.space.at(x.detach())
         delta = self.ascent(lambda delta: objective(render(start + delta)), start)
-        return render(start + delta)
+        return delta, render(start + delta)
 
 
 def IDAA(vae: Autoencoder, eps: float = 0.15) -> ViewGenerator:

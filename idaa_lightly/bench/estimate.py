@@ -1,13 +1,16 @@
-"""About how long a run will take, from a few timed images."""
+"""About how long a run will take, from a few timed images, and how many operations."""
 
 from __future__ import annotations
 
 import copy
 
 import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from idaa_lightly.bench.prepare import Parts
 from idaa_lightly.plugin import FitContext, shortest
+from idaa_lightly.training import SelfSupervised
 
 SAMPLE = 16  # images
 
@@ -16,10 +19,9 @@ def estimate(parts: Parts, context: FitContext) -> float:
     """Seconds: making views, training, fitting, and about eleven evaluations. Right to a factor of about 1.5."""
     with torch.random.fork_rng(devices=[]):
         method = copy.deepcopy(parts.method).to(context.device)
-        count = min(SAMPLE, len(parts.views))
-        samples = [parts.views[0, index][0] for index in range(count)]
+        batches = _sample(parts, context.device)
+        count = len(batches[0])
         views_time = shortest(lambda: [parts.views[0, index] for index in range(count)]) / count
-        batches = [torch.stack(view).to(context.device) for view in zip(*samples, strict=True)]
 
         def step() -> None:
             method.loss(*[method.embed(batch) for batch in batches]).backward()
@@ -31,6 +33,26 @@ def estimate(parts: Parts, context: FitContext) -> float:
     evaluations = 1 + min(parts.epochs, 10)
     evaluated = evaluations * (len(parts.data.train) + len(parts.data.test)) * step_time / 6
     return per_image * len(parts.views) * parts.epochs + evaluated + parts.augmentation.fit_seconds(context)
+
+
+def flops_per_image(parts: Parts, module: SelfSupervised, device: torch.device) -> int:
+    """Floating-point operations of a training step, divided by its images: attack, forward and backward passes.
+
+    A multiplication with its addition counts as two, as in `torch.utils.flop_counter`. The step is done by a copy.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        twin, batches = copy.deepcopy(module).to(device), _sample(parts, device)
+        twin.method.before_step(0, *twin.schedule)
+        with FlopCounterMode(display=False) as counter:
+            twin.objective(twin.method, *batches).total.backward()
+    total: int = counter.get_total_flops()
+    return round(total / len(batches[0]))
+
+
+def _sample(parts: Parts, device: torch.device) -> list[Tensor]:
+    """A few images' views, (N, C, H, W) each."""
+    samples = [parts.views[0, index][0] for index in range(min(SAMPLE, len(parts.views)))]
+    return [torch.stack(view).to(device) for view in zip(*samples, strict=True)]
 
 
 def in_words(seconds: float) -> str:

@@ -4,13 +4,16 @@ record.json, schema 1:
 
     schema        1
     config        the resolved configuration, as in config.toml
-    initial       {epoch: 0, knn, linear}: the untrained network, top-1 accuracies in [0, 1] on all test images
-    last          {epoch, knn, linear, linear_l2}: after the last epoch; the figures to cite
+    initial       {epoch: 0, knn, knn_projection, linear, linear_l2}: the untrained network, top-1 accuracies in [0, 1]
+                  on all test images
+    last          {epoch, knn, knn_projection, linear, linear_l2}: after the last epoch; the figures to cite
     best          {epoch, knn, selected_on}: the best epoch by test kNN, an optimistic figure
     history       [{epoch, knn}, ...]: online evaluation
-    evaluation    {knn_k, knn_temperature, knn_backend, features, linear}: the protocol
-    time          {train_s, images_per_s, wall_s, cpu_s, resumed_at_epoch}: train_s is the training without
-                  evaluation, over all processes of a resumed run; wall_s and cpu_s are of the last process
+    evaluation    {knn_k, knn_temperature, knn_backend, features, knn_projection, linear}: the protocol
+    time          {train_s, images_per_s, flops_per_image, wall_s, cpu_s, resumed_at_epoch}: train_s is the training
+                  without evaluation, over all processes of a resumed run; flops_per_image is of a training step
+                  with its attack; wall_s and cpu_s are of the last process
+    fitted        what the augmentation made before the training: {vae: {epochs, seconds, loss, mse, kl}} for IDAA
     data          {name, train, test, classes, image_size, normalize, fingerprint, notes}
     versions      of Python and of the packages that figures depend on
     device        {type, name, count, cpus, torch_threads}

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from idaa_lightly.backbones import SMALL
 from idaa_lightly.batchnorm import strip_dual_batchnorm
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.bench.estimate import estimate, in_words
+from idaa_lightly.bench.estimate import estimate, flops_per_image, in_words
 from idaa_lightly.bench.pictures import save_curves, save_views
 from idaa_lightly.bench.prepare import (
     Parts,
@@ -40,6 +40,7 @@ from idaa_lightly.evaluation.features import embed
 from idaa_lightly.evaluation.knn import knn_classify
 from idaa_lightly.evaluation.linear import linear_probe
 from idaa_lightly.evaluation.search import backend
+from idaa_lightly.features import embedding_of
 from idaa_lightly.files import atomic_write, claim, load_tensors
 from idaa_lightly.loading import evaluation_batches, require_trainable, view_loader
 from idaa_lightly.plugin import Method
@@ -91,6 +92,18 @@ def features_of(backbone: nn.Module, data: DataSet) -> dict[str, Tensor]:
     return result
 
 
+class Projection(nn.Module):
+    """Images (N, C, H, W) to the embedding (N, D) that a method's loss compares."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Of a method of several networks, the embedding of the one that is trained."""
+        return embedding_of(self.method(images))
+
+
 def knn_accuracy(features: dict[str, Tensor], k: int = KNN_K, temperature: float = KNN_TEMPERATURE) -> float:
     """Top-1 accuracy of the test features in the bank of train features."""
     ranked = knn_classify(
@@ -106,10 +119,13 @@ def _run(parts: Parts, out: Path, console: Console, start: tuple[float, float]) 
     if resumed and not {"state_dict", "pytorch-lightning_version"} <= resumed.keys():
         raise FileFormatError(f"{checkpoint} is not a checkpoint of this run")
 
+    neighbours = min(KNN_K, len(data.train))
+
     def evaluate(method: Method, epoch: int) -> dict[str, float]:
         features = features_of(method.backbone, data)
-        metrics = {"knn": knn_accuracy(features, k=min(KNN_K, len(data.train)))}
+        metrics = {"knn": knn_accuracy(features, k=neighbours)}
         if epoch in (0, parts.epochs):
+            metrics["knn_projection"] = knn_accuracy(features_of(Projection(method), data), k=neighbours)
             probe = linear_probe(*features.values())
             metrics |= {"linear": probe.accuracy, "linear_l2": probe.l2}
         console.print(f"epoch {epoch}/{parts.epochs}: kNN {100 * metrics['knn']:.2f} %", highlight=False)
@@ -126,6 +142,7 @@ def _run(parts: Parts, out: Path, console: Console, start: tuple[float, float]) 
         module = SelfSupervised(
             parts.method, parts.augmentation, epochs=parts.epochs, steps_per_epoch=steps, seed=config.seed
         )
+        flops = flops_per_image(parts, module, context.device)
         if config.compile:
             parts.method.backbone.compile()
         ranks, rank = trainer.world_size, trainer.global_rank
@@ -161,19 +178,22 @@ def _run(parts: Parts, out: Path, console: Console, start: tuple[float, float]) 
         "best": {"epoch": best["epoch"], "knn": best["knn"], "selected_on": "the test images: optimistic"},
         "history": evaluation.history,
         "evaluation": {
-            "knn_k": min(KNN_K, len(data.train)),
+            "knn_k": neighbours,
             "knn_temperature": KNN_TEMPERATURE,
             "knn_backend": backend(len(data.test) * parts.method.num_features),
             "features": "backbone, in eval mode, of images without augmentation",
+            "knn_projection": "on what the loss compares: the projection, or the prediction if there is one",
             "linear": "L-BFGS on standardised features, L2 strength chosen on a tenth of train",
         },
         "time": {
             "train_s": round(train_time, 2),
             "images_per_s": round(parts.epochs * steps * parts.batch_size / train_time, 1),
+            "flops_per_image": flops,
             "wall_s": round(time.perf_counter() - start[0], 2),
             "cpu_s": round(time.process_time() - start[1], 2),
             "resumed_at_epoch": resumed.get("epoch"),
         },
+        "fitted": parts.augmentation.fitted(),
         "data": {
             "name": data.name,
             "train": len(data.train),

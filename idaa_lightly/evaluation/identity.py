@@ -6,12 +6,14 @@ view, against the distance to the nearest view of another sample. Where the firs
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from idaa_lightly.criteria import InfoNCELoss
 from idaa_lightly.errors import DataError
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -40,6 +42,25 @@ class Identity:
         ratio = self.positive.double() / self.negative.double().clamp_min(1e-12)
         quantiles: list[float] = ratio.quantile(torch.tensor(QUANTILES, dtype=torch.double)).tolist()
         return quantiles
+
+
+def batch_figures(anchors: Tensor, views: Tensor, temperature: float = 0.1) -> dict[str, Tensor]:
+    """Figures to log during training, of one batch, without a look at the host.
+
+    Args:
+        anchors: embeddings (N, D) of samples, in the space of the loss; normalised here.
+        views: embeddings (N, D) of a view of each.
+        temperature: scales the cosines in InfoNCE.
+
+    Returns:
+        `lost`, the share of samples that are nearer to another sample's view than to their own; and `information`, a
+        lower bound in nats of the mutual information of sample and view, log N − L_NCE: Yang et al., Eq. 4.
+    """
+    cosines = F.normalize(anchors.float(), dim=1) @ F.normalize(views.float(), dim=1).T
+    itself = torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
+    lost = cosines.masked_fill(itself, -torch.inf).amax(1) > cosines.diagonal()
+    information = math.log(len(cosines)) - InfoNCELoss(temperature)(anchors.float(), views.float())
+    return {"lost": lost.float().mean(), "information": information}
 
 
 def identity(anchors: Tensor, views: Tensor) -> Identity:

@@ -98,6 +98,10 @@ class IDAA(GeneratorAugmentation):
         per_image = shortest(lambda: fit_vae(vae, [images], epochs=1)) / len(images)
         return per_image * context.images * (self.epochs or context.epochs)
 
+    def fitted(self) -> dict[str, Any]:
+        """How the VAE was trained, by this run or by an earlier one."""
+        return {} if self.vae is None else {"vae": self.vae.fitted}
+
     def generator(self) -> ViewGenerator:
         """The ascent on the bottleneck."""
         return ViewGenerator(self.space, self.ascent)

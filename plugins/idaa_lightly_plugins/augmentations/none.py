@@ -6,13 +6,15 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from idaa_lightly.isolation import detached
 from idaa_lightly.plugin import Augmentation, Method
 
 
 class CleanOutput(NamedTuple):
-    """The method's own loss, a scalar."""
+    """The method's own loss, a scalar, and the outputs of the views, detached."""
 
     total: Tensor
+    outputs: tuple[Any, ...]
 
 
 class CleanLoss(nn.Module):
@@ -20,8 +22,8 @@ class CleanLoss(nn.Module):
 
     def forward(self, model: Method, *views: Tensor) -> CleanOutput:
         """Views (N, C, H, W) each."""
-        outputs: list[Any] = [model(view) for view in views]
-        return CleanOutput(model.loss(*outputs))
+        outputs = tuple(model(view) for view in views)
+        return CleanOutput(model.loss(*outputs), detached(outputs))
 
 
 class NoAugmentation(Augmentation):
