@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from idaa_lightly.cli import main
 from idaa_lightly.errors import DataError
-from idaa_lightly.evaluation.identity import identity, perturbation
+from idaa_lightly.evaluation.identity import batch_figures, identity, perturbation
 
 ANGLES = torch.tensor([0.0, 60.0, 120.0])
 
@@ -49,6 +49,24 @@ def test_neither_scale_nor_order_matters(seed: int, scale: float) -> None:
     first, second = identity(anchors, views), identity(scale * anchors[order], views[order])
     torch.testing.assert_close(first.positive[order], second.positive)
     torch.testing.assert_close(first.negative[order], second.negative)
+
+
+def test_figures_of_a_batch_by_hand() -> None:
+    """Three anchors, 60° apart; the second's view is 70° off, nearer to the third one's."""
+    shift = torch.tensor([0.0, 70.0, 0.0])
+    figures = batch_figures(2 * circle(ANGLES), circle(ANGLES + shift), temperature=0.5)
+    assert figures["lost"] == pytest.approx(1 / 3)
+    losses = []
+    for row, anchor in enumerate((0, 60, 120)):
+        logits = [2 * math.cos(math.radians(anchor - view)) for view in (0, 130, 120)]
+        losses.append(math.log(sum(math.exp(logit) for logit in logits)) - logits[row])
+    assert figures["information"] == pytest.approx(math.log(3) - sum(losses) / 3, abs=1e-5)
+
+
+def test_the_information_is_at_most_log_n() -> None:
+    x = torch.eye(5)
+    assert batch_figures(x, x, temperature=0.01)["information"] == pytest.approx(math.log(5))
+    assert batch_figures(x, x.roll(1, 0))["lost"] == 1
 
 
 def test_perturbations_are_in_pixels() -> None:
@@ -110,6 +128,8 @@ def test_the_study_of_a_run() -> None:
     assert (figures["still"]["lost"], figures["still"]["l2"]) == (0, 0)
     assert figures["wild"]["lost"] > 0.2
     assert figures["wild"]["linf"] > 0.5
+    assert figures["wild"]["own_linf"] == pytest.approx(5)  # of normalised pixels
+    assert figures["wild"]["own_l2"] == pytest.approx(5 * (3 * 32 * 32) ** 0.5, rel=0.01)
     before = torch.load("wild/backbone.pt", weights_only=True)
     bench("identity", "wild", "--aug", "clae", "--out", "again")
     after = torch.load("wild/backbone.pt", weights_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from torch.utils.flop_counter import FlopCounterMode
 
 from idaa_lightly import knn_classify
 from idaa_lightly.backbones import create_backbone
@@ -66,7 +68,22 @@ def test_the_run_folder(aug: str) -> None:
         rows = list(csv.DictReader(file))
     losses = {"loss/total", "loss/total_epoch"} | ({"loss/clean", "loss/adversarial"} if aug != "none" else set())
     assert losses <= set(rows[0])
+    views = ("second",) if aug == "none" else ("second", "adversarial")
+    for row in (row for row in rows if row["loss/total"]):
+        assert all(0 <= float(row[f"identity/{view}_lost"]) <= 1 for view in views)
+        assert all(float(row[f"identity/{view}_information"]) <= math.log(32) for view in views)
+    assert record["fitted"].keys() == ({"vae"} if aug in ("idaa", "random") else set())
     assert [float(row["knn"]) for row in rows if row["knn"]] == [entry["knn"] for entry in record["history"]]
+
+
+def test_the_flops_of_a_step() -> None:
+    """CLAE: forward and input gradient for the attack, one more view: (6 + 2 + 3) / 6 of the plain step."""
+    plain, clae = (tiny(aug, aug)["time"]["flops_per_image"] for aug in ("none", "clae"))
+    network, _ = create_backbone("resnet9-w4", 32)
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 3, 32, 32))
+    assert plain == pytest.approx(2 * 3 * counter.get_total_flops(), rel=0.1)  # and the head, less the first gradient
+    assert clae / plain == pytest.approx(11 / 6, rel=0.05)
 
 
 def test_the_same_seed_gives_the_same_result_and_its_config_repeats_it() -> None:

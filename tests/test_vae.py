@@ -85,11 +85,14 @@ def test_fitting_refuses() -> None:
 
 def test_saved_and_loaded(tmp_path: Path) -> None:
     vae = VAE(16, 1, bottleneck_dim=3, width=4).eval()
+    history = fit_vae(vae, [torch.randn(4, 1, 16, 16)], epochs=2)
     vae.save(tmp_path / "vae.pt")
     again = VAE.load(tmp_path / "vae.pt")
     z = torch.randn(2, 3)
     assert torch.equal(again.decode(z), vae.decode(z))
     assert again.config == {"image_size": 16, "channels": 1, "bottleneck_dim": 3, "width": 4}
+    assert again.fitted == vae.fitted
+    assert again.fitted.items() >= {"epochs": 2, **history[-1]}.items()
     assert [path.name for path in tmp_path.iterdir()] == ["vae.pt"]
 
 

@@ -23,6 +23,7 @@ from idaa_lightly.features import embedding_of
 from idaa_lightly.options import options_of, parse_options
 from idaa_lightly.plugin import GeneratorAugmentation, Method
 from idaa_lightly.registry import load
+from idaa_lightly.views import Objective, ViewGenerator
 
 SECOND_VIEW = "second view"
 
@@ -59,7 +60,7 @@ def study(
         images = [torch.stack(part).to(device) for part in zip(*batch, strict=True)]
         views["x"].append(images[0])
         views[SECOND_VIEW].append(images[1])
-        for name, (network, loss) in losses.items():
+        for name, (network, loss, _) in losses.items():
             views[name].append(loss(network, *images).views)
         step("")
     whole = {name: torch.cat(made) for name, made in views.items()}
@@ -72,7 +73,7 @@ def study(
     std = parts.data.normalize["std"]
     figures = {
         name: {"lost": part.lost, "hardness": part.hardness}
-        | ({} if name == SECOND_VIEW else asdict(perturbation(whole["x"], whole[name], std)))
+        | (_sizes(losses[name][2], whole["x"], whole[name], std) if name in losses else {})
         for name, part in found.items()
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -86,8 +87,30 @@ def study(
     return figures
 
 
-def _loss(name: str, parts: Parts, method: Method, device: torch.device) -> tuple[nn.Module, nn.Module]:
-    """A network of its own to attack, and the loss whose views are those of the augmentation."""
+class Measured(nn.Module):
+    """A view generator that keeps the lengths of its perturbations: L2 and L∞, in the space's own units."""
+
+    def __init__(self, generator: ViewGenerator) -> None:
+        super().__init__()
+        self.generator, self.starts_at_input = generator, generator.starts_at_input
+        self.lengths: list[Tensor] = []
+
+    def forward(self, x: Tensor, objective: Objective) -> Tensor:
+        """The generator's views."""
+        delta, views = self.generator.search(x, objective)
+        flat = delta.flatten(1).float().cpu()
+        self.lengths.append(torch.stack([flat.norm(dim=1), flat.abs().amax(1)], 1))
+        return views
+
+
+def _sizes(generator: Measured, x: Tensor, views: Tensor, std: list[float]) -> dict[str, float]:
+    """Means over the samples, in pixels and in own units."""
+    l2, linf = torch.cat(generator.lengths).mean(0).tolist()
+    return asdict(perturbation(x, views, std)) | {"own_l2": l2, "own_linf": linf}
+
+
+def _loss(name: str, parts: Parts, method: Method, device: torch.device) -> tuple[nn.Module, nn.Module, Measured]:
+    """A network of its own to attack, the loss whose views are those of the augmentation, and its generator."""
     plugin = load("augmentation", name)
     if not issubclass(plugin, GeneratorAugmentation):
         raise UsageError(f"{name!r} searches for no view of an image: choose others, such as clae, idaa or random")
@@ -97,7 +120,9 @@ def _loss(name: str, parts: Parts, method: Method, device: torch.device) -> tupl
     augmentation = plugin(**(parts.config.set["aug"] if own else parse_options(plugin, name, _shared(plugin, parts))))
     augmentation.fit(fit_context(parts, device))
     network = dual_batchnorm(copy.deepcopy(method)).train()
-    return network, augmentation.loss(network)
+    loss: Any = augmentation.loss(network)
+    loss.generator = Measured(loss.generator)
+    return network, loss, loss.generator
 
 
 def _shared(plugin: type, parts: Parts) -> dict[str, Any]:
