@@ -79,6 +79,18 @@ class RunConfig:
         return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
+def load_toml(path: str | Path) -> dict[str, Any]:
+    """The content of a TOML file.
+
+    Raises:
+        FileFormatError: the file is missing or no TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise FileFormatError(f"{path} cannot be read as TOML: {error}") from error
+
+
 def read_toml(path: str | Path) -> dict[str, Any]:
     """The fields that a TOML file sets.
 
@@ -86,10 +98,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         FileFormatError: the file is missing or no TOML.
         UsageError: it sets something unknown.
     """
-    try:
-        values = tomllib.loads(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise FileFormatError(f"{path} cannot be read as TOML: {error}") from error
+    values = load_toml(path)
     known = [item.name for item in fields(RunConfig)]
     for name in values:
         if name not in known:

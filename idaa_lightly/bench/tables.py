@@ -41,10 +41,14 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 def to_markdown(comparison: Comparison) -> str:
     """For a README."""
-    header, rows = cells(comparison)
-    lines = [header, ["---"] * len(header), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = markdown(*cells(comparison))
     return "\n\n".join([table, f"All groups: {comparison.shared}.", *comparison.notes]) + "\n"
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def to_latex(comparison: Comparison) -> str:

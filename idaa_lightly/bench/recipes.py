@@ -1,0 +1,243 @@
+"""Tables made of recipes: which runs are missing, and the page that is rendered from the records of the others.
+
+A folder such as benchmarks/ holds
+
+    recipes/NAME.toml                   one configuration of `idaa-bench run --config`, without its seed
+    tables.toml                         [tables.NAME] with title, note, seeds and recipes; published accuracies in
+                                        percent, knn and linear, in [paper.METHOD.AUG], or [tables.NAME.paper.RECIPE]
+    records/RECIPE/seed-N/record.json   what a finished run left; its weights stay in the run folder
+    README.md                           the page, with a table between `<!-- table NAME -->` and `<!-- end -->`
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from rich.console import Console
+
+from idaa_lightly.bench.compare import compare, read_groups
+from idaa_lightly.bench.config import RunConfig, load_toml, read_toml
+from idaa_lightly.bench.prepare import resolve
+from idaa_lightly.bench.results import read_record
+from idaa_lightly.bench.run import run
+from idaa_lightly.bench.tables import cells, markdown
+from idaa_lightly.errors import BusyError, DataError, FileFormatError, UsageError, suggestion
+from idaa_lightly.files import atomic_write
+
+KEPT = ("record.json", "linear.json", "identity/identity.json")
+"""Files of a run folder that are small enough to be committed."""
+PAPER = "ResNet-18, CIFAR-10, 300 epochs; best epoch on the test images; kNN on the projection"
+SECTION = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A configuration, by the name of its file."""
+
+    name: str
+    config: RunConfig
+
+    def run_of(self, seed: int) -> RunConfig:
+        """The run of one seed."""
+        return replace(self.config, seed=seed)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a published table, or of one of ours.
+
+    Attributes:
+        name: as in `idaa-bench table NAME`.
+        title: says the question and the scale.
+        note: what must be known to read it.
+        seeds: each recipe is run for seeds 0 to seeds − 1.
+        recipes: in the order of the rows.
+        paper: published figures in percent, by recipe: knn and linear.
+        folder: that holds recipes and records.
+    """
+
+    name: str
+    title: str
+    note: str
+    seeds: int
+    recipes: tuple[Recipe, ...]
+    paper: dict[str, dict[str, float]]
+    folder: Path
+
+    def records(self, recipe: Recipe) -> Path:
+        """Folder of a recipe's records."""
+        return self.folder / "records" / recipe.name
+
+    def missing(self) -> Iterator[tuple[Recipe, int]]:
+        """Units without a record, all recipes of a seed before the next seed.
+
+        Raises:
+            FileFormatError: a record is of another configuration than its recipe.
+        """
+        for seed in range(self.seeds):
+            for recipe in self.recipes:
+                folder = self.records(recipe) / f"seed-{seed}"
+                if not (folder / "record.json").exists():
+                    yield recipe, seed
+                else:
+                    _require_same(recipe.run_of(seed), folder)
+
+
+def read_table(folder: Path, name: str) -> Table:
+    """One of the tables of a folder.
+
+    Raises:
+        FileFormatError: the folder has no tables.toml, or it or a recipe cannot be read.
+        UsageError: no such table.
+    """
+    tables, paper = _read_tables(folder)
+    if name not in tables:
+        raise UsageError(f"no table {name!r} in {folder}; known: {', '.join(tables)}.{suggestion(name, tables)}")
+    entry = tables[name]
+    recipes = tuple(
+        Recipe(recipe, RunConfig(**read_toml(folder / "recipes" / f"{recipe}.toml"))) for recipe in entry["recipes"]
+    )
+    usual = {recipe.name: paper.get(recipe.config.method, {}).get(recipe.config.aug, {}) for recipe in recipes}
+    figures = entry.get("paper", usual)
+    return Table(name, entry["title"], entry.get("note", ""), entry["seeds"], recipes, figures, folder)
+
+
+def table_names(folder: Path) -> list[str]:
+    """Names of the tables of a folder."""
+    return list(_read_tables(folder)[0])
+
+
+def _read_tables(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    path = folder / "tables.toml"
+    content = load_toml(path)
+    tables, paper = content.get("tables", {}), content.get("paper", {})
+    if not tables:
+        raise FileFormatError(f"{path} holds no tables, but expected [tables.NAME]")
+    for name, entry in tables.items():
+        if not {"title", "seeds", "recipes"} <= entry.keys():
+            raise FileFormatError(f"{path}: [tables.{name}] needs title, seeds and recipes")
+    return tables, paper
+
+
+def _require_same(config: RunConfig, folder: Path) -> None:
+    """A record that was made with other options than its recipe's must not stand for it."""
+    there = RunConfig(**read_record(folder)["config"]).canonical()
+    wanted = replace(resolve(config), image_size=there.image_size).canonical()
+    if there.to_dict() != wanted.to_dict():
+        raise FileFormatError(f"{folder} is of another configuration than its recipe: remove it, or mend the recipe")
+
+
+def run_missing(table: Table, runs: Path, console: Console, *, minutes: float | None = None) -> int:
+    """Runs or resumes what is missing, and keeps the records.
+
+    Args:
+        table: whose units.
+        runs: folder for the run folders; processes that share it divide the work.
+        console: for what is said on the way.
+        minutes: no unit is begun that would end later, as far as those before it tell.
+
+    Returns:
+        The number of units that are still missing.
+    """
+    begun, longest = time.monotonic(), 0.0
+    for recipe, seed in list(table.missing()):
+        start = time.monotonic()
+        if minutes is not None and start - begun + longest > 60 * minutes:
+            console.print("No time for another unit.")
+            break
+        folder = runs / recipe.name / f"seed-{seed}"
+        try:
+            run(recipe.run_of(seed), folder, resume=True, console=console)
+        except (BusyError, DataError) as error:
+            console.print(f"Left out: {recipe.name} seed {seed}: {error}", highlight=False, soft_wrap=True)
+            continue
+        keep(folder, table.records(recipe) / f"seed-{seed}")
+        longest = max(longest, time.monotonic() - start)
+    return len(list(table.missing()))
+
+
+def keep(run_folder: Path, folder: Path) -> None:
+    """Copies the record of a run, and what was measured on it later."""
+    for name in KEPT:
+        if (run_folder / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(folder / name) as temporary:
+                shutil.copyfile(run_folder / name, temporary)
+
+
+def render(table: Table) -> str:
+    """The table in Markdown: our figures beside the published ones, and what was not run."""
+    there = [table.records(recipe) for recipe in table.recipes if any(table.records(recipe).rglob("record.json"))]
+    lines: dict[str, list[list[str]]] = {}
+    header, shared = ["method", "aug", "seeds"], "nothing was run yet"
+    if there:
+        comparison = compare(there)
+        header, rows = cells(comparison)
+        shared = "; ".join([f"all: {comparison.shared}", *comparison.notes])
+        for group, row in zip(read_groups(there)[0], rows, strict=True):
+            name = next(iter(group.folders.values())).parent.name
+            lines.setdefault(name, []).append(row)
+    figures = [name for name in ("knn", "linear") if any(name in paper for paper in table.paper.values())]
+    result = []
+    for recipe in table.recipes:
+        blank = [recipe.config.method, recipe.config.aug, "not run", *[""] * (len(header) - 3)]
+        published = table.paper.get(recipe.name, {})
+        added = [f"{published[name]:.2f}" if name in published else "" for name in figures]
+        result += [[*row, *added] for row in lines.get(recipe.name, [blank])]
+    titles = {"knn": "paper*: kNN, %", "linear": "paper*: linear, %"}
+    body = markdown([*header, *(titles[name] for name in figures)], result)
+    missing = len(list(table.missing()))
+    parts = [f"**{table.title}**", body, f"{shared[0].upper()}{shared[1:]}.", table.note]
+    parts.append(f"\\* {PAPER}." if figures else "")
+    parts.append(f"`idaa-bench table {table.name}`" + (f" ({missing} runs are missing)" if missing else ""))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def pages(folder: Path) -> dict[Path, str]:
+    """What README.md and the heads of the recipes are to hold, as the records give it, by file."""
+    tables = [read_table(folder, name) for name in table_names(folder)]
+    page = folder / "README.md"
+    by_name = {table.name: table for table in tables}
+    texts = {page: SECTION.sub(lambda found: f"{found[1]}\n{render(by_name[found[2]])}\n{found[3]}", page.read_text())}
+    for table in tables:
+        for recipe in table.recipes:
+            path = folder / "recipes" / f"{recipe.name}.toml"
+            body = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+            texts[path] = "\n".join([*_head(table, recipe), *body]) + "\n"
+    return texts
+
+
+def _head(table: Table, recipe: Recipe) -> Iterator[str]:
+    """Comments of a recipe: its command, what is expected of it, and what the paper says."""
+    seeds = " ".join(f"--seed {seed}" for seed in range(table.seeds))
+    yield f"# idaa-bench run --config {table.folder.name}/recipes/{recipe.name}.toml {seeds}"
+    records = [read_record(path.parent) for path in sorted(table.records(recipe).glob("*/record.json"))]
+    if records:
+        scores = [f"{name} {_spread([100 * record['last'][name] for record in records])}" for name in ("knn", "linear")]
+        minutes = mean(record["time"]["train_s"] for record in records) / 60
+        device = records[0]["device"]
+        yield f"# expected: {', '.join(scores)} ({len(records)} seeds), {minutes:.0f} min of training, {device['name']}"
+    else:
+        yield "# not run yet"
+    if paper := table.paper.get(recipe.name):
+        yield f"# paper: {', '.join(f'{name} {value}' for name, value in paper.items())} ({PAPER})"
+
+
+def _spread(values: list[float]) -> str:
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def write_pages(folder: Path) -> list[Path]:
+    """Renders README.md and the heads of the recipes; returns the files that changed."""
+    changed = [path for path, text in pages(folder).items() if path.read_text() != text]
+    for path in changed:
+        with atomic_write(path) as temporary:
+            temporary.write_text(pages(folder)[path])
+    return changed
