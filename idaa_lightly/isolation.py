@@ -40,17 +40,17 @@ def detached(output: Any) -> Any:
 
 
 @contextmanager
-def preserved_buffers(*modules: nn.Module) -> Iterator[None]:
+def preserved_buffers(*modules: nn.Module, norms: bool = False) -> Iterator[None]:
     """Lends copies of all buffers (memory banks, queues, centres) for the with-block, and puts the originals back.
 
     So it does with tensors in plain attributes, where some of Lightly's losses keep their state (TiCoLoss). The
-    originals are never written to, so graphs that saved them stay valid. BatchNorms are left out: their adversarial
-    branch has no buffers.
+    originals are never written to, so graphs that saved them stay valid. BatchNorms are left out unless `norms` is
+    set: their adversarial branch has no buffers.
     """
     lent = [
         (store, name, value)
         for part in nn.ModuleList(modules).modules()
-        if not isinstance(part, _BatchNorm)
+        if norms or not isinstance(part, _BatchNorm)
         for store in (part._buffers, vars(part))
         for name, value in store.items()
         if value is None or isinstance(value, Tensor)

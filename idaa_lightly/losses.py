@@ -48,6 +48,8 @@ class AdversarialLoss(nn.Module):
         ModelError: the model has a BatchNorm that `dual_batchnorm` has not converted.
     """
 
+    _require = staticmethod(require_dual_batchnorm)
+
     def __init__(self, criterion: Callable[..., Tensor], generator: Callable[..., Tensor], weight: float = 1.0) -> None:
         super().__init__()
         self.criterion, self.generator, self.weight = criterion, generator, weight
@@ -57,21 +59,22 @@ class AdversarialLoss(nn.Module):
 
         Args:
             model: from images (N, C, H, W) to an output: an nn.Module, a bound method of one, or a function whose
-                variables hold the modules that it calls. Modules that it reaches in another way are not seen.
+                variables hold the modules that it calls.
             x0: first view of the samples, (N, C, H, W).
             x1: second view of the same samples.
             others: further views (multi-crop), whose outputs the criterion gets after the first two.
         """
-        require_dual_batchnorm(module_of(model))
+        self._require(module_of(model))
         anchor, positive, *rest = [model(x) for x in (x0, x1, *others)]
-        views = self._attack(model, x0, detached(rest))
+        return self._terms(model, anchor, positive, rest, self._attack(model, x0, detached(rest)))
+
+    def _terms(self, model: Any, anchor: Any, positive: Any, rest: list[Any], views: Tensor) -> AdversarialOutput:
         with self._adversarial(model):
             output = model(views)
             adversarial = self.criterion(anchor, output, *rest)
         clean = self.criterion(anchor, positive, *rest)  # last: only the clean pair may enter queues and centres
         total = clean + self.weight * adversarial
-        outputs = detached((anchor, positive, output))
-        return AdversarialOutput(total, clean.detach(), adversarial.detach(), views.detach(), outputs)
+        return AdversarialOutput(total, *detached((clean, adversarial, views, (anchor, positive, output))))
 
     def _attack(self, model: Callable[[Tensor], Any], x0: Tensor, rest: list[Any]) -> Tensor:
         """Searches x' against the anchor f_adv(x0), which is held fixed."""
@@ -87,13 +90,11 @@ class AdversarialLoss(nn.Module):
                     anchor = model(x0)
             return self.criterion(anchor, output, *rest)
 
-        devices = [x0.device] if x0.device.type == "cuda" else []
-        with self._adversarial(model), torch.random.fork_rng(devices):
+        with self._adversarial(model), torch.random.fork_rng([x0.device] if x0.is_cuda else []):
             return self.generator(x0, objective)
 
     @contextmanager
     def _adversarial(self, model: Callable[[Tensor], Any]) -> Iterator[None]:
         """Selects the adversarial branch, and keeps memory banks, queues and centres as they are."""
-        network, criterion = module_of(model), module_of(self.criterion)
-        with adversarial_batchnorm(network), preserved_buffers(network, criterion):
+        with adversarial_batchnorm(module_of(model)), preserved_buffers(module_of(model), module_of(self.criterion)):
             yield

@@ -20,6 +20,7 @@ from torch.optim.optimizer import ParamsT
 
 from idaa_lightly.losses import AdversarialLoss
 from idaa_lightly.options import require_at_least
+from idaa_lightly.variants import LOSSES, Mode
 from idaa_lightly.views import ViewGenerator
 
 
@@ -129,7 +130,7 @@ class FitContext:
 class Augmentation(ABC):
     """Turns a method and views into a loss."""
 
-    dual_batchnorm: ClassVar[bool] = True
+    dual_batchnorm: bool = True
     """Whether the method is converted by `dual_batchnorm` first."""
     compiles: ClassVar[bool] = True
     """Whether it works with a compiled backbone."""
@@ -173,11 +174,14 @@ class GeneratorAugmentation(Augmentation):
     Args:
         weight: of the adversarial term, 0 or more.
         random: the control: a random direction of the same length instead of the search.
+        mode: exact; or cheaper and approximate: reused (search on the graph of the clean pass), half (attack half of
+            the batch); or shared, the ablation without an adversarial BatchNorm. See `idaa_lightly.variants`.
     """
 
-    def __init__(self, *, weight: float = 1.0, random: bool = False) -> None:
+    def __init__(self, *, weight: float = 1.0, random: bool = False, mode: Mode = "exact") -> None:
         require_at_least(0, weight=weight)
-        self.weight, self.random = weight, random
+        self.weight, self.random, self.mode = weight, random, mode
+        self.dual_batchnorm = mode != "shared"
 
     @abstractmethod
     def generator(self) -> ViewGenerator:
@@ -186,7 +190,7 @@ class GeneratorAugmentation(Augmentation):
     def loss(self, method: Method) -> nn.Module:
         """The method's loss on clean views, and on the generator's."""
         generator = self.generator()
-        return AdversarialLoss(method.loss, generator.control() if self.random else generator, self.weight)
+        return LOSSES[self.mode](method.loss, generator.control() if self.random else generator, self.weight)
 
 
 class LearnedAugmentation(Augmentation):

@@ -114,7 +114,7 @@ def test_the_plugin_guides_augmentation() -> None:
     scope = guide(0)
     plugin = scope["AdversarialBrightness"]
     defaults = {name: option.default for name, option in options_of(plugin).items()}
-    assert defaults == {"eps": 0.2, "weight": 1.0, "random": False}
+    assert defaults == {"eps": 0.2, "weight": 1.0, "random": False, "mode": "exact"}
     x = torch.zeros(2, 3, 4, 4)
     slope = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
     views = plugin(eps=0.5).generator()(x, lambda images: (images * slope).sum())

@@ -117,7 +117,9 @@ def _loss(name: str, parts: Parts, method: Method, device: torch.device) -> tupl
     if reason := plugin.refuses(type(method)):
         raise UsageError(f"{name!r} does not go with {parts.config.method!r}: {reason}")
     own = name == parts.config.aug
-    augmentation = plugin(**(parts.config.set["aug"] if own else parse_options(plugin, name, _shared(plugin, parts))))
+    options = parts.config.set["aug"] if own else parse_options(plugin, name, _shared(plugin, parts))
+    every = {"mode": "exact"} if "mode" in options else {}  # a cheaper one may leave samples out
+    augmentation = plugin(**options | every)
     augmentation.fit(fit_context(parts, device))
     network = dual_batchnorm(copy.deepcopy(method)).train()
     loss: Any = augmentation.loss(network)

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from lightly.loss import NTXentLoss
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from idaa_lightly import CLAE, PGD, AdversarialLoss, PixelSpace, RandomDirection, ViewGenerator, dual_batchnorm
+from idaa_lightly.cli import main
+from idaa_lightly.errors import UsageError
+from idaa_lightly.variants import LOSSES, HalfBatchLoss, ReusedGraphLoss, SharedBatchNormLoss
+
+X0, X1 = torch.randn(2, 6, 3, 8, 8, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+
+
+def network(norm: bool) -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), *([nn.BatchNorm2d(8)] if norm else []), nn.Tanh(), nn.Conv2d(8, 8, 3), nn.Tanh()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 4)).double()
+
+
+def gradients(loss: AdversarialLoss, model: nn.Module) -> tuple[Any, list[Tensor]]:
+    model.zero_grad()
+    output = loss(model, X0, X1)
+    output.total.backward()
+    return output, [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+
+def test_without_batchnorm_the_reused_graph_is_exact() -> None:
+    model = network(norm=False)
+    exact, reused = (gradients(kind(NTXentLoss(), CLAE(0.1)), model) for kind in (AdversarialLoss, ReusedGraphLoss))
+    torch.testing.assert_close(reused[0], exact[0])
+    torch.testing.assert_close(reused[1], exact[1])
+    assert (exact[0].views - X0).abs().amax() == pytest.approx(0.1)
+
+
+def test_the_reused_graph_leaves_the_statistics_of_the_clean_passes() -> None:
+    model = dual_batchnorm(network(norm=True))
+    plain = copy.deepcopy(model)
+    output = ReusedGraphLoss(NTXentLoss(), CLAE(0.1))(model, X0, X1)
+    expected = NTXentLoss()(plain(X0), plain(X1))
+    torch.testing.assert_close(output.clean, expected.detach())
+    for (name, value), (_, wanted) in zip(model.named_buffers(), plain.named_buffers(), strict=True):
+        torch.testing.assert_close(value, wanted, msg=name)
+
+
+def test_the_reused_graph_answers_one_question() -> None:
+    for ascent in (PGD(0.1, steps=2), PGD(0.1, steps=1, random_start=True)):
+        with pytest.raises(UsageError, match="answers one question, about the input itself: use FGSM, or mode exact"):
+            ReusedGraphLoss(NTXentLoss(), ViewGenerator(PixelSpace(), ascent))(network(norm=False), X0, X1)
+    model = network(norm=False)
+    output = ReusedGraphLoss(NTXentLoss(), ViewGenerator(PixelSpace(), RandomDirection(0.1)))(model, X0, X1)
+    torch.testing.assert_close(output.clean, NTXentLoss()(model(X0), model(X1)).detach())
+
+
+@pytest.mark.parametrize("samples", [5, 6])
+def test_half_of_the_batch(samples: int) -> None:
+    """A loss that is a mean over samples has the same adversary for each, whoever else is attacked."""
+    model, criterion = network(norm=False), nn.MSELoss()
+    x0, x1 = X0[:samples] + 1, X1[:samples]
+    shifted = lambda a, b: criterion(a, b + 1)  # noqa: E731 - its gradient does not vanish at the start
+    half, exact = (kind(shifted, CLAE(0.1))(model, x0, x1) for kind in (HalfBatchLoss, AdversarialLoss))
+    torch.testing.assert_close(half.views, exact.views[:3])
+    torch.testing.assert_close(half.clean, exact.clean)
+    torch.testing.assert_close(half.adversarial, shifted(model(x0[:3]), model(half.views)).detach())
+    torch.testing.assert_close(half.total.detach(), half.clean + half.adversarial)
+    assert [len(output) for output in half.outputs] == [3, 3, 3]
+
+
+def test_shared_statistics_take_in_all_views_and_no_attack() -> None:
+    model = network(norm=True)
+    twin = copy.deepcopy(model)
+    output = SharedBatchNormLoss(NTXentLoss(), CLAE(0.1))(model, X0, X1)
+    for images in (X0, X1, output.views):
+        twin(images)
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), twin.buffers(), strict=True))
+
+
+def test_flops() -> None:
+    """By hand: 2 × (1 + 2) for the clean pair; attack 1 + 1, or 1 on the clean graph; 1 + 2 for x'."""
+    model, x = nn.Sequential(nn.Conv2d(3, 64, 1), *(nn.Conv2d(64, 64, 1) for _ in range(20)), nn.Flatten()), X0.float()
+
+    def flops(step: Any) -> int:
+        with FlopCounterMode(display=False) as counter:
+            step().backward()
+        return int(counter.get_total_flops())
+
+    plain = flops(lambda: NTXentLoss()(model(x), model(x)))
+    for mode, sixths in (("exact", 11), ("reused", 10), ("half", 8.5)):
+        loss = LOSSES[mode](NTXentLoss(), CLAE(0.1))
+        assert flops(lambda loss=loss: loss(model, x, x).total) / plain == pytest.approx(sixths / 6, rel=0.01), mode
+
+
+@pytest.mark.parametrize("mode", ["reused", "half", "shared"])
+def test_modes_in_the_runner(mode: str) -> None:
+    options = ["--limit-train", "64", "--backbone", "resnet9-w4", "--batch-size", "32", "--epochs", "1"]
+    arguments = ["run", "--aug", "clae", "--set", f"aug.mode={mode}", *options, "--accelerator", "cpu", "--out", mode]
+    for command in (arguments, ["identity", mode, "--aug", "clae", "--samples", "40"]):
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == 0, result.output
+    assert json.loads(Path(mode, "record.json").read_text())["config"]["set"]["aug"]["mode"] == mode
