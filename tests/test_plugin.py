@@ -92,7 +92,7 @@ OWN = ["flag", "mode", "level", "count", "rate", "limit", "label", "size"]
         (Grandchild, list(options_of(Child))),
         (Closed, ["only"]),
         (Optionless, []),
-        (GeneratorAugmentation, ["weight", "random"]),
+        (GeneratorAugmentation, ["weight", "random", "mode"]),
     ],
 )
 def test_options_and_their_order(plugin, expected):
