@@ -1,0 +1,52 @@
+"""From `idaa-bench run` to the first training step on digits, beyond the imports.
+
+python benchmarks/startup_cost.py
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+BEGUN = time.process_time()
+
+
+class Reached(Exception):
+    """The first training step."""
+
+
+@click.command()
+@click.option("--aug", default="none", show_default=True, help="IDAA would fit its VAE before the first step.")
+@click.option("--repeats", default=3, show_default=True, help="The fastest counts.")
+def main(aug: str, repeats: int) -> None:
+    """Measures the start of a run in CPU seconds; writes results/startup_cost.json beside this file."""
+    from idaa_lightly.bench.config import RunConfig
+    from idaa_lightly.bench.run import run
+    from idaa_lightly.training import SelfSupervised
+
+    def stop(*args: Any) -> None:
+        raise Reached
+
+    SelfSupervised.training_step = stop  # type: ignore[method-assign]
+    imports, times = time.process_time() - BEGUN, []
+    for _ in range(repeats):
+        start = time.process_time()
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                run(RunConfig(aug=aug, accelerator="cpu"), Path(folder) / "run", console=Console(quiet=True))
+            except Reached:
+                times.append(time.process_time() - start)
+    from measure import save
+
+    content = {"aug": aug, "imports_s": imports, "to_first_step_s": min(times), "first_time_s": times[0]}
+    Console().print(content)
+    Console().print(f"Written to {save('startup_cost', content)}")
+
+
+if __name__ == "__main__":
+    main()
