@@ -1,102 +1,104 @@
-"""Views per CPU-second: Lightly's SimCLRTransform image by image on PIL, and the same transform on batches.
+"""SimCLR's views: Lightly's transform image by image on PIL, kornia's parts on batches, and ours on batches.
 
-    python benchmarks/views_cost.py --out benchmarks/views_cost.json
-    python benchmarks/views_cost.py --device cuda --out benchmarks/views_cost_gpu.json
+    python benchmarks/views_cost.py            32 px, batch 256, without and with blur: about a minute
+    python benchmarks/views_cost.py --growth   against batch and image size: about 5 minutes
 
-One thread. The two are timed in turns, and the shortest time of each counts: CPU time of the process, since others may
-use the machine too. On a GPU, wall time of the batches until the device is done.
+One CPU thread, images in memory. Lightly's gets PIL images, made before; kornia's and ours get uint8 and begin with its
+conversion. All end with normalised views in float32.
 """
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from kornia import augmentation as kornia
 from lightly.transforms.simclr_transform import SimCLRTransform
+from measure import interleaved, save
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
-from idaa_lightly.bench.results import environment, write_json
 from idaa_lightly.data import IMAGENET
 from idaa_lightly.device_views import DeviceViews
-from idaa_lightly.loading import seeded
 
-GRID = [(32, 64), (32, 128), (32, 256), (32, 512), (32, 1024), (64, 256), (96, 128), (224, 32)]
-ON_PIL = 48  # images a turn
 VIEWS = 2
+PIL_IMAGES = 64
 
 
-def images(count: int, size: int) -> Tensor:
+def make_images(count: int, size: int) -> Tensor:
     """Blobs of colour, (count, size, size, 3) in uint8."""
     coarse = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    fine = torch.nn.functional.interpolate(coarse, size=size, mode="bicubic", align_corners=False)
+    fine = nn.functional.interpolate(coarse, size=size, mode="bicubic", align_corners=False)
     return fine.mul(255).clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
 
 
-def row(size: int, batch: int, blur: float, device: torch.device, turns: int) -> dict[str, Any]:
-    """Microseconds a view of both, and their ratio."""
+class KorniaViews(nn.Module):
+    """The same parts with kornia's names; its jitter has one order of steps for a whole batch."""
+
+    def __init__(self, size: int, blur: float) -> None:
+        super().__init__()
+        self.view = nn.Sequential(
+            kornia.RandomResizedCrop((size, size), scale=(0.08, 1.0)),
+            kornia.RandomHorizontalFlip(0.5),
+            kornia.ColorJitter(0.8, 0.8, 0.8, 0.2, p=0.8),
+            kornia.RandomGrayscale(p=0.2),
+            *([kornia.RandomGaussianBlur((13, 13), (0.1, 2.0), p=blur)] if blur else []),
+            kornia.Normalize(torch.tensor(IMAGENET["mean"]), torch.tensor(IMAGENET["std"])),
+        )
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """Views (N, 3, S, S) of pixels (N, S, S, 3)."""
+        images = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)
+        return [self.view(images) for _ in range(VIEWS)]
+
+
+def measure(size: int, batch: int, blur: float, repeats: int, device: str) -> dict[str, Any]:
+    """Microseconds a view, by rival."""
     transform = SimCLRTransform(size, gaussian_blur=blur, normalize=IMAGENET)
-    make, pixels = DeviceViews(transform), images(batch, size)
-    pictures = [Image.fromarray(image.numpy()) for image in pixels[:ON_PIL]]
-    there, clock = pixels.to(device), time.process_time if device.type == "cpu" else time.perf_counter
-
-    def on_pil() -> int:
-        with seeded(0):
-            for picture in pictures:
-                transform(picture)
-        return len(pictures)
-
-    def on_batches() -> int:
-        for step in range(max(1, 256 // batch)):
-            make(there, step)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return batch * max(1, 256 // batch)
-
-    def timed(work: Callable[[], int], clock: Callable[[], float]) -> float:
-        start = clock()
-        count = work()
-        return 1e6 * (clock() - start) / (VIEWS * count)
-
-    on_batches()  # the first call is slower
-    times = [(timed(on_pil, time.process_time), timed(on_batches, clock)) for _ in range(turns)]
-    pil, ours = (round(min(column), 2) for column in zip(*times, strict=True))
-    return {
-        "image_size": size,
-        "batch_size": batch,
-        "gaussian_blur": blur,
-        "pil_us": pil,
-        "batch_us": ours,
-        "ratio": round(pil / ours, 2),
-        "images_per_s": round(1e6 / (VIEWS * ours)),
+    pixels = make_images(batch, size)
+    images = [Image.fromarray(image.numpy()) for image in pixels[:PIL_IMAGES]]
+    there, ours, theirs = pixels.to(device), DeviceViews(transform), KorniaViews(size, blur).to(device)
+    calls = max(1, PIL_IMAGES // batch)
+    rivals = {
+        "lightly": (lambda: [transform(image) for image in images], len(images)),
+        "kornia": (lambda: [theirs(there) for _ in range(calls)], calls * batch),
+        "ours": (lambda: [ours(there, step) for step in range(calls)], calls * batch),
     }
+    seconds = interleaved({name: function for name, (function, _) in rivals.items()}, repeats, device)
+    cost = {name: 1e6 * seconds[name] / (VIEWS * count) for name, (_, count) in rivals.items()}
+    faster = {name: cost[name] / cost["ours"] for name in ("lightly", "kornia")}
+    setting = {"image_size": size, "batch_size": batch, "p_of_blur": blur}
+    return setting | {"microseconds_a_view": cost, "faster_than": faster, "images_per_s": 1e6 / (VIEWS * cost["ours"])}
 
 
-@click.command()
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="JSON file to write.")
-@click.option("--device", default="cpu", help="Device of the batches: cpu or cuda.")
-@click.option("--turns", default=15, help="Times that each is timed.")
-def main(out: Path, device: str, turns: int) -> None:
-    """Time the views of SimCLR on PIL and on batches."""
-    torch.set_num_threads(1)
+@click.command(context_settings={"show_default": True})
+@click.option("--repeats", default=10, help="The fastest counts.")
+@click.option("--device", default="cpu", help="Of the batches: cpu (one thread, CPU seconds) or cuda.")
+@click.option("--growth", is_flag=True, help="Against batch and image size.")
+def main(repeats: int, device: str, growth: bool) -> None:
+    """Measures the cost of views; writes results/views_cost*.json beside this file."""
     warnings.filterwarnings("ignore")
-    on = torch.device(device)
-    grid = GRID if on.type == "cpu" else [*GRID, (96, 1024), (224, 256)]
-    rows = [row(size, batch, blur, on, turns) for blur in (0.0, 0.5) for size, batch in grid]
-    table = Table(
-        "px", "batch", "p of blur", "PIL, µs a view", f"batch on {device}, µs a view", "ratio", "images/s, 2 views"
-    )
-    for item in rows:
-        table.add_row(*map(str, item.values()))
+    torch.set_num_threads(1)
+    settings = [(32, 256, 0.0), (32, 256, 0.5)]
+    if growth:
+        settings = [(32, batch, 0.0) for batch in (16, 64, 128, 256, 512, 1024)]
+        settings += [(size, batch, blur) for size, batch in ((64, 128), (96, 128), (224, 32)) for blur in (0.0, 0.5)]
+    table = Table("px", "batch", "p of blur", "Lightly", "kornia", "ours", "faster than", "", "images/s")
+    table.title, table.caption = "µs a view", "faster than Lightly, and than kornia; images/s with two views each"
+    found = []
+    for setting in settings:
+        found.append(measure(*setting, repeats, device))
+        cost, faster = found[-1]["microseconds_a_view"].values(), found[-1]["faster_than"].values()
+        cells = [*(f"{value:.1f}" for value in cost), *(f"{value:.2f} ×" for value in faster)]
+        table.add_row(*map(str, setting), *cells, f"{found[-1]['images_per_s']:.0f}")
     Console().print(table)
-    write_json(out, {"rows": rows, "turns": turns, **environment(on, 1)})
+    name = "views_cost" + "_growth" * growth + (f"_{device}" if device != "cpu" else "")
+    Console().print(f"Written to {save(name, {'settings': found}, device)}")
 
 
 if __name__ == "__main__":

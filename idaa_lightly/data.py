@@ -20,10 +20,11 @@ from torch import Tensor
 from torchvision.transforms import functional as TF
 
 from idaa_lightly.errors import DataError, UsageError, suggestion
+from idaa_lightly.torchvision_data import SETS, read_torchvision
 
 IN_MEMORY = 96  # px; up to here all images are decoded at the start
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-NAMES = ("digits", "cifar10", "cifar100", "stl10", "fashionmnist")
+NAMES = ("digits", *SETS)
 UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
 Progress = Callable[[str, int], Callable[[str], None]]
 
@@ -87,6 +88,7 @@ def load_data(
     image_size: int | None = None,
     limit_train: int | None = None,
     test_fraction: float = 0.2,
+    normalize: dict[str, list[float]] | None = None,
     progress: Progress | None = None,
 ) -> DataSet:
     """Loads a data set by name.
@@ -100,6 +102,8 @@ def load_data(
         limit_train: keep this many training images, spread over the classes; the same ones each time, and a smaller
             number's are among a larger one's.
         test_fraction: of a folder that has to be split, in (0, 1).
+        normalize: mean and standard deviation that a trained network expects; where it is None, those of the training
+            images up to 96 px, else ImageNet's.
         progress: called with a title and a number of steps, gives a function to call after each step.
 
     Raises:
@@ -113,8 +117,11 @@ def load_data(
     report = progress or (lambda title, total: lambda text: None)
     if name.startswith("folder:"):
         train, test, classes = _folder(Path(name.removeprefix("folder:")).expanduser(), test_fraction)
-    elif name in NAMES:
-        train, test, classes = _builtin(name, data_dir)
+    elif name == "digits":
+        train, test, classes = _digits()
+    elif name in SETS:
+        first, second, classes = read_torchvision(name, data_dir)
+        train, test = Images(*first), Images(*second)
     else:
         raise UsageError(f"no data set {name!r}; known: {', '.join(NAMES)}, folder:PATH.{suggestion(name, NAMES)}")
     if limit_train is not None:
@@ -126,10 +133,10 @@ def load_data(
     if size <= IN_MEMORY:
         step = report("reading images", len(train) + len(test)) if train.pixels is None else lambda text: None
         train, test = (_decoded(images, size, notes, step) for images in (train, test))
-    normalize = IMAGENET if train.pixels is None else _statistics(train.pixels)
     sentences = [f"{count} images {what}" for what, count in sorted(notes.items())]
-    if train.pixels is None:
+    if normalize is None and train.pixels is None:
         sentences.append("images stay on disk, normalised by ImageNet's mean and standard deviation")
+    normalize = normalize or (IMAGENET if train.pixels is None else _statistics(train.pixels))
     return DataSet(name, train, test, classes, size, normalize, tuple(sentences))
 
 
@@ -152,35 +159,6 @@ def decode(path: Path) -> tuple[np.ndarray[Any, Any], str]:
             return np.array(image.convert("RGBA").convert("RGB") if mode == "P" else image.convert("RGB")), mode
     except UNREADABLE as error:
         raise DataError(f"cannot read the image {path} ({error}): repair it or take it out of the folder") from error
-
-
-def _builtin(name: str, data_dir: str) -> tuple[Images, Images, tuple[str, ...]]:
-    if name == "digits":
-        return _digits()
-    datasets = torchvision.datasets
-    cls = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "stl10": datasets.STL10}.get(
-        name, datasets.FashionMNIST
-    )
-    splits = ({"split": "train"}, {"split": "test"}) if name == "stl10" else ({"train": True}, {"train": False})
-    try:
-        parts = [cls(data_dir, download=True, **split) for split in splits]
-    except (OSError, RuntimeError) as error:
-        raise DataError(
-            f"{name} is not in {data_dir} and cannot be downloaded ({error}): give --data-dir, or a copy of it as "
-            "folder:PATH"
-        ) from error
-    train, test = (_from_torchvision(part) for part in parts)
-    return train, test, tuple(parts[0].classes)
-
-
-def _from_torchvision(part: Any) -> Images:
-    pixels = torch.as_tensor(np.asarray(part.data))
-    if pixels.ndim == 3:  # FashionMNIST: (N, H, W)
-        pixels = pixels.unsqueeze(3).expand(-1, -1, -1, 3)
-    if pixels.shape[1] == 3:  # STL10: (N, 3, H, W)
-        pixels = pixels.permute(0, 2, 3, 1)
-    labels = part.labels if hasattr(part, "labels") else part.targets
-    return Images(torch.as_tensor(np.asarray(labels)).long(), pixels.contiguous())
 
 
 def _digits() -> tuple[Images, Images, tuple[str, ...]]:

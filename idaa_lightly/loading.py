@@ -23,10 +23,15 @@ from idaa_lightly.errors import DataError
 from idaa_lightly.evaluation.linear import LEAST as PROBE_LEAST
 
 
+def seed_of(*key: int | str) -> int:
+    """A seed of 64 bits; keys that differ give seeds that have nothing in common."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
+
+
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
     """Seeds the random streams that transforms draw from (torch, numpy, random) by `key`, and restores them."""
-    seed = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
+    seed = seed_of(*key)
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)
@@ -55,6 +60,22 @@ class ViewDataset(Dataset[tuple[list[Tensor], int]]):
             return self.transform(image), int(self.images.labels[index])
 
 
+class PixelDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Decoded images, a batch at a time: pixels (N, S, S, 3) in uint8 and labels (N,), by a list of (epoch, index)."""
+
+    def __init__(self, images: Images, seed: int) -> None:
+        self.images, self.seed = images, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """What the DataLoader asks for instead of one image after the other."""
+        assert self.images.pixels is not None
+        rows = torch.tensor([index for _, index in keys])
+        return self.images.pixels[rows], self.images.labels[rows]
+
+
 class EpochSampler(DistributedSampler[Any]):
     """Shuffles by seed and epoch, and gives (epoch, index)."""
 
@@ -63,9 +84,9 @@ class EpochSampler(DistributedSampler[Any]):
 
 
 def view_loader(
-    views: ViewDataset, batch_size: int, *, workers: int = 0, ranks: int = 1, rank: int = 0
+    views: ViewDataset | PixelDataset, batch_size: int, *, workers: int = 0, ranks: int = 1, rank: int = 0
 ) -> DataLoader[Any]:
-    """Loads shuffled views in batches of equal size; a sampler's `set_epoch` says which epoch."""
+    """Loads shuffled views, or pixels, in batches of equal size; a sampler's `set_epoch` says which epoch."""
     sampler = EpochSampler(views, num_replicas=ranks, rank=rank, shuffle=True, seed=views.seed, drop_last=ranks > 1)
     return DataLoader(
         views,
@@ -73,10 +94,15 @@ def view_loader(
         sampler=sampler,
         num_workers=workers,
         drop_last=True,
+        collate_fn=_as_it_is if isinstance(views, PixelDataset) else None,
         generator=torch.Generator().manual_seed(views.seed),  # or it draws from the global stream
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def evaluation_batches(data: DataSet, images: Images, batch_size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from idaa_lightly.ascent import Noise
 from idaa_lightly.batchnorm import dual_batchnorm
+from idaa_lightly.device_views import DeviceViews
 from idaa_lightly.errors import NonFiniteError
 from idaa_lightly.evaluation.identity import batch_figures
 from idaa_lightly.features import embedding_of
@@ -27,7 +28,7 @@ LOG_EVERY = 10  # steps; scalars leave the device only then
 
 
 class SelfSupervised(pl.LightningModule):
-    """Trains a method with an augmentation on batches of (views, labels).
+    """Trains a method with an augmentation on batches of (views, labels), or of (pixels, labels).
 
     Args:
         method: converted by `dual_batchnorm` here if the augmentation needs it.
@@ -35,19 +36,27 @@ class SelfSupervised(pl.LightningModule):
         epochs: of the whole training.
         steps_per_epoch: optimiser steps.
         seed: of the run; epoch e begins with the random state that the seed and e give, resumed or not.
+        device_views: makes the views of pixels; None where the batches are views already.
     """
 
     first_bad_step: Tensor
     method: Method
 
     def __init__(
-        self, method: Method, augmentation: Augmentation, *, epochs: int, steps_per_epoch: int, seed: int
+        self,
+        method: Method,
+        augmentation: Augmentation,
+        *,
+        epochs: int,
+        steps_per_epoch: int,
+        seed: int,
+        device_views: DeviceViews | None = None,
     ) -> None:
         super().__init__()
         if augmentation.dual_batchnorm:
             dual_batchnorm(method)
         self.method = method
-        self.objective = augmentation.loss(method)
+        self.objective, self.device_views = augmentation.loss(method), device_views
         self.to(memory_format=torch.channels_last)  # the same up to rounding, and faster
         for part in self.objective.modules():
             if isinstance(part, Noise):
@@ -71,10 +80,13 @@ class SelfSupervised(pl.LightningModule):
         torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "little"))
         self.sums = {}
 
-    def training_step(self, batch: tuple[list[Tensor], Tensor], index: int) -> Tensor:
+    def training_step(self, batch: tuple[Any, Tensor], index: int) -> Tensor:
         """One step of the objective on the views."""
+        views: list[Tensor] = batch[0]
+        if self.device_views is not None:
+            views = self.device_views(batch[0], self.seed, self.current_epoch, index, self.global_rank)
         self.method.before_step(self.global_step, *self.schedule)
-        output = self.objective(self.method, *batch[0])
+        output = self.objective(self.method, *views)
         total: Tensor = output.total
         bad = ~total.detach().isfinite() & (self.first_bad_step < 0)
         self.first_bad_step = torch.where(bad, self.global_step + 1, self.first_bad_step)

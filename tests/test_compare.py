@@ -37,7 +37,7 @@ def write(
         "config": chosen | {"set": {"method": {}, "aug": options or {}}},
         "last": {"epoch": 10, "knn": knn, "linear": knn + 0.1},
         "history": [{"epoch": e, "knn": k} for e, k in history or [(0, 0.1), (5, 0.3), (10, knn)]],
-        "time": {"train_s": seconds, "images_per_s": 100.0},
+        "time": {"train_s": seconds, "images_per_s": 100.0, "flops_per_image": 10**9},
         "data": {"name": "digits", "fingerprint": [fingerprint, fingerprint]},
         "versions": {"idaa-lightly": "0.1.0"},
         "device": {"type": device, "name": device, "count": 1, "torch_threads": 2},
@@ -111,10 +111,11 @@ def test_equal_compute_by_hand() -> None:
     write("none", seconds=10, knn=0.5)
     write("clae", aug="clae", seconds=40, history=[(0, 0.1), (2, 0.3), (4, 0.5), (10, 0.9)], knn=0.9)
     none, clae = rows()
-    assert none["budget_s"] == clae["budget_s"] == 10
+    assert none["budget_flops"] == clae["budget_flops"] == 10**12  # 10 s, 100 images a second, 1 GFLOP each
+    assert (clae["flops"], clae["flops_relative_to_none"]) == (4 * 10**12, 4)
     assert none["knn_at_budget_mean"] == pytest.approx(50)
     assert clae["knn_at_budget_mean"] == pytest.approx(35)  # after 2.5 of 10 epochs, between 30 % and 50 %
-    assert "kNN at 10.0 s, %" in bench("runs", "--format", "markdown")
+    assert "kNN at 1 TFLOP, %" in bench("runs", "--format", "markdown")
     assert (
         accuracy_at({"history": [{"epoch": 0, "knn": 0.2}, {"epoch": 4, "knn": 0.6}], "config": {"epochs": 4}}, 0.5)
         == 0.4
@@ -169,8 +170,8 @@ def test_groups_that_are_hard_to_compare_are_marked(column: str, change: dict[st
     assert clae[column] == shown
     assert (clae["knn_minus_none"] is not None) == (column in ("commit", "device"))
     assert (clae["time_relative_to_none"] is not None) == (column == "commit")
-    assert clae["budget_s"] == (30 if column in ("data", "device") else 10)
-    assert none["budget_s"] == 10
+    assert clae["budget_flops"] == (3 * 10**12 if column == "data" else 10**12)
+    assert none["budget_flops"] == 10**12
 
 
 def test_the_baseline_is_of_the_same_commit_and_the_same_other_options() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import pickle
 import random
 import re
 import shutil
+import struct
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,9 @@ import pytest
 import torch
 from lightly.transforms.simclr_transform import SimCLRTransform
 from PIL import Image
+from scipy.io import savemat
 from torch import Tensor
+from torchvision import datasets
 
 from idaa_lightly.data import IMAGENET, DataSet, Images, decode, load_data
 from idaa_lightly.errors import DataError
@@ -146,6 +152,150 @@ def test_other_files_and_empty_folders_do_not_count(own_folder: Path, folder: Pa
     data = read(own_folder)
     assert data.classes == ("blue", "green", "red")
     assert data.train.labels.bincount().tolist() == [12, 12, 13]
+
+
+# Torchvision's data sets, in the layouts that it unpacks
+
+
+def picture(path: Path, level: int) -> None:
+    """A square of one grey level; PNG whatever its name, so that no level changes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (20, 20), (level,) * 3).save(path, "PNG")
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def dtd(patch: pytest.MonkeyPatch) -> None:
+    root = Path("data/dtd/dtd")
+    for name, level in {"blotchy/b_1": 1, "zigzag/z_1": 2, "blotchy/b_2": 3, "zigzag/z_2": 4}.items():
+        picture(root / f"images/{name}.jpg", level)
+    write(root / "labels/train1.txt", "blotchy/b_1.jpg\nzigzag/z_1.jpg\n")
+    write(root / "labels/val1.txt", "zigzag/z_2.jpg\nblotchy/b_2.jpg\n")
+    write(root / "labels/test1.txt", "zigzag/z_1.jpg\nblotchy/b_1.jpg\n")
+    write(root / "labels/train2.txt", "zigzag/z_2.jpg\n")
+
+
+def flowers102(patch: pytest.MonkeyPatch) -> None:
+    root = Path("data/flowers-102")
+    for index in range(1, 7):
+        picture(root / f"jpg/image_{index:05}.jpg", index)
+    savemat(root / "imagelabels.mat", {"labels": [[2, 1, 1, 2, 2, 1]]})
+    savemat(root / "setid.mat", {"trnid": [[1, 2]], "valid": [[6, 5]], "tstid": [[3, 4]]})
+    for key, name in {"label": "imagelabels.mat", "setid": "setid.mat"}.items():
+        patch.setitem(datasets.Flowers102._file_dict, key, (name, md5(root / name)))
+
+
+def aircraft(patch: pytest.MonkeyPatch) -> None:
+    root = Path("data/fgvc-aircraft-2013b/data")
+    for index in range(1, 5):
+        picture(root / f"images/000000{index}.jpg", index)
+    write(root / "variants.txt", "707-320\nMD-80 X\n")
+    write(root / "images_variant_trainval.txt", "0000001 MD-80 X\n0000003 707-320\n")
+    write(root / "images_variant_test.txt", "0000004 707-320\n0000002 MD-80 X\n")
+
+
+def pets(patch: pytest.MonkeyPatch) -> None:
+    root = Path("data/oxford-iiit-pet")
+    for level, name in enumerate(("Maine_Coon_1", "pug_1", "Maine_Coon_2", "pug_2"), 1):
+        picture(root / f"images/{name}.jpg", level)
+    write(root / "annotations/trainval.txt", "Maine_Coon_1 1 1 1\npug_1 2 2 1\n")
+    write(root / "annotations/test.txt", "pug_2 2 2 1\nMaine_Coon_2 1 1 1\n")
+
+
+def food101(patch: pytest.MonkeyPatch) -> None:
+    root = Path("data/food-101")
+    for level, name in enumerate(("pho/1", "tacos/2", "pho/3", "tacos/4"), 1):
+        picture(root / f"images/{name}.jpg", level)
+    write(root / "meta/train.json", json.dumps({"tacos": ["tacos/2"], "pho": ["pho/1"]}))
+    write(root / "meta/test.json", json.dumps({"pho": ["pho/3"], "tacos": ["tacos/4"]}))
+
+
+def cars(patch: pytest.MonkeyPatch) -> None:
+    root = Path("data/stanford_cars")
+    kinds = [("fname", object), ("class", int)]
+    (root / "devkit").mkdir(parents=True)
+    for name, first in {"devkit/cars_train_annos": 1, "cars_test_annos_withlabels": 3}.items():
+        rows = np.array([(f"{first}.jpg", 2), (f"{first + 1}.jpg", 1)], dtype=kinds)
+        savemat(root / f"{name}.mat", {"annotations": rows})
+    savemat(root / "devkit/cars_meta.mat", {"class_names": np.array(["Audi", "Fiat"], object)})
+    for level in range(1, 5):
+        picture(root / f"cars_{'train' if level < 3 else 'test'}/{level}.jpg", level)
+
+
+def svhn(patch: pytest.MonkeyPatch) -> None:
+    for split, levels in {"train": (1, 2), "test": (3, 4)}.items():
+        path = Path(f"data/{split}_32x32.mat")
+        path.parent.mkdir(exist_ok=True)
+        pixels = np.broadcast_to(np.array(levels, np.uint8), (32, 32, 3, 2))
+        savemat(path, {"X": pixels, "y": np.array([[1], [10]], np.uint8)})  # the 0 is stored as 10
+        patch.setitem(datasets.SVHN.split_list, split, ["", path.name, md5(path)])
+
+
+def cifar100(patch: pytest.MonkeyPatch) -> None:
+    root = Path("data/cifar-100-python")
+    root.mkdir(parents=True)
+    for split, levels in {"train": (1, 2), "test": (3, 4)}.items():
+        pixels = np.repeat(np.array(levels, np.uint8)[:, None], 3 * 32 * 32, axis=1)
+        (root / split).write_bytes(pickle.dumps({"data": pixels, "fine_labels": [1, 0]}))
+        patch.setattr(datasets.CIFAR100, f"{split}_list", [[split, md5(root / split)]])
+    (root / "meta").write_bytes(pickle.dumps({"fine_label_names": ["apple", "bee"]}))
+    meta = {"filename": "meta", "key": "fine_label_names", "md5": md5(root / "meta")}
+    patch.setattr(datasets.CIFAR100, "meta", meta)
+
+
+def fashionmnist(patch: pytest.MonkeyPatch) -> None:
+    root = Path("data/FashionMNIST/raw")
+    root.mkdir(parents=True)
+    for split, levels in {"train": (1, 2), "t10k": (3, 4)}.items():
+        pixels = b"".join(bytes([level]) * 28 * 28 for level in levels)
+        (root / f"{split}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 0x803, 2, 28, 28) + pixels)
+        (root / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 0x801, 2) + bytes([1, 0]))
+
+
+Samples = list[tuple[int, int]]
+"""Label and grey level of each image."""
+HALVES: tuple[Samples, Samples] = [(1, 1), (0, 2)], [(1, 3), (0, 4)]
+LAYOUTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Samples, Samples, tuple[str, ...]]] = {
+    "dtd": (dtd, [(0, 1), (1, 2), (1, 4), (0, 3)], [(1, 2), (0, 1)], ("blotchy", "zigzag")),
+    "flowers102": (flowers102, [(1, 1), (0, 2), (0, 6), (1, 5)], [(0, 3), (1, 4)], ("pink primrose",)),
+    "aircraft": (aircraft, [(1, 1), (0, 3)], [(0, 4), (1, 2)], ("707-320", "MD-80 X")),
+    "pets": (pets, [(0, 1), (1, 2)], [(1, 4), (0, 3)], ("Maine Coon", "Pug")),
+    "food101": (food101, [(1, 2), (0, 1)], [(0, 3), (1, 4)], ("pho", "tacos")),
+    "cars": (cars, *HALVES, ("Audi", "Fiat")),
+    "svhn": (svhn, *HALVES, ("0", "1")),
+    "cifar100": (cifar100, *HALVES, ("apple", "bee")),
+    "fashionmnist": (fashionmnist, *HALVES, ("T-shirt/top", "Trouser")),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_torchvision(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation images are among the training images, and the first of DTD's partitions is the one."""
+    make, train, test, classes = LAYOUTS[name]
+    make(monkeypatch)
+    for size in (16, 128):  # read at once, or image by image
+        data = load_data(name, image_size=size)
+        for images, expected in ((data.train, train), (data.test, test)):
+            found = zip(images.labels.tolist(), (int(level(images[i])) for i in range(len(images))), strict=True)
+            assert list(found) == expected
+        assert data.classes[: len(classes)] == classes
+
+
+@pytest.mark.parametrize("name", ["cars", "dtd"])
+def test_torchvision_without_a_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.DTD, "_URL", "http://127.0.0.1:9/dtd.tar.gz")  # nobody answers there
+    with pytest.raises(DataError) as caught:
+        load_data(name, data_dir="data")
+    text = str(caught.value)
+    assert text.startswith(f"{name} is not in data and cannot be downloaded (")
+    assert text.endswith("): give --data-dir, or a copy of it as folder:PATH")
 
 
 # limit_train
@@ -321,6 +471,19 @@ def test_statistics() -> None:
     torch.testing.assert_close(batch[:16, :2], -torch.ones(16, 2, 32, 32))
     torch.testing.assert_close(batch[16:, :2], torch.ones(16, 2, 32, 32))
     torch.testing.assert_close(batch[:, 2], torch.zeros(32, 32, 32), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [16, 128])
+def test_a_normalisation_that_is_given(folder: Path, size: int) -> None:
+    """Of the network that is to see the images: nothing is said of ImageNet's."""
+    given = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.25, 0.2]}
+    data = read(folder, image_size=size, normalize=given)
+    assert data.normalize == given
+    assert data.notes == ()
+    (batch, _), *_ = evaluation_batches(data, data.test)
+    (plain, _), *_ = evaluation_batches(replace(data, normalize={"mean": [0.0] * 3, "std": [1.0] * 3}), data.test)
+    mean, std = (torch.tensor(given[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    torch.testing.assert_close(batch, (plain - mean) / std)
 
 
 def test_statistics_are_of_the_training_images_only(own_folder: Path) -> None:

@@ -31,10 +31,11 @@ MARKS: dict[str, Callable[[Record], str]] = {
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed only; `config` is theirs with seed 0."""
+    """Runs that differ in their seed only: records and folders by seed; `config` is theirs with seed 0."""
 
     config: RunConfig
     records: Mapping[int, Record]
+    folders: Mapping[int, Path]
 
     def values(self, value: Callable[[Record], float]) -> list[float]:
         """Of each run."""
@@ -44,6 +45,12 @@ class Group:
     def seconds(self) -> float:
         """Mean time of training."""
         return mean(self.values(lambda record: record["time"]["train_s"]))
+
+    @property
+    def flops(self) -> float | None:
+        """Mean operations of the training, with its attacks, without evaluation and VAE; None if not recorded."""
+        found = self.values(lambda record: (record["time"].get("flops_per_image") or 0) * images_seen(record))
+        return mean(found) if all(found) else None
 
     @property
     def clock(self) -> tuple[str, str]:
@@ -63,7 +70,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Numbers, a row a group, in percent and seconds; what all groups share; and what to bear in mind."""
+    """Numbers, a row a group, in percent, seconds and FLOPs; what all groups share; and what to bear in mind."""
 
     rows: list[dict[str, Any]]
     shared: str
@@ -98,7 +105,7 @@ def read_groups(targets: Iterable[Path]) -> tuple[list[Group], int]:
         if seed in records:
             raise UsageError(f"{places[seed]} and {folder} are the same run: leave one of them out")
         records[seed], places[seed] = record, folder
-    made = [Group(config, dict(sorted(records.items()))) for config, records, _ in groups.values()]
+    made = [Group(config, dict(sorted(records.items())), folders) for config, records, folders in groups.values()]
     made.sort(key=lambda group: (group.config.data, group.config.method, group.config.aug != BASELINE))
     return made, len(unfinished - folders.keys())
 
@@ -106,6 +113,11 @@ def read_groups(targets: Iterable[Path]) -> tuple[list[Group], int]:
 def _short(commit: str | None) -> str:
     """Nine characters of a commit, and its '+' where files are changed."""
     return commit.removesuffix("+")[:9] + "+" * commit.endswith("+") if commit else ""
+
+
+def images_seen(record: Record) -> float:
+    """Of the whole training, each epoch's again."""
+    return float(record["time"]["images_per_s"] * record["time"]["train_s"])
 
 
 def interval(differences: list[float]) -> tuple[float, float] | None:
@@ -138,8 +150,8 @@ def compare(targets: Iterable[Path]) -> Comparison:
     rows = []
     for group, own in zip(groups, options, strict=True):
         baseline = _baseline(group, groups)
-        budget = min(other.seconds for other in groups if other.clock == group.clock)
-        share = budget / group.seconds
+        costs = [other.flops for other in groups if other.mark("data") == group.mark("data")]
+        budget = min((cost for cost in costs if cost), default=None)
         row: dict[str, Any] = {"method": group.config.method, "aug": group.config.aug}
         row["options"] = " ".join(f"{key}={value}" for key, value in own.items() if key not in common)
         row |= {name: group.mark(name) for name in differing} | {"seeds": len(group.records)}
@@ -151,8 +163,15 @@ def compare(targets: Iterable[Path]) -> Comparison:
         comparable = baseline is not None and baseline.clock == group.clock
         row["time_relative_to_none"] = group.seconds / baseline.seconds if baseline and comparable else None
         row["images_per_s"] = mean(group.values(lambda record: record["time"]["images_per_s"]))
-        row["budget_s"] = budget
-        row |= _spread("knn_at_budget", [100 * accuracy_at(record, share) for record in group.records.values()])
+        cost, plain = group.flops, baseline.flops if baseline else None
+        row |= {
+            "flops": cost,
+            "budget_flops": budget,
+            "flops_relative_to_none": cost / plain if cost and plain else None,
+        }
+        share = budget / cost if budget and cost else None
+        at_budget = [100 * accuracy_at(record, share) for record in group.records.values() if share is not None]
+        row |= _spread("knn_at_budget", at_budget)
         rows.append(row)
     shared = [f"{name} {groups[0].mark(name)}" for name in MARKS if name not in differing]
     notes = [f"Warning: the groups differ in {name}: see its column." for name in differing]
@@ -169,7 +188,9 @@ def _baseline(group: Group, groups: list[Group]) -> Group | None:
 
 
 def _spread(name: str, values: list[float]) -> dict[str, float | None]:
-    return {f"{name}_mean": mean(values), f"{name}_std": stdev(values) if len(values) > 1 else None}
+    """Empty where nothing was measured."""
+    center, std = mean(values) if values else None, stdev(values) if len(values) > 1 else None
+    return {f"{name}_mean": center, f"{name}_std": std}
 
 
 def _difference(name: str, group: Group, baseline: Group | None) -> dict[str, float | None]:

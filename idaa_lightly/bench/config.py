@@ -57,8 +57,13 @@ class RunConfig:
     strategy: str = _option("auto", "As for Lightning's Trainer: auto, ddp, ...")
     precision: str = _option("32-true", "As for Lightning's Trainer: 32-true, bf16-mixed, ...")
     compile: bool = _option(False, "Compile the backbone with torch.compile.")
+    views: str = _option(
+        "auto",
+        "What makes the views: loader, image by image with Lightly's transform; or device, whole batches there, in the "
+        "same distribution. auto: device on a GPU where it can, else loader; the run says which.",
+    )
     workers: int | None = _option(
-        None, "Processes that make views. Default: 0 on the CPU, else one per core, up to 12."
+        None, "Processes that make views with the loader. Default: 0 on the CPU, else one per core, up to 12."
     )
 
     def to_toml(self) -> str:

@@ -119,7 +119,7 @@ def _loss(name: str, parts: Parts, method: Method, device: torch.device) -> tupl
     own = name == parts.config.aug
     options = parts.config.set["aug"] if own else parse_options(plugin, name, _shared(plugin, parts))
     every = {"mode": "exact"} if "mode" in options else {}  # a cheaper one may leave samples out
-    augmentation = plugin(**options | every)
+    augmentation = plugin(**{**options, **every})
     augmentation.fit(fit_context(parts, device))
     network = dual_batchnorm(copy.deepcopy(method)).train()
     loss: Any = augmentation.loss(network)

@@ -13,13 +13,15 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.data import DataSet, load_data
+from idaa_lightly.data import IN_MEMORY, DataSet, load_data
+from idaa_lightly.device_views import DeviceViews
 from idaa_lightly.errors import UsageError
-from idaa_lightly.loading import ViewDataset, describe, view_loader
+from idaa_lightly.loading import PixelDataset, ViewDataset, describe, view_loader
 from idaa_lightly.options import options_of, parse_options
 from idaa_lightly.plugin import Augmentation, FitContext, Method
 from idaa_lightly.registry import load
@@ -35,7 +37,13 @@ DIGITS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Parts:
-    """What a resolved configuration stands for."""
+    """What a resolved configuration stands for.
+
+    Attributes:
+        views: one image at a time, by the method's transform.
+        device_views: the same of whole batches, where they train the network in place of `views`.
+        views_reason: why they do, or do not.
+    """
 
     config: RunConfig
     epochs: int
@@ -44,6 +52,14 @@ class Parts:
     method: Method
     augmentation: Augmentation
     views: ViewDataset
+    device_views: DeviceViews | None
+    views_reason: str
+
+    def loader(self, batch_size: int, *, ranks: int = 1, rank: int = 0) -> DataLoader[Any]:
+        """Shuffled batches of views and labels; or of pixels and labels, for the device to make views of."""
+        if self.device_views is not None:
+            return view_loader(PixelDataset(self.data.train, self.config.seed), batch_size, ranks=ranks, rank=rank)
+        return view_loader(self.views, batch_size, workers=self.config.workers or 0, ranks=ranks, rank=rank)
 
 
 def resolve(config: RunConfig) -> RunConfig:
@@ -76,13 +92,14 @@ def resolve(config: RunConfig) -> RunConfig:
         raise UsageError(f"workers is {config.workers}, but must be 0 or more")
     if config.precision.endswith("-true") and config.precision != "32-true":
         raise UsageError(f"precision is {config.precision}, but expected 32-true, bf16-mixed or 16-mixed")
-    on_cpu = config.accelerator == "cpu" or not torch.cuda.is_available()
+    if config.views not in ("loader", "device", "auto"):
+        raise UsageError(f"views is {config.views!r}, but expected loader, device or auto")
     return replace(
         config,
         backbone=config.backbone or digits.get("backbone", "resnet18"),
         epochs=config.epochs or digits.get("epochs", method.epochs),
         batch_size=config.batch_size or digits.get("batch_size", method.batch_size),
-        workers=(0 if on_cpu else min(12, os.cpu_count() or 1)) if config.workers is None else config.workers,
+        workers=(0 if _on_cpu(config) else min(12, os.cpu_count() or 1)) if config.workers is None else config.workers,
         lr=None,
         vae=None,
         set={
@@ -104,7 +121,37 @@ def make_parts(config: RunConfig, augmentation: Augmentation, data: DataSet) -> 
     backbone, num_features = create_backbone(config.backbone or "", data.image_size)
     method: Method = load("method", config.method)(backbone, num_features, **config.set["method"])
     views = ViewDataset(data.train, method.transform(data.image_size, data.normalize), config.seed)
-    return Parts(config, config.epochs or 1, config.batch_size or 1, data, method, augmentation, views)
+    made = choose_views(config, data, views.transform, on_cpu=_on_cpu(config))
+    return Parts(config, config.epochs or 1, config.batch_size or 1, data, method, augmentation, views, *made)
+
+
+def _on_cpu(config: RunConfig) -> bool:
+    return config.accelerator == "cpu" or not torch.cuda.is_available()
+
+
+def choose_views(config: RunConfig, data: DataSet, transform: Any, *, on_cpu: bool) -> tuple[DeviceViews | None, str]:
+    """What makes the views on the device, or None where the loader does; and why.
+
+    Raises:
+        UsageError: the configuration wants the device to make them, and it cannot.
+    """
+    if config.views == "loader":
+        return None, "as asked for"
+    if data.train.pixels is None:
+        if config.views == "device":
+            raise UsageError(
+                f"--views device needs images in memory, but those of {data.name} have more than {IN_MEMORY} px and "
+                "stay on disk: use --views loader"
+            )
+        return None, "the images stay on disk"
+    if config.views == "device":
+        return DeviceViews(transform), "as asked for"
+    if on_cpu:
+        return None, "the default on the CPU; --views device is faster"
+    try:
+        return DeviceViews(transform), "the default on a GPU with images in memory"
+    except UsageError as error:
+        return None, str(error)
 
 
 def make_trainer(config: RunConfig, **options: Any) -> pl.Trainer:
@@ -147,12 +194,13 @@ def read_data(config: RunConfig, console: Console) -> DataSet:
 def fit_context(parts: Parts, device: torch.device) -> FitContext:
     """What the augmentation may use before the training starts."""
     return FitContext(
-        views=lambda batch_size: FirstViews(parts.views, batch_size, parts.config.workers or 0),
+        views=lambda batch_size: FirstViews(parts, batch_size, device),
         key={
             "data": parts.data.train.fingerprint(),
             "transform": describe(parts.views.transform),
             "image_size": parts.data.image_size,
-        },
+        }
+        | ({"views": "device"} if parts.device_views else {}),
         images=len(parts.views),
         image_size=parts.data.image_size,
         channels=3,
@@ -187,15 +235,19 @@ def progress(title: str, total: int) -> Callable[[str], None]:
 class FirstViews:
     """Batches (N, C, H, W) of the first view of each image; other views each time it is iterated."""
 
-    def __init__(self, views: ViewDataset, batch_size: int, workers: int = 0) -> None:
-        self.single = views.transform.transforms[0]  # type: ignore[attr-defined]
-        dataset = ViewDataset(views.images, self._view, views.seed)
-        self.loader, self.epoch = view_loader(dataset, min(batch_size, len(views)), workers=workers), 0
+    def __init__(self, parts: Parts, batch_size: int, device: torch.device) -> None:
+        self.single = parts.views.transform.transforms[0]  # type: ignore[attr-defined]
+        first = replace(parts, views=ViewDataset(parts.data.train, self._view, parts.config.seed))
+        self.loader, self.epoch = first.loader(min(batch_size, len(parts.views))), 0
+        self.make = parts.device_views and parts.device_views.first()
+        self.seed, self.device = parts.config.seed, device
 
     def __iter__(self) -> Iterator[Tensor]:
         self.loader.sampler.set_epoch(self.epoch)  # type: ignore[attr-defined]
-        self.epoch += 1
-        return (views[0] for views, _ in self.loader)
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        for step, (views, _) in enumerate(self.loader):
+            make = self.make
+            yield views[0] if make is None else make(views.to(self.device), self.seed, "first", epoch, step)[0]
 
     def _view(self, image: Any) -> list[Tensor]:
         return [self.single(image)]

@@ -14,7 +14,8 @@ record.json, schema 1:
                   without evaluation, over all processes of a resumed run; flops_per_image is of a training step
                   with its attack; wall_s and cpu_s are of the last process
     fitted        what the augmentation made before the training: {vae: {epochs, seconds, loss, mse, kl}} for IDAA
-    data          {name, train, test, classes, image_size, normalize, fingerprint, notes}
+    data          {name, train, test, classes, image_size, normalize, fingerprint, notes, views: {by, because}}; views
+                  are made by the loader or by the device
     versions      of Python and of the packages that figures depend on
     device        {type, name, count, cpus, torch_threads}
     git_commit    of idaa-lightly's checkout, null where it is installed from a wheel

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ from idaa_lightly.evaluation.linear import linear_probe
 from idaa_lightly.evaluation.search import backend
 from idaa_lightly.features import embedding_of
 from idaa_lightly.files import atomic_write, claim, load_tensors
-from idaa_lightly.loading import evaluation_batches, require_trainable, view_loader
+from idaa_lightly.loading import evaluation_batches, require_trainable
 from idaa_lightly.plugin import Method
 from idaa_lightly.training import LOG_EVERY, Evaluation, MetricsCSV, SelfSupervised
 
@@ -92,16 +93,19 @@ def features_of(backbone: nn.Module, data: DataSet) -> dict[str, Tensor]:
     return result
 
 
-class Projection(nn.Module):
-    """Images (N, C, H, W) to the embedding (N, D) that a method's loss compares."""
+class WithProjection(nn.Module):
+    """Images (N, C, H, W) to the features of a method's backbone, and beside them what its loss compares."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()
         self.method = method
 
     def forward(self, images: Tensor) -> Tensor:
-        """Of a method of several networks, the embedding of the one that is trained."""
-        return embedding_of(self.method(images))
+        """Of a method of several networks, those of the one that is trained: (N, num_features + D)."""
+        found: list[Tensor] = []
+        with self.method.backbone.register_forward_hook(lambda *call: found.append(call[2])):
+            embedding = embedding_of(self.method(images))
+        return torch.cat([found[0].flatten(1), embedding], 1)
 
 
 def knn_accuracy(features: dict[str, Tensor], k: int = KNN_K, temperature: float = KNN_TEMPERATURE) -> float:
@@ -119,19 +123,7 @@ def _run(parts: Parts, out: Path, console: Console, start: tuple[float, float]) 
     if resumed and not {"state_dict", "pytorch-lightning_version"} <= resumed.keys():
         raise FileFormatError(f"{checkpoint} is not a checkpoint of this run")
 
-    neighbours = min(KNN_K, len(data.train))
-
-    def evaluate(method: Method, epoch: int) -> dict[str, float]:
-        features = features_of(method.backbone, data)
-        metrics = {"knn": knn_accuracy(features, k=neighbours)}
-        if epoch in (0, parts.epochs):
-            metrics["knn_projection"] = knn_accuracy(features_of(Projection(method), data), k=neighbours)
-            probe = linear_probe(*features.values())
-            metrics |= {"linear": probe.accuracy, "linear_l2": probe.l2}
-        console.print(f"epoch {epoch}/{parts.epochs}: kNN {100 * metrics['knn']:.2f} %", highlight=False)
-        return metrics
-
-    evaluation, timer = Evaluation(evaluate, parts.epochs), Timer()
+    evaluation, timer = Evaluation(_evaluator(parts, console), parts.epochs), Timer()
     with warnings.catch_warnings():
         _quiet_lightning()
         steps = len(parts.views) // parts.batch_size
@@ -140,7 +132,12 @@ def _run(parts: Parts, out: Path, console: Console, start: tuple[float, float]) 
         _announce(parts, console, out, in_words(estimate(parts, context)), resumed.get("epoch"))
         parts.augmentation.fit(context)
         module = SelfSupervised(
-            parts.method, parts.augmentation, epochs=parts.epochs, steps_per_epoch=steps, seed=config.seed
+            parts.method,
+            parts.augmentation,
+            epochs=parts.epochs,
+            steps_per_epoch=steps,
+            seed=config.seed,
+            device_views=parts.device_views,
         )
         flops = flops_per_image(parts, module, context.device)
         if config.compile:
@@ -148,9 +145,7 @@ def _run(parts: Parts, out: Path, console: Console, start: tuple[float, float]) 
         ranks, rank = trainer.world_size, trainer.global_rank
         if parts.batch_size % ranks:
             raise UsageError(f"batch_size is {parts.batch_size}, but {ranks} devices need a multiple of {ranks}")
-        loader = view_loader(
-            parts.views, parts.batch_size // ranks, workers=config.workers or 0, ranks=ranks, rank=rank
-        )
+        loader = parts.loader(parts.batch_size // ranks, ranks=ranks, rank=rank)
         if trainer.is_global_zero:  # only now: a refused command leaves the folder free
             with atomic_write(out / "config.toml") as temporary:
                 temporary.write_text(config.to_toml())
@@ -178,7 +173,7 @@ def _run(parts: Parts, out: Path, console: Console, start: tuple[float, float]) 
         "best": {"epoch": best["epoch"], "knn": best["knn"], "selected_on": "the test images: optimistic"},
         "history": evaluation.history,
         "evaluation": {
-            "knn_k": neighbours,
+            "knn_k": min(KNN_K, len(data.train)),
             "knn_temperature": KNN_TEMPERATURE,
             "knn_backend": backend(len(data.test) * parts.method.num_features),
             "features": "backbone, in eval mode, of images without augmentation",
@@ -203,11 +198,32 @@ def _run(parts: Parts, out: Path, console: Console, start: tuple[float, float]) 
             "normalize": data.normalize,
             "fingerprint": [data.train.fingerprint(), data.test.fingerprint()],
             "notes": list(data.notes),
+            "views": {"by": "device" if parts.device_views else "loader", "because": parts.views_reason},
         },
         **environment(trainer.strategy.root_device, trainer.world_size),
     }
     write_json(out / "record.json", record)
     return record
+
+
+def _evaluator(parts: Parts, console: Console) -> Callable[[Method, int], dict[str, float]]:
+    """From the method and the epochs done to metrics: kNN, and at both ends of the training everything else."""
+    data, neighbours = parts.data, min(KNN_K, len(parts.data.train))
+
+    def evaluate(method: Method, epoch: int) -> dict[str, float]:
+        ends = epoch in (0, parts.epochs)
+        whole = features_of(WithProjection(method) if ends else method.backbone, data)
+        features = {name: part[:, : method.num_features] if part.ndim == 2 else part for name, part in whole.items()}
+        metrics = {"knn": knn_accuracy(features, k=neighbours)}
+        if ends:
+            beside = {name: part[:, method.num_features :] if part.ndim == 2 else part for name, part in whole.items()}
+            probe = linear_probe(*features.values())
+            metrics |= {"knn_projection": knn_accuracy(beside, k=neighbours)}
+            metrics |= {"linear": probe.accuracy, "linear_l2": probe.l2}
+        console.print(f"epoch {epoch}/{parts.epochs}: kNN {100 * metrics['knn']:.2f} %", highlight=False)
+        return metrics
+
+    return evaluate
 
 
 def _announce(parts: Parts, console: Console, out: Path, duration: str, resumed_at: int | None) -> None:
@@ -220,6 +236,8 @@ def _announce(parts: Parts, console: Console, out: Path, duration: str, resumed_
         f"kNN by {backend(len(data.test) * parts.method.num_features)}.",
         highlight=False,
     )
+    by = "the device, in batches" if parts.device_views else "the loader, image by image"
+    console.print(f"Views by {by} ({parts.views_reason}).", highlight=False)
     if resumed_at is not None:
         console.print(f"Going on after epoch {resumed_at + 1}; all of it would take about {duration}.")
     else:
@@ -253,5 +271,9 @@ def _view_rows(parts: Parts, module: SelfSupervised) -> dict[str, Tensor]:
     x0, x1, *others = [torch.stack(view).to(module.device) for view in zip(*samples, strict=True)]
     adversarial = getattr(module.train().objective(parts.method, x0, x1, *others), "views", None)
     rows = {"x": x0}
-    rows |= {"second view": x1} if adversarial is None else {"x'": adversarial, "x' − x": adversarial - x0}
+    rows |= (
+        {"second view": x1}
+        if adversarial is None
+        else {"x'": adversarial, "x' − x": adversarial - x0[: len(adversarial)]}
+    )
     return rows | parts.augmentation.panels(x0)

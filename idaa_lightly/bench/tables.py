@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from typing import Any
 
 from idaa_lightly.bench.compare import Comparison
 
+PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "Δ": r"$\Delta$",
@@ -17,22 +19,25 @@ LATEX = str.maketrans({
 
 def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Header and rows for people; a column that is empty in all rows is left out."""
-    budgets = {row["budget_s"] for row in comparison.rows}
-    at = f"at {budgets.pop():.1f} s" if len(budgets) == 1 else "at equal time"
+    budgets = {row["budget_flops"] for row in comparison.rows}
+    same = len(budgets) == 1
+    at = f"at {_flops(budgets.pop())}" if same else "at equal FLOPs"
     table = []
     for row in comparison.rows:
         names = {key: str(value) for key, value in row.items() if list(row).index(key) <= list(row).index("seeds")}
-        own_time = "" if at != "at equal time" else f" (at {row['budget_s']:.1f} s)"
-        relative = row["time_relative_to_none"]
+        own_budget = "" if same or row["budget_flops"] is None else f" (at {_flops(row['budget_flops'])})"
+        times, flops = (row[f"{cost}_relative_to_none"] for cost in ("time", "flops"))
         numbers = {
             "kNN, %": _spread(row, "knn"),
             "linear, %": _spread(row, "linear"),
             "Δ kNN [95 %]": _difference(row, "knn"),
             "Δ linear [95 %]": _difference(row, "linear"),
             "training, s": _spread(row, "train_s", 1),
-            "× none": "" if relative is None else f"{relative:.2f}",
+            "× none": "" if times is None else f"{times:.2f}",
             "images/s": f"{row['images_per_s']:.0f}",
-            f"kNN {at}, %": _spread(row, "knn_at_budget") + own_time,
+            "FLOPs": _flops(row["flops"]),
+            "FLOPs × none": "" if flops is None else f"{flops:.2f}",
+            f"kNN {at}, %": _spread(row, "knn_at_budget") + own_budget,
         }
         table.append(names | numbers)
     header = [name for name in table[0] if any(row[name] for row in table)]
@@ -72,7 +77,15 @@ def to_csv(comparison: Comparison) -> str:
 
 def _spread(row: dict[str, Any], name: str, digits: int = 2) -> str:
     center, std = row[f"{name}_mean"], row[f"{name}_std"]
-    return f"{center:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
+    return "" if center is None else f"{center:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
+
+
+def _flops(value: float | None) -> str:
+    """Such as 12.3 PFLOP."""
+    if value is None:
+        return ""
+    power = min(int(math.log10(value)) // 3, len(PREFIXES) - 1)
+    return f"{value / 1000**power:.3g} {PREFIXES[power]}FLOP"
 
 
 def _difference(row: dict[str, Any], name: str) -> str:

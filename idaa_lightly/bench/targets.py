@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.config import RunConfig, read_toml
 from idaa_lightly.bench.prepare import Parts, fit_context, make_augmentation, make_parts, read_data, resolve
+from idaa_lightly.bench.results import read_record
 from idaa_lightly.bench.run import features_of
 from idaa_lightly.data import DataSet
 from idaa_lightly.errors import FileFormatError, UsageError
@@ -57,20 +58,8 @@ def evaluate_knn(
         FileFormatError: the target is none of these.
         UsageError: an option does not go with the target.
     """
-    arrays = target.suffix == ".npz" or (target / f"{ARRAYS[0]}.npy").exists()
-    if (backbone or data) and arrays:
-        raise UsageError(f"{target} holds features already: leave out --backbone and --data")
-    if backbone and not data:
-        raise UsageError(f"--backbone is {backbone}, but nothing says which images to embed: add --data")
     neighbours_that_vote(k, temperature, max(k))  # refused before anything is embedded
-    features = _arrays(target) if arrays else features_of(*load_backbone(target, console, backbone=backbone, data=data))
-    for split in ("train", "test"):
-        rows, labels = features[f"{split}_features"], features[f"{split}_labels"]
-        if labels.shape != (len(rows),) or not len(rows):
-            raise FileFormatError(
-                f"{split}_labels has shape {tuple(labels.shape)}, but expected ({len(rows)},) for {split}_features of "
-                f"shape {tuple(rows.shape)}, with a row or more"
-            )
+    features = read_features(target, console, backbone=backbone, data=data)
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
         bank, labels, queries, targets = (features[name] for name in ARRAYS)
@@ -83,6 +72,45 @@ def evaluate_knn(
         "backend": backend(len(queries) * queries.shape[1], index),
         "accuracies": accuracies,
     }
+
+
+def read_features(
+    target: Path, console: Console, *, backbone: str | None = None, data: str | None = None
+) -> dict[str, Any]:
+    """Features of a target: read where it holds them, embedded where it is a network.
+
+    Args:
+        target: as for `evaluate_knn`.
+        console: for what is said on the way.
+        backbone: name of the network of a state dict.
+        data: images to embed, in the place of the run's.
+
+    Returns:
+        The arrays or CPU tensors `ARRAYS`: train_features (N, D), train_labels (N,), and the same for test.
+
+    Raises:
+        FileFormatError: the target is none of these, or its labels do not fit its features.
+        UsageError: an option does not go with the target.
+    """
+    arrays = holds_features(target)
+    if (backbone or data) and arrays:
+        raise UsageError(f"{target} holds features already: leave out --backbone and --data")
+    if backbone and not data:
+        raise UsageError(f"--backbone is {backbone}, but nothing says which images to embed: add --data")
+    features = _arrays(target) if arrays else features_of(*load_backbone(target, console, backbone=backbone, data=data))
+    for split in ("train", "test"):
+        rows, labels = features[f"{split}_features"], features[f"{split}_labels"]
+        if labels.shape != (len(rows),) or not len(rows):
+            raise FileFormatError(
+                f"{split}_labels has shape {tuple(labels.shape)}, but expected ({len(rows)},) for {split}_features of "
+                f"shape {tuple(rows.shape)}, with a row or more"
+            )
+    return features
+
+
+def holds_features(target: Path) -> bool:
+    """The target is a file or folder of features, not a network."""
+    return target.suffix == ".npz" or (target / f"{ARRAYS[0]}.npy").exists()
 
 
 def _arrays(path: Path) -> dict[str, Any]:
@@ -110,7 +138,7 @@ def load_backbone(
         target: a run folder, its checkpoints/last.ckpt, or a state dict of torchvision or timm.
         console: for what is said on the way.
         backbone: name of the network of a state dict; else the run's.
-        data: as for `idaa-bench run --data`; else the run's.
+        data: as for `idaa-bench run --data`; else the run's. A run's network gets its own normalisation.
 
     Returns:
         The backbone on the GPU where there is one, and the data.
@@ -127,6 +155,8 @@ def load_backbone(
     config = RunConfig() if backbone else RunConfig(**read_toml(folder / "config.toml"))
     config = replace(config, backbone=backbone or config.backbone, data=data or config.data)
     images = read_data(config, console)
+    if data and not backbone:  # what the run's network was trained on
+        images = replace(images, normalize=read_record(folder)["data"]["normalize"])
     network, _ = create_backbone(config.backbone or "", images.image_size)
     try:
         network.load_state_dict(state)

@@ -7,11 +7,18 @@ from typing import Any
 import click
 
 from idaa_lightly.cli.compare import compare
+from idaa_lightly.cli.embed import embed
+from idaa_lightly.cli.export import export
+from idaa_lightly.cli.finetune import finetune
 from idaa_lightly.cli.identity import identity
 from idaa_lightly.cli.knn import knn
+from idaa_lightly.cli.linear import linear
 from idaa_lightly.cli.plugins import plugins
+from idaa_lightly.cli.report import report
 from idaa_lightly.cli.run import run
 from idaa_lightly.cli.sweep import sweep
+from idaa_lightly.cli.table import table
+from idaa_lightly.cli.transfer import transfer
 from idaa_lightly.cli.vae import vae
 from idaa_lightly.errors import IDAAError
 
@@ -37,6 +44,9 @@ class Commands(click.Group):
             hints = {
                 "run": " The same command with --resume goes on after the last finished epoch.",
                 "sweep": " The same command goes on where it was.",
+                "transfer": " The same command goes on where it was.",
+                "linear": " The same command goes on with the next protocol.",
+                "finetune": " The same command goes on with the next share of the labels.",
             }
             click.echo("Interrupted." + hints.get(ctx.invoked_subcommand or "", ""), err=True)
             ctx.exit(130)
@@ -52,10 +62,30 @@ def main() -> None:
     idaa-bench run --data cifar10 --aug clae        a rival on CIFAR-10, 300 epochs
     idaa-bench sweep --aug none,idaa --seeds 0-4    every combination once; restartable; here or on a cluster
     idaa-bench compare runs                         mean ± std, paired differences, accuracy at equal compute
+    idaa-bench report runs --out report.html        the same and all plots, as one page to send
     idaa-bench plugins                              what --method and --aug can be
     idaa-bench knn RUN                              evaluates a run again, or features of your own
+    idaa-bench linear RUN                           a linear layer on its features, by one protocol or several
+    idaa-bench transfer RUN --to dtd,pets           the same on other data sets
+    idaa-bench embed RUN --out features.npz         its features; `idaa-bench export` writes its backbone
+    idaa-bench finetune RUN --labels 1%,10%         its backbone, trained on a few labels
     """
 
 
-for command in (run, sweep, compare, vae, knn, identity, plugins):
+for command in (
+    table,
+    run,
+    sweep,
+    compare,
+    report,
+    vae,
+    knn,
+    linear,
+    finetune,
+    identity,
+    transfer,
+    embed,
+    export,
+    plugins,
+):
     main.add_command(command)

@@ -1,0 +1,104 @@
+"""A run's network for other people's programs: a plain state dict, and the lines of Python that load it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from idaa_lightly.backbones import SMALL, create_backbone
+from idaa_lightly.bench.results import read_record
+from idaa_lightly.errors import FileFormatError, UsageError
+from idaa_lightly.files import atomic_write, load_tensors
+
+LIBRARIES: dict[str, Callable[[str], bool]] = {
+    "torchvision": lambda name: name in torchvision.models.list_models(module=torchvision.models),
+    "timm": timm.is_model,
+}
+
+
+def run_backbone(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a finished run, on the CPU, and the run's record; its images need not be here.
+
+    Raises:
+        FileFormatError: the folder is no finished run, or its files do not go together.
+    """
+    record = read_record(folder)
+    try:
+        name, image_size = record["config"]["backbone"], record["data"]["image_size"]
+    except (KeyError, TypeError) as error:
+        raise FileFormatError(f"{folder / 'record.json'} is not of this version: {error}") from error
+    network, _ = create_backbone(name, image_size)
+    try:
+        network.load_state_dict(load_tensors(folder / "backbone.pt", "a backbone written by a run"))
+    except RuntimeError as error:
+        raise FileFormatError(f"{folder / 'backbone.pt'} does not fit the backbone {name}: {error}") from error
+    return network, record
+
+
+def export(folder: Path, out: Path, form: str | None = None) -> str:
+    """Writes the state dict of a run's backbone under the names that a library's own network of that kind has.
+
+    Args:
+        folder: of a finished run.
+        out: the file.
+        form: "torchvision" or "timm"; where it is None, the first of them that has the network. A narrow one is in
+            neither, and is written as it is.
+
+    Returns:
+        Lines of Python that make the network, load the file and say what images it expects.
+
+    Raises:
+        FileFormatError: the folder is no finished run.
+        UsageError: the library has no such network, or `out` is a folder.
+    """
+    if out.is_dir():
+        raise UsageError(f"--out is {out}, a folder, but expected a file such as {out / 'backbone.pth'}")
+    network, record = run_backbone(folder)
+    backbone, image_size = record["config"]["backbone"], record["data"]["image_size"]
+    name = backbone.removeprefix("timm/")
+    holders = [library for library, has in LIBRARIES.items() if has(name)]
+    if form and form not in holders:
+        raise UsageError(
+            f"{form} has no {name}: "
+            + (f"export it with --format {holders[0]}" if holders else "leave --format out for create_backbone's")
+        )
+    library = form or next(iter(holders), "")
+    state = network.state_dict()
+    lines = _lines(library, name, image_size, state)
+    normalize = record["data"]["normalize"]
+    lines += [
+        f"model.load_state_dict(torch.load({str(out)!r}, weights_only=True))",
+        "model.eval()",
+        f"# RGB in [0, 1], {image_size} px, less mean {normalize['mean']}, divided by std {normalize['std']}",
+    ]
+    with atomic_write(out) as temporary:
+        torch.save(state, temporary)
+    return "\n".join(lines)
+
+
+def _lines(library: str, name: str, image_size: int, state: dict[str, torch.Tensor]) -> list[str]:
+    """Python that makes the untrained network."""
+    if not library:
+        return [
+            "import torch",
+            "from idaa_lightly.backbones import create_backbone",
+            f"model, num_features = create_backbone({name!r}, {image_size})",
+        ]
+    if library == "timm":
+        lines = ["import timm, torch", f"model = timm.create_model({name!r}, num_classes=0)"]
+    else:
+        lines = ["import torch, torchvision", f"model = torchvision.models.{name}()"]
+        lines.append("model.fc = torch.nn.Identity()  # features, not classes; or keep fc and load with strict=False")
+    if image_size <= SMALL:
+        width = len(state["conv1.weight"])
+        lines += [
+            f"model.conv1 = torch.nn.Conv2d(3, {width}, 3, padding=1, bias=False)  # the CIFAR stem",
+            "model.maxpool = torch.nn.Identity()",
+        ]
+    return lines

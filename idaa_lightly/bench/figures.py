@@ -1,0 +1,260 @@
+"""What the figures of a report show of groups of runs: learning curves, and accuracy against what it cost."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any, TypeVar
+
+from markupsafe import Markup
+
+from idaa_lightly.bench.compare import BASELINE, MARKS, Group, Record
+from idaa_lightly.bench.plots import COLOURS, Line, curves, spread
+
+T = TypeVar("T")
+K = TypeVar("K")
+UNITS = {15: "P", 12: "T", 9: "G", 6: "M"}
+IDENTITY = {"lost": ("identities lost, %", 100), "information": ("log N − L_NCE, nats", 1)}
+"""Figures that are logged in training: what they are, and the factor to that unit."""
+MEASURES = {"knn": ("kNN", "kNN top-1, %"), "linear": ("linear", "linear top-1, %")}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A group as the page shows it: its number, its name, and the style of its lines, as for `Line`."""
+
+    index: int
+    group: Group
+    label: str
+    style: int
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Itself, as a legend's entry."""
+        return (self.index,)
+
+    def line(self, x: Sequence[float], columns: Iterable[Sequence[float]]) -> Line:
+        """Means and standard deviations of columns, each with a value a seed."""
+        return line(self.label, self.groups, self.style, x, columns)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot or picture, what it shows of which groups; its lines, and whether they need a legend of their own."""
+
+    content: Markup
+    caption: str
+    groups: tuple[int, ...]
+    lines: Sequence[Line] = ()
+    legend: bool = False
+
+
+@dataclass(frozen=True)
+class Block:
+    """Groups that share figures: all on the same data, or of one method on it where they are many."""
+
+    title: str
+    groups: list[Shown]
+
+
+def blocks(groups: list[Group]) -> list[Block]:
+    """The groups with names that tell them apart, and styles; those of `none` are neutral."""
+    names = _names(groups)
+    counts = Counter(group.mark("data") for group in groups)
+    found: dict[str, list[int]] = {}
+    for index, group in enumerate(groups):
+        data = group.mark("data")
+        title = data if counts[data] <= COLOURS else f"{group.config.method} on {data}"
+        found.setdefault(title, []).append(index)
+    made = []
+    for title, members in found.items():
+        count, items = {True: 0, False: 0}, []
+        for index in members:
+            neutral = groups[index].config.aug == BASELINE
+            own = COLOURS * count[True] if neutral else style(count[False])
+            count[neutral] += 1
+            items.append(Shown(index, groups[index], names[index], own))
+        made.append(Block(title, items))
+    return made
+
+
+def _names(groups: list[Group]) -> list[str]:
+    """Method and augmentation, and all options that differ among the groups of both on the same data."""
+    options = [flat(group) | {mark: group.mark(mark) for mark in MARKS} for group in groups]
+    pairs = [(group.config.method, group.config.aug, group.config.data) for group in groups]
+    several = len({data for *_, data in pairs}) > 1
+    names = []
+    for pair, own in zip(pairs, options, strict=True):
+        others = [other for other, theirs in zip(options, pairs, strict=True) if theirs == pair]
+        telling = [name for name, value in own.items() if any(other.get(name) != value for other in others)]
+        if len(telling) > 1 and "data" in telling:  # which limit_train changes, too
+            telling.remove("data")
+        parts = [f"{name}={own[name]}" for name in telling]
+        names.append(" ".join([f"{pair[0]} × {pair[1]}", *parts]) + (f" on {pair[2]}" if several else ""))
+    return names
+
+
+def flat(group: Group) -> dict[str, Any]:
+    """Its options by name, those of plugins as method.KEY and aug.KEY."""
+    values = group.config.to_dict()
+    options = values.pop("set")
+    return values | {f"{kind}.{key}": value for kind, items in options.items() for key, value in items.items()}
+
+
+def line(
+    label: str, groups: tuple[int, ...], style: int, x: Sequence[float], columns: Iterable[Sequence[float]]
+) -> Line:
+    """Means and standard deviations of columns, each with a value a seed."""
+    means, stds = zip(*map(spread, columns), strict=True)
+    return Line(label, groups, style, x, means, stds)
+
+
+def style(number: int) -> int:
+    """The number-th style that is not neutral."""
+    return number + number // (COLOURS - 1) + 1
+
+
+def accuracy_curve(groups: list[Shown]) -> Figure:
+    """Accuracy by kNN over the epochs."""
+    lines = [item.line(*_history(item.group)) for item in groups]
+    plot = curves(lines, f"knn{groups[0].index}", "epoch", MEASURES["knn"][1])
+    return figure(plot, "kNN accuracy", lines)
+
+
+def time_curves(groups: list[Shown], everyone: list[Shown]) -> list[Figure]:
+    """Accuracy by kNN over the seconds of training, a figure a device; the shortest time of everyone is marked."""
+    made = []
+    for clock, part in _facets(groups, lambda item: item.group.clock).items():
+        budget = min(item.group.seconds for item in everyone if item.group.clock == clock)
+        costs = [(item, item.group.seconds) for item in part]
+        made.append(_by_cost("time", f"kNN accuracy by time, on {clock[1]}", "training, s", costs, budget))
+    return made
+
+
+def flops_curves(groups: list[Shown], everyone: list[Shown], missing: list[str]) -> list[Figure]:
+    """Accuracy by kNN over the FLOPs of training, one figure or none; the least of everyone's are marked.
+
+    Adds to `missing` the groups whose records are too old to have them.
+    """
+    costs = {item.index: mean(values) for item in everyone if all(values := item.group.values(_flops))}
+    part = [item for item in groups if item.index in costs]
+    missing += [f"{item.label}: no FLOPs in a record, so no accuracy by FLOPs." for item in groups if item not in part]
+    if not part:
+        return []
+    data = part[0].group.mark("data")
+    budget = min(costs[item.index] for item in everyone if item.index in costs and item.group.mark("data") == data)
+    most = max(costs[item.index] for item in part)
+    power, unit = next(((10**power, unit) for power, unit in UNITS.items() if most >= 10**power), (1, ""))
+    scaled = [(item, costs[item.index] / power) for item in part]
+    return [_by_cost("flops", "kNN accuracy by FLOPs", f"training, {unit}FLOP", scaled, budget / power)]
+
+
+def _flops(record: Record) -> float:
+    """Of the whole training; 0 where they are not recorded."""
+    time = record["time"]
+    return float((time.get("flops_per_image") or 0) * time["images_per_s"] * time["train_s"])
+
+
+def _by_cost(name: str, caption: str, xlabel: str, costs: list[tuple[Shown, float]], budget: float) -> Figure:
+    """Accuracy over a cost that grows evenly to the group's whole one."""
+    lines = []
+    for item, cost in costs:
+        epochs, columns = _history(item.group)
+        lines.append(item.line([cost * epoch / epochs[-1] for epoch in epochs], columns))
+    plot = curves(lines, f"{name}{costs[0][0].index}", xlabel, MEASURES["knn"][1], budget=budget)
+    return figure(plot, caption, lines)
+
+
+def logged_curves(groups: list[Shown], missing: list[str]) -> tuple[list[Figure], list[Figure]]:
+    """What metrics.csv holds over the epochs: losses, and how many views lose their identity; a figure a method.
+
+    Adds to `missing` what cannot be read.
+    """
+    losses: list[Figure] = []
+    others: list[Figure] = []
+    for method, part in _facets(groups, lambda item: item.group.config.method).items():
+        logged = [(item, _logged(item, missing)) for item in part]
+        names = {name for _, found in logged for name in found}
+        for number, name in enumerate(sorted(names, key=lambda name: (name != "loss/total", name))):
+            kind, _, rest = name.partition("/")
+            views, _, measure = rest.rpartition("_")
+            title, scale = IDENTITY.get(measure, (measure, 1)) if kind == "identity" else (f"{rest} loss", 1)
+            lines = []
+            for item, found in logged:
+                if name in found:
+                    epochs, columns = found[name]
+                    lines.append(item.line(epochs, [[scale * value for value in values] for values in columns]))
+            plot = curves(lines, f"logged{part[0].index}x{number}", "epoch", title)
+            caption = f"{title} of {method}" if kind == "loss" else f"{title}: {views} view of {method}"
+            (losses if kind == "loss" else others).append(figure(plot, caption, lines))
+    return losses, others
+
+
+def figure(plot: Markup, caption: str, lines: Sequence[Line], *, legend: bool = False) -> Figure:
+    """With the groups that its lines show."""
+    return Figure(plot, caption, tuple(sorted({group for line in lines for group in line.groups})), lines, legend)
+
+
+def near(path: Path) -> Path:
+    """The path from here, where it is below."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _facets(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    found: dict[K, list[T]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return found
+
+
+def _history(group: Group) -> tuple[list[int], list[list[float]]]:
+    """The epochs that all seeds were evaluated at, and the accuracies there in %."""
+    seeds = [{entry["epoch"]: 100 * entry["knn"] for entry in record["history"]} for record in group.records.values()]
+    epochs = sorted(set.intersection(*map(set, seeds)))
+    return epochs, [[seed[epoch] for seed in seeds] for epoch in epochs]
+
+
+def _logged(item: Shown, missing: list[str]) -> dict[str, tuple[list[float], list[tuple[float, ...]]]]:
+    """By name, the epochs, and at each the values of all seeds that have a metrics.csv."""
+    seeds, without = [], []
+    for seed, folder in sorted(item.group.folders.items()):
+        try:
+            seeds.append(read_metrics(folder / "metrics.csv"))
+        except OSError:
+            without.append(str(seed))
+        except (ValueError, KeyError) as error:
+            missing.append(f"{near(folder) / 'metrics.csv'} cannot be read ({error}): its losses are left out.")
+    if without:
+        missing.append(f"{item.label}: no metrics.csv, so no losses, of seed {', '.join(without)}.")
+    made = {}
+    for name in set.intersection(*map(set, seeds)) if seeds else set():
+        steps = sorted(set.intersection(*(set(seed[name]) for seed in seeds)))
+        last = max(step for seed in seeds for values in seed.values() for step in values)
+        epochs = [(item.group.config.epochs or 1) * step / last for step in steps]
+        if steps:
+            made[name] = epochs, [tuple(seed[name][step] for seed in seeds) for step in steps]
+    return made
+
+
+def read_metrics(path: Path) -> dict[str, dict[int, float]]:
+    """Means of losses over an epoch, and all identity figures, by name and the number of steps done.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it holds no losses, or something else.
+        KeyError: it has no column of steps.
+    """
+    found: dict[str, dict[int, float]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            for column, value in row.items():
+                kind, _, name = (column or "").partition("/")
+                if value and (kind == "identity" or (kind == "loss" and name.endswith("_epoch"))):
+                    found.setdefault(f"{kind}/{name.removesuffix('_epoch')}", {})[int(row["step"]) + 1] = float(value)
+    if not any(name.startswith("loss/") for name in found):
+        raise ValueError("no loss/..._epoch in it")
+    return found

@@ -1,0 +1,176 @@
+"""Fine-tuning of a run's backbone on a few labels.
+
+RUN/finetune.json, schema 1, has the fields of linear.json (see `idaa_lightly.bench.linear`) but for `best` and `l2`:
+nothing is chosen on the test images. Its results are named by the share of the labels: "1%", "10%", "10% from scratch".
+
+        images        that the share is, spread evenly over the classes
+        options       {epochs, batch_size, lr, seed}: lr is for a batch of 256; batch_size is what was asked for
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightly.utils.benchmarking import FinetuneClassifier
+from pytorch_lightning.callbacks import LambdaCallback
+from rich.console import Console
+from torch import Tensor
+from torchvision import transforms as T
+
+from idaa_lightly.backbones import create_backbone
+from idaa_lightly.bench.config import RunConfig, read_toml
+from idaa_lightly.bench.linear import Family, add_result, find_runs, finished, read_results, source_of
+from idaa_lightly.bench.prepare import make_trainer, progress
+from idaa_lightly.bench.results import environment
+from idaa_lightly.bench.run import EVALUATION_BATCH
+from idaa_lightly.bench.targets import load_backbone
+from idaa_lightly.data import DataSet, Images
+from idaa_lightly.errors import FileFormatError, NonFiniteError, UsageError
+from idaa_lightly.evaluation.features import embed
+from idaa_lightly.loading import ViewDataset, evaluation_batches, seeded, view_loader
+
+MANY_FROM, FEW, MANY = 0.1, 60, 30
+"""The share of labels from which on there are 30 epochs, and 60 below it."""
+PROTOCOL = (
+    "backbone and a linear layer by SGD, learning rate lr × batch / 256, momentum 0.9, cosine; random resized crops "
+    "and flips; tested without augmentation after the last epoch"
+)
+
+
+def finetune(
+    targets: Iterable[Path],
+    shares: list[float],
+    console: Console,
+    *,
+    epochs: int | None = None,
+    batch_size: int = 64,
+    lr: float = 0.05,
+    seed: int | None = None,
+    from_scratch: bool = False,
+) -> list[Family]:
+    """Trains the backbones of runs, and a linear layer on each, on a share of the labels.
+
+    Each result is kept in the run's finetune.json; what is there with the same options is not done again.
+
+    The protocol is `lightly.utils.benchmarking.FinetuneClassifier`'s, which is that of Chen et al., "A Simple Framework
+    for Contrastive Learning of Visual Representations", ICML 2020, App. B.5: 60 epochs on 1 % of the labels, 30 on
+    10 %, learning rate 0.05 · batch / 256, momentum 0.9, no weight decay, class-balanced labels.
+
+    Differs from both: their batches of 4096 and 256 are for ImageNet, 1 % of which is 12 811 images; here 64, or all
+    images where these are fewer, so that a small data set gets more than a step an epoch.
+
+    Args:
+        targets: run folders, and folders that hold runs at any depth.
+        shares: of the run's training labels, in (0, 1].
+        console: for what is said on the way.
+        epochs: in the place of 60 below 10 % and 30 from there on.
+        batch_size: 2 or more.
+        lr: learning rate for a batch of 256.
+        seed: of the labels, the linear layer and the crops. Default: the run's own.
+        from_scratch: train untrained backbones in the place of the runs'.
+
+    Returns:
+        The runs, those of one configuration together; the results are as in finetune.json.
+
+    Raises:
+        FileFormatError: a target is no finished run.
+        UsageError: a share is out of range or gives fewer images than classes, or a run is there twice.
+        NonFiniteError: the training diverged.
+    """
+    for share in shares:
+        if not 0 < share <= 1:
+            raise UsageError(f"a share of labels is {100 * share:g}%, but must be above 0% and up to 100%")
+    families = find_runs(targets, console)
+    for family in families:
+        for folder, results in family.results.items():
+            if family.group is None:
+                raise FileFormatError(f"{folder} holds no record.json: expected a finished run, or a folder of runs")
+            config = RunConfig(**read_toml(folder / "config.toml"))
+            pretrained, data = load_backbone(folder, console)
+            own = config.seed if seed is None else seed
+            subsets = [(share, labelled(data, share, own)) for share in shares]  # refused before any is trained on
+            source, path = source_of(folder, data), folder / "finetune.json"
+            for share, images in subsets:
+                name = f"{100 * share:g}%" + " from scratch" * from_scratch
+                length = epochs or (FEW if share < MANY_FROM else MANY)
+                options = {"epochs": length, "batch_size": batch_size, "lr": lr, "seed": own}
+                entry = finished(read_results(path).get(name), options, source)
+                if entry is None:
+                    state = None if from_scratch else pretrained.state_dict()
+                    start = time.perf_counter()
+                    accuracy, device = _finetuned(config, state, data, images, options, name)
+                    seconds = round(time.perf_counter() - start, 2)
+                    entry = {"protocol": PROTOCOL, "options": options, "images": len(images), "seconds": seconds}
+                    entry |= {"accuracy": accuracy, "source": source, **environment(device, 1)}
+                    add_result(path, name, entry)
+                results[name] = entry
+                console.print(f"{folder}: {name}, {100 * entry['accuracy']:.2f} %", highlight=False, soft_wrap=True)
+    return families
+
+
+def labelled(data: DataSet, share: float, seed: int) -> Images:
+    """A share of the training images, drawn by the seed, class by class in turn; a smaller share is in a larger one.
+
+    Raises:
+        UsageError: there are fewer of them than classes.
+    """
+    labels, classes = data.train.labels, len(data.classes)
+    count = round(share * len(labels))
+    if count < classes:
+        raise UsageError(
+            f"{100 * share:g}% of {len(labels)} training images are {count}, but {classes} classes need {classes} or "
+            "more, one each: take a larger share"
+        )
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    sizes = labels.bincount()
+    turns = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[by_class]]  # the place in its class
+    return data.train.take(by_class[turns.argsort(stable=True)[:count]])
+
+
+def _finetuned(
+    config: RunConfig,
+    state: dict[str, Tensor] | None,
+    data: DataSet,
+    images: Images,
+    options: dict[str, Any],
+    title: str,
+) -> tuple[float, torch.device]:
+    """Accuracy after training on these images, and where it was trained; without a state from scratch."""
+    batch = min(options["batch_size"], len(images))
+    with seeded(options["seed"]):
+        network, num_features = create_backbone(config.backbone or "", data.image_size)
+        classifier = FinetuneClassifier(network, batch, options["lr"], num_features, len(data.classes), topk=(1,))
+    if state is not None:
+        network.load_state_dict(state)
+    transform = T.Compose(
+        [T.RandomResizedCrop(data.image_size), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(**data.normalize)]
+    )
+    step = progress(title, options["epochs"])
+    with warnings.catch_warnings():
+        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+        for text in ("does not have many workers", "You defined a `validation_step`", "LeafSpec"):
+            warnings.filterwarnings("ignore", message=f".*{text}")
+        trainer = make_trainer(
+            RunConfig(),
+            max_epochs=options["epochs"],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            callbacks=[LambdaCallback(on_train_epoch_end=lambda *_: step(""))],
+        )
+        try:
+            trainer.fit(classifier, view_loader(ViewDataset(images, transform, options["seed"]), batch))
+        except SystemExit as stop:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from stop
+    device = trainer.strategy.root_device
+    logits, labels = embed(classifier.to(device), evaluation_batches(data, data.test, EVALUATION_BATCH))
+    if not logits.isfinite().all():
+        raise NonFiniteError("the network became NaN or infinite: lower --lr")
+    return (logits.argmax(1) == labels).double().mean().item(), device

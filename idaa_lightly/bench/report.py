@@ -1,0 +1,259 @@
+"""Finished runs as one HTML page that needs nothing else: tables, plots, pictures, and how they were made."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from idaa_lightly.bench.compare import Comparison, Record, compare, read_groups
+from idaa_lightly.bench.figures import (
+    Block,
+    Figure,
+    Shown,
+    accuracy_curve,
+    blocks,
+    flops_curves,
+    logged_curves,
+    near,
+    time_curves,
+)
+from idaa_lightly.bench.swept import sensitivity_figures
+from idaa_lightly.bench.tables import cells
+from idaa_lightly.files import atomic_write
+
+NUMBERS = {
+    "seeds": "seeds",
+    "kNN, %": "knn_mean",
+    "linear, %": "linear_mean",
+    "Δ kNN [95 %]": "knn_minus_none",
+    "Δ linear [95 %]": "linear_minus_none",
+    "training, s": "train_s_mean",
+    "× none": "time_relative_to_none",
+    "images/s": "images_per_s",
+    "FLOPs": "flops",
+    "FLOPs × none": "flops_relative_to_none",
+}
+"""What a column of `tables.cells` is sorted by; that of equal compute is called by its FLOPs."""
+
+
+def write_report(targets: Sequence[Path], out: Path) -> list[str]:
+    """Writes the page on all runs below these folders.
+
+    Args:
+        targets: run folders, or folders of runs.
+        out: the HTML file.
+
+    Returns:
+        What is missing, a sentence each; the page says so, too.
+
+    Raises:
+        FileFormatError: nothing there, or a record that cannot be read.
+        UsageError: a run is there twice.
+    """
+    comparison = compare(targets)
+    parts = blocks(read_groups(targets)[0])
+    groups = sorted((item for block in parts for item in block.groups), key=lambda item: item.index)
+    missing: list[str] = []
+    content = {
+        "groups": groups,
+        "table": table(comparison),
+        "comparison": comparison,
+        "blocks": [_curves(block, groups, missing) for block in parts],
+        "sensitivity": sensitivity_figures(groups),
+        "identity": _identity(groups, missing),
+        "views": _views(groups, missing),
+        "runs": _runs(groups),
+    }
+    with atomic_write(out) as temporary:
+        temporary.write_text(_render(content | {"missing": missing}), encoding="utf-8")
+    return missing
+
+
+def _render(content: Mapping[str, Any]) -> str:
+    """The page, in which the browser runs no script but ours, and fetches nothing."""
+    environment = Environment(
+        loader=PackageLoader("idaa_lightly.bench"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["near"] = near
+    style, script = (_source(environment, name) for name in ("report.css", "report.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    now = datetime.now(timezone.utc)
+    return environment.get_template("report.html.jinja").render(
+        content, style=style, script=script, digest=digest, now=now, version=version("idaa-lightly")
+    )
+
+
+def _source(environment: Environment, name: str) -> Markup:
+    """A file of ours, as it is."""
+    assert environment.loader is not None
+    return Markup(environment.loader.get_source(environment, name)[0])
+
+
+def _curves(block: Block, everyone: list[Shown], missing: list[str]) -> dict[str, Any]:
+    """The figures of a block by section."""
+    losses, logged = logged_curves(block.groups, missing)
+    learning = [accuracy_curve(block.groups), *losses]
+    costs = [*time_curves(block.groups, everyone), *flops_curves(block.groups, everyone, missing)]
+    return {"title": block.title, "groups": block.groups, "learning": learning, "costs": costs, "logged": logged}
+
+
+def table(comparison: Comparison) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
+    """Columns {name, numeric} and rows of cells {text, key, interval} of the comparison.
+
+    A key is what the cell is sorted by, None where it is empty. An interval is that of the mean difference to `none`:
+    low, center and high, in % of the width of a picture with 0 in its middle.
+    """
+    header, texts = cells(comparison)
+    columns = [_column(name) for name in header]
+    rows: list[list[dict[str, Any]]] = [[] for _ in texts]
+    for index, (name, number) in enumerate(zip(header, columns, strict=True)):
+        differences = number if number and number.endswith("_minus_none") else ""
+        limits = [_interval(row, differences) for row in comparison.rows] if differences else []
+        widest = max((abs(value) for limit in limits for value in limit), default=0) or 1
+        for place, (row, line) in enumerate(zip(comparison.rows, texts, strict=True)):
+            key = row[number] if number else row.get(name)
+            scaled = [round(50 + 48 * value / widest, 2) for value in limits[place]] if limits else []
+            rows[place].append({"text": line[index], "key": None if key == "" else key, "interval": scaled})
+    return [{"name": name, "numeric": bool(number)} for name, number in zip(header, columns, strict=True)], rows
+
+
+def _column(name: str) -> str | None:
+    """Of the comparison's rows, the column of numbers that is shown under this name."""
+    return "knn_at_budget_mean" if name.startswith("kNN at ") else NUMBERS.get(name)
+
+
+def _interval(row: Mapping[str, Any], name: str) -> list[float]:
+    center, low, high = (row[part] for part in (name, f"{name}_low", f"{name}_high"))
+    return [] if center is None else [center] if low is None else [low, center, high]
+
+
+def _identity(groups: list[Shown], missing: list[str]) -> tuple[list[dict[str, Any]], list[Figure]]:
+    """Rows of a table, and pictures, from each identity.json in a run folder or right below it."""
+    rows, figures = [], []
+    for item in groups:
+        for seed, folder in item.group.folders.items():
+            for path in sorted([*folder.glob("identity.json"), *folder.glob("*/identity.json")]):
+                try:
+                    study = json.loads(path.read_text(encoding="utf-8"))
+                    found = [_identity_row(views, part) for views, part in study["augmentations"].items()]
+                except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                    missing.append(
+                        f"{near(path)} is no identity study ({type(error).__name__}: {error}): it is left out."
+                    )
+                    continue
+                rows += [row | {"item": item, "seed": seed, "samples": study.get("samples")} for row in found]
+                for name, what in (
+                    ("identity", "Distance of each sample to its own view, and to the nearest other"),
+                    ("density", "Ratio of both distances"),
+                    ("panels", "Views, and what each adds to x"),
+                ):
+                    caption = f"{what}: {item.label}, seed {seed}"
+                    figures += _picture(path.with_name(f"{name}.png"), caption, item, missing)
+    if not rows:
+        missing.append("No run has an identity study: `idaa-bench identity RUN` makes one.")
+    return rows, figures
+
+
+def _identity_row(views: str, part: Mapping[str, Any]) -> dict[str, Any]:
+    """Of one augmentation, in percent and pixels."""
+    low, _, median, _, high = map(float, part["hardness"])
+    norms = ("l2", "linf", "own_l2", "own_linf")
+    sizes = [None if part.get(norm) is None else float(part[norm]) for norm in norms]
+    return {
+        "views": views,
+        "lost": 100 * float(part["lost"]),
+        "low": low,
+        "median": median,
+        "high": high,
+        "sizes": sizes,
+    }
+
+
+def _views(groups: list[Shown], missing: list[str]) -> list[Figure]:
+    """The view panels of the first run of each group that has them."""
+    figures = []
+    for item in groups:
+        found = [(seed, folder / "views.png") for seed, folder in sorted(item.group.folders.items())]
+        seed, path = next(((seed, path) for seed, path in found if path.exists()), found[0])
+        figures += _picture(path, f"{item.label}, seed {seed}", item, missing)
+    return figures
+
+
+def _picture(path: Path, caption: str, item: Shown, missing: list[str]) -> list[Figure]:
+    """A PNG within the page, or none where there is none."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            width, height = image.size
+        data = base64.b64encode(path.read_bytes()).decode()
+    except OSError as error:
+        problem = "does not exist" if isinstance(error, FileNotFoundError) else "is no PNG"
+        missing.append(f"{near(path)} {problem}: its picture is left out.")
+        return []
+    content = Markup('<img src="data:image/png;base64,{}" width="{}" height="{}" alt="{}">')
+    return [Figure(content.format(data, width, height, caption), caption, (item.index,))]
+
+
+def _runs(groups: list[Shown]) -> dict[str, Any]:
+    """What all runs share, and of each group its runs and what they do not share with all others."""
+    facts = [{seed: _facts(record) for seed, record in item.group.records.items()} for item in groups]
+    names = list(next(iter(facts[0].values())))
+    values = {name: {fact[name] for part in facts for fact in part.values()} for name in names}
+    shared = {name: next(iter(found)) for name, found in values.items() if len(found) == 1}
+    blocks = []
+    for item, part in zip(groups, facts, strict=True):
+        own: dict[str, str] = {}
+        for name in names:
+            if name not in shared:
+                own |= _by_seed(name, {seed: fact[name] for seed, fact in part.items()})
+        configs = {seed: _configuration(record) for seed, record in item.group.records.items()}
+        blocks.append({"item": item, "facts": own, "configs": _by_seed("config.toml", configs)})
+    return {"shared": shared, "blocks": blocks}
+
+
+def _by_seed(name: str, values: Mapping[int, str]) -> dict[str, str]:
+    """One entry where all seeds have the same."""
+    if len(set(values.values())) == 1:
+        return {name: next(iter(values.values()))}
+    return {f"{name}, seed {seed}": value for seed, value in values.items()}
+
+
+def _configuration(record: Record) -> str:
+    return tomli_w.dumps({name: value for name, value in record["config"].items() if name != "seed"})
+
+
+def _facts(record: Record) -> dict[str, str]:
+    """How a run was made, but for its configuration; an old record may lack some of it."""
+    data = dict(record["data"])
+    notes = data.pop("notes", [])
+    return {
+        "commit": record["git_commit"] or "none: installed from a wheel",
+        "device": _listed(record["device"]),
+        "data": _listed(data),
+        "notes on the data": " ".join(notes) or "none",
+        "evaluation": _listed(record.get("evaluation", {})) or "not recorded",
+        "fitted before the training": _listed(record.get("fitted", {})) or "nothing",
+        "versions": _listed(record["versions"]),
+    }
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    """Names and values on one line."""
+    texts = {
+        name: json.dumps(value) if isinstance(value, list | dict) else str(value) for name, value in values.items()
+    }
+    return "; ".join(f"{name}: {text}" for name, text in texts.items())

@@ -1,0 +1,65 @@
+"""`idaa-bench finetune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from idaa_lightly.cli.linear import accuracy_table
+from idaa_lightly.cli.options import console
+
+
+def _shares(context: click.Context, parameter: click.Parameter, text: str) -> list[float]:
+    """Percentages separated by commas, as shares in [0, 1]."""
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        if not all(part.endswith("%") for part in parts):
+            raise ValueError
+        return [float(part.removesuffix("%")) / 100 for part in parts]
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r}; expected percentages, separated by commas, such as 1%,10%") from error
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--labels", default="1%,10%", show_default=True, callback=_shares, help="Shares of the run's training labels."
+)
+@click.option("--epochs", type=click.IntRange(1), help="Default: 60 below 10 % of the labels, 30 from there on.")
+@click.option("--batch-size", type=click.IntRange(2), default=64, show_default=True, help="All images if fewer.")
+@click.option(
+    "--lr", type=click.FloatRange(0), default=0.05, show_default=True, help="Learning rate for a batch of 256."
+)
+@click.option("--seed", type=int, help="Of the labels, the linear layer and the crops. Default: the run's own.")
+@click.option("--from-scratch", is_flag=True, help="Train untrained backbones instead: what pretraining has to beat.")
+def finetune(
+    runs: tuple[Path, ...],
+    labels: list[float],
+    epochs: int | None,
+    batch_size: int,
+    lr: float,
+    seed: int | None,
+    from_scratch: bool,
+) -> None:
+    """Fine-tune the backbones of runs on a few labels, end to end.
+
+    RUNS are run folders, or folders that hold runs at any depth. Runs that differ in their seed only get a mean ±
+    standard deviation. Labels are drawn by the seed, evenly over the classes: runs of one seed have the same.
+
+    SimCLR's protocol, as Lightly's benchmark has it: SGD with momentum 0.9, cosine, random resized crops and flips; the
+    test images are seen once, after the last epoch. Each result is kept in the run's finetune.json, and is not done
+    again with the same options, unless weights or images have changed.
+
+    \b
+    Examples:
+      idaa-bench finetune runs/RUN --labels 1%,10%
+      idaa-bench finetune runs/RUN --from-scratch
+    """
+    from idaa_lightly.bench.finetune import finetune as finetuned
+
+    families = finetuned(
+        runs, labels, console(), epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, from_scratch=from_scratch
+    )
+    columns = {"top-1, %": lambda entry: entry["accuracy"]}
+    console().print(accuracy_table(families, "labels", columns, "on the test images, after the last epoch"))

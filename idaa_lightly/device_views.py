@@ -1,0 +1,160 @@
+"""Views of whole batches, on the device of the training, in the distribution of a Lightly transform.
+
+Lightly's transforms work on one PIL image after the other. Here the probabilities and ranges are read off the
+transform's own parts, drawn for each image on its own, as there (the order of a colour jitter's steps too), and applied
+to the batch. What a part does to an image equals what it does to a PIL image up to PIL's rounding to 8 bits: a test
+compares both, and the distributions.
+
+The random numbers come from a generator on the CPU, of which nothing else draws: so the host knows how many images a
+part is for, and never waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from lightly.transforms.gaussian_blur import GaussianBlur
+from lightly.transforms.multi_view_transform import MultiViewTransform
+from lightly.transforms.rotation import RandomRotate
+from lightly.transforms.solarize import RandomSolarization
+from torch import Generator, Tensor, nn
+from torchvision import transforms as v1
+from torchvision.transforms import v2
+
+from idaa_lightly.device_parts import Blur, Crop, Flip, Greyscale, Jitter, Normalize, Rotate, Solarize, unknown
+from idaa_lightly.loading import seed_of
+
+IN_CACHE = 2**20  # values; a CPU makes views of more in pieces, which at 96 px takes half the time
+Part = Callable[[Tensor, Generator], Tensor]
+"""From images (N, 3, H, W) in [0, 1], which it may change, and the random numbers' generator to images."""
+
+
+class DeviceViews(nn.Module):
+    """Makes the views of a batch that a Lightly transform makes of an image.
+
+    Args:
+        transform: of Lightly, or made of torchvision's and Lightly's parts as those are.
+
+    Shape:
+        - Input: pixels (N, H, W, 3) in uint8, and integers or names that seed the random numbers.
+        - Output: a list of views (N, 3, S, S), normalised, one for each of `transform.transforms`.
+
+    Raises:
+        UsageError: there is a part that it does not know; the message names it.
+    """
+
+    def __init__(self, transform: MultiViewTransform) -> None:
+        super().__init__()
+        if not isinstance(transform, MultiViewTransform) or type(transform).__call__ is not MultiViewTransform.__call__:
+            raise unknown(transform, "is no MultiViewTransform of Lightly")
+        self.views = [_pipeline(view) for view in transform.transforms]
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor, *key: int | str) -> list[Tensor]:
+        """Returns the views; they depend on the pixels and the key, and on nothing else."""
+        generator = Generator().manual_seed(seed_of(*key))
+        pieces = math.ceil(pixels.numel() / IN_CACHE) if pixels.device.type == "cpu" else 1
+        with torch.autocast(pixels.device.type, enabled=False):  # half precision is too coarse for colours
+            made = [self._views(piece, generator) for piece in pixels.chunk(pieces)]
+        return [torch.cat(views) for views in zip(*made, strict=True)] if pieces > 1 else made[0]
+
+    def _views(self, pixels: Tensor, generator: Generator) -> list[Tensor]:
+        images = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)
+        return [_apply(view, images.clone(), generator) for view in self.views]
+
+    def first(self) -> DeviceViews:
+        """Makes the first view alone."""
+        single = DeviceViews(MultiViewTransform([]))
+        single.views = self.views[:1]
+        return single
+
+
+def _apply(parts: list[Part], images: Tensor, generator: Generator) -> Tensor:
+    for part in parts:
+        images = part(images, generator)
+    return images
+
+
+def _pipeline(transform: Any) -> list[Part]:
+    """Returns the parts of the transform of a view, without those that never do anything."""
+    parts: list[Part] = []
+    converted = False
+    for item in _flat(transform):
+        if type(item) in _CONVERSIONS:
+            converted = converted or _CONVERSIONS[type(item)](item)
+            continue
+        if type(item) not in _PARTS:
+            raise unknown(item, "is not known")
+        if converted and type(item) not in (v1.Normalize, v2.Normalize):
+            raise unknown(item, "comes after the conversion to a tensor")
+        part = _PARTS[type(item)](item)
+        if isinstance(part, Flip) and parts and isinstance(parts[-1], Crop) and not parts[-1].flips[part.dim - 2]:
+            parts[-1].flips[part.dim - 2] = part.p
+        elif part is not None and getattr(part, "p", 1.0) > 0:
+            parts.append(part)
+    if not converted:
+        raise unknown(transform, "does not convert to a tensor in [0, 1]")
+    return parts
+
+
+def _applied(item: Any) -> Part | None:
+    """Of RandomApply."""
+    if item.p == 0:
+        return None
+    if len(item.transforms) != 1 or type(item.transforms[0]) not in (v1.ColorJitter, v2.ColorJitter):
+        raise unknown(item, f"applies {', '.join(type(part).__name__ for part in item.transforms)}, not a ColorJitter")
+    return _jitter(item.transforms[0], item.p)
+
+
+def _jitter(item: Any, p: float = 1.0) -> Part | None:
+    """Of ColorJitter, which may have nothing to do."""
+    return Jitter(item, p) if any((item.brightness, item.contrast, item.saturation, item.hue)) else None
+
+
+def _flat(transform: Any) -> Iterator[Any]:
+    """Yields the parts of nested compositions, in order."""
+    if type(transform) in (v1.Compose, v2.Compose):
+        for part in transform.transforms:
+            yield from _flat(part)
+    elif _VIEW.fullmatch(f"{type(transform).__module__}.{type(transform).__qualname__}"):
+        yield from _flat(transform.transform)
+    else:
+        yield transform
+
+
+_VIEW = re.compile(r"lightly\.transforms\.\w+\.(\w+View\d?Transform|ToTensor|RandomRotateDegrees)")
+"""Lightly's own wrappers of a composition."""
+_CONVERSIONS: dict[type, Callable[[Any], bool]] = {
+    v1.ToTensor: lambda _: True,
+    v1.PILToTensor: lambda _: False,
+    v2.PILToTensor: lambda _: False,
+    v2.ToImage: lambda _: False,
+    v2.ToPureTensor: lambda _: False,
+    v2.ToDtype: lambda item: item.scale and item.dtype == torch.float32,
+    v1.ConvertImageDtype: lambda item: item.dtype == torch.float32,
+    v2.ConvertImageDtype: lambda item: item.dtype == torch.float32,
+}
+"""Whether the result is in [0, 1]."""
+_PARTS: dict[type, Callable[[Any], Part | None]] = {
+    v1.RandomResizedCrop: Crop,
+    v2.RandomResizedCrop: Crop,
+    v1.RandomVerticalFlip: lambda item: Flip(2, item.p),
+    v2.RandomVerticalFlip: lambda item: Flip(2, item.p),
+    v1.RandomHorizontalFlip: lambda item: Flip(3, item.p),
+    v2.RandomHorizontalFlip: lambda item: Flip(3, item.p),
+    v1.ColorJitter: _jitter,
+    v2.ColorJitter: _jitter,
+    v1.RandomApply: _applied,
+    v2.RandomApply: _applied,
+    v1.RandomGrayscale: lambda item: Greyscale(item.p),
+    v2.RandomGrayscale: lambda item: Greyscale(item.p),
+    v1.Normalize: Normalize,
+    v2.Normalize: Normalize,
+    GaussianBlur: Blur,
+    RandomRotate: Rotate,
+    RandomSolarization: Solarize,
+}

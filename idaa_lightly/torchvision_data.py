@@ -1,0 +1,94 @@
+"""Data sets of torchvision by name, each with the split that the field uses.
+
+Where a data set has training and validation images apart, both are the training set, as in Kornblith et al., "Do Better
+ImageNet Models Transfer Better?", CVPR 2019, Table 1: what is chosen by validation is chosen on a part of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import datasets
+
+from idaa_lightly.errors import DataError
+
+Fields = tuple[Tensor, Tensor | None, tuple[Path, ...]]
+"""Labels (N,), and pixels (N, S, S, 3) in uint8 or else paths: what `idaa_lightly.data.Images` is made of."""
+
+_FLAGS = [{"train": True}], [{"train": False}]
+
+
+def _splits(*train: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    return [{"split": name} for name in train], [{"split": "test"}]
+
+
+SETS: dict[str, tuple[Any, list[dict[str, Any]], list[dict[str, Any]]]] = {
+    "cifar10": (datasets.CIFAR10, *_FLAGS),
+    "cifar100": (datasets.CIFAR100, *_FLAGS),
+    "stl10": (datasets.STL10, *_splits("train")),
+    "fashionmnist": (datasets.FashionMNIST, *_FLAGS),
+    "svhn": (datasets.SVHN, *_splits("train")),
+    "dtd": (datasets.DTD, *_splits("train", "val")),  # the first of its ten partitions
+    "flowers102": (datasets.Flowers102, *_splits("train", "val")),
+    "aircraft": (datasets.FGVCAircraft, *_splits("trainval")),  # its 100 variants
+    "pets": (datasets.OxfordIIITPet, *_splits("trainval")),
+    "food101": (datasets.Food101, *_splits("train")),
+    "cars": (datasets.StanfordCars, [{"split": "train", "download": False}], [{"split": "test", "download": False}]),
+}
+"""Class, arguments of its training parts, and of its test part. The cars are no longer there to be downloaded."""
+
+
+def read_torchvision(name: str, data_dir: str) -> tuple[Fields, Fields, tuple[str, ...]]:
+    """Train, test and the names of the classes; downloaded where they are not in `data_dir` yet.
+
+    Args:
+        name: one of `SETS`.
+        data_dir: as torchvision's `root`.
+
+    Raises:
+        DataError: the data set is not there, or damaged, and cannot be downloaded.
+    """
+    cls, *splits = SETS[name]
+    try:
+        train, test = ([cls(data_dir, **({"download": True} | options)) for options in split] for split in splits)
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"{name} is not in {data_dir} and cannot be downloaded ({error}): give --data-dir, or a copy of it as "
+            "folder:PATH"
+        ) from error
+    fields = _fields(train)
+    names = getattr(train[0], "classes", range(int(fields[0].max()) + 1))
+    return fields, _fields(test), tuple(map(str, names))
+
+
+def _fields(parts: list[Any]) -> Fields:
+    labels = torch.cat([torch.as_tensor(np.asarray(_labels(part))).long() for part in parts])
+    if hasattr(parts[0], "data"):
+        return labels, torch.cat([_pixels(part) for part in parts]), ()
+    return labels, None, tuple(Path(path) for part in parts for path in _paths(part))
+
+
+def _pixels(part: Any) -> Tensor:
+    pixels = torch.as_tensor(np.asarray(part.data))
+    if pixels.ndim == 3:  # FashionMNIST: (N, H, W)
+        pixels = pixels.unsqueeze(3).expand(-1, -1, -1, 3)
+    if pixels.shape[1] == 3:  # STL10 and SVHN: (N, 3, H, W)
+        pixels = pixels.permute(0, 2, 3, 1)
+    return pixels.contiguous()
+
+
+def _labels(part: Any) -> Any:
+    if hasattr(part, "_samples"):
+        return [label for _, label in part._samples]
+    return next(getattr(part, name) for name in ("labels", "targets", "_labels") if hasattr(part, name))
+
+
+def _paths(part: Any) -> Any:
+    """Of its files: torchvision keeps them to itself, and gives decoded images only."""
+    if hasattr(part, "_samples"):
+        return [path for path, _ in part._samples]
+    return part._image_files if hasattr(part, "_image_files") else part._images

@@ -1,0 +1,216 @@
+"""Features and weights for other programs: `idaa-bench embed` and `idaa-bench export`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from click.testing import CliRunner, Result
+from rich.console import Console
+from torch import Tensor, nn
+
+from idaa_lightly.backbones import create_backbone
+from idaa_lightly.bench.targets import load_backbone
+from idaa_lightly.cli import main
+
+TINY = ("--aug", "none", "--backbone", "resnet9-w2", "--epochs", "1", "--batch-size", "8", "--accelerator", "cpu")
+
+
+def bench(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, list(map(str, arguments)), prog_name="idaa-bench", env={"COLUMNS": "150"})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+def bench_features(data: str) -> Any:
+    bench("embed", "run", "--data", data, "--out", "features.npz")
+    with np.load("features.npz") as arrays:
+        return arrays["test_features"]
+
+
+def accuracies(*arguments: object) -> list[str]:
+    lines = bench("knn", *arguments, "--k", "1,5,36", "--temperature", "0.07,0.5").stdout.splitlines()
+    return [line for line in lines if line.startswith("│")]
+
+
+@pytest.fixture(scope="module")
+def finished_run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    bench("run", "--data", f"folder:{folder}", *TINY, "--out", out)
+    return out
+
+
+@pytest.fixture
+def run(finished_run: Path) -> Path:
+    return Path(shutil.copytree(finished_run, "run"))
+
+
+# embed
+
+
+@pytest.mark.parametrize("target", ["run", "run/checkpoints/last.ckpt"])
+def test_features_of_a_run_give_its_accuracies(run: Path, target: str) -> None:
+    result = bench("embed", target, "--out", "features.npz")
+    assert "Written to features.npz: train_features (36, 16), train_labels (36,), test_fe" in result.stdout
+    with np.load("features.npz", allow_pickle=False) as arrays:
+        assert list(arrays) == ["train_features", "train_labels", "test_features", "test_labels"]
+        assert arrays["train_features"].dtype == np.float32
+        assert arrays["train_labels"].tolist() == [0] * 12 + [1] * 12 + [2] * 12
+        assert arrays["test_labels"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
+        assert arrays["test_features"].std() > 0
+    assert len(accuracies("features.npz")) == 6
+    assert accuracies("features.npz") == accuracies(target)
+
+
+def test_features_of_a_foreign_checkpoint(folder: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(create_backbone("resnet18", 16)[0].state_dict(), "x.pth")
+    options = ("--backbone", "resnet18", "--data", f"folder:{folder}")
+    bench("embed", "x.pth", *options, "--out", "deep/features.npz")
+    assert accuracies("deep/features.npz") == accuracies("x.pth", *options)
+
+
+def test_features_of_other_images(run: Path, folder: Path) -> None:
+    bench("embed", run, "--data", f"folder:{folder / 'test'}", "--out", "features.npz")
+    with np.load("features.npz") as arrays:
+        assert (len(arrays["train_labels"]), len(arrays["test_labels"])) == (9, 3)
+
+
+def test_a_network_meets_other_images_as_it_was_trained(run: Path, folder: Path) -> None:
+    """Two classes of three have other means; the same images must give the same features all the same."""
+    shutil.copytree(folder / "train", "other/train", ignore=shutil.ignore_patterns("red"))
+    shutil.copytree(folder / "test", "other/test", ignore=shutil.ignore_patterns("red"))
+    _, data = load_backbone(run, Console(quiet=True), data="folder:other")
+    assert data.normalize == json.loads((run / "record.json").read_text())["data"]["normalize"]
+    own, whole = (bench_features(path) for path in ("folder:other", f"folder:{folder}"))
+    np.testing.assert_allclose(own, whole[:8], rtol=1e-5)  # blue and green come first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["run", "--out", "x.pt"], 2, "--out is x.pt, but expected a file whose name ends in .npz"),
+        (["x.npz", "--out", "y.npz"], 2, "x.npz holds features already: expected a network"),
+        (["nowhere", "--out", "x.npz"], 1, "nowhere does not exist; expected a run folder"),
+        (["run", "--backbone", "resnet18", "--out", "x.npz"], 2, "nothing says which images to embed: add --data"),
+    ],
+)
+def test_embed_refuses(run: Path, arguments: list[str], code: int, text: str) -> None:
+    assert text in bench("embed", *arguments, code=code).stderr
+    assert [path.name for path in Path().iterdir()] == ["run"]
+
+
+# export
+
+NORMALIZE = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}
+
+
+def folder_of_a_run(backbone: str, image_size: int) -> nn.Module:
+    """Writes what `export` reads of a run, with a network whose every tensor is drawn at random."""
+    torch.manual_seed(0)
+    network, _ = create_backbone(backbone, image_size)
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.uniform_(-0.1, 0.1)
+            part.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(part.weight, 0.5, 1)
+    record = {"schema": 1, "config": {"backbone": backbone}}
+    Path("made").mkdir()
+    torch.save(network.state_dict(), "made/backbone.pt")
+    data = {"image_size": image_size, "normalize": NORMALIZE}
+    Path("made/record.json").write_text(json.dumps(record | {"data": data}))
+    return network.eval()
+
+
+def loaded(result: Result) -> nn.Module:
+    """What the printed lines make."""
+    names: dict[str, Any] = {}
+    exec(result.stdout.split("To load it:\n\n")[1], names)
+    model: nn.Module = names["model"]
+    return model
+
+
+@torch.no_grad()
+def features(network: nn.Module, image_size: int) -> Tensor:
+    images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(1))
+    found: Tensor = network(images)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("backbone", "image_size", "form", "line"),
+    [
+        ("resnet18", 224, "torchvision", "model = torchvision.models.resnet18()"),
+        ("resnet18", 224, "timm", "model = timm.create_model('resnet18', num_classes=0)"),
+        ("resnet18", 32, "torchvision", "model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)"),
+        ("resnet18", 32, "timm", "model.maxpool = torch.nn.Identity()"),
+        ("timm/resnet18", 65, "torchvision", "model = torchvision.models.resnet18()"),
+        ("timm/resnet18", 32, None, "model = torchvision.models.resnet18()"),
+        ("timm/resnet10t", 224, None, "model = timm.create_model('resnet10t', num_classes=0)"),
+        ("resnet10t", 32, "timm", "model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)"),
+        ("resnet9-w4", 32, None, "model, num_features = create_backbone('resnet9-w4', 32)"),
+    ],
+)
+def test_the_printed_lines_load_the_same_network(backbone: str, image_size: int, form: str | None, line: str) -> None:
+    network = folder_of_a_run(backbone, image_size)
+    result = bench("export", "made", "--out", "x.pth", *(["--format", form] if form else []))
+    assert line in result.stdout
+    assert f"{image_size} px, less mean [0.5, 0.4, 0.3], divided by std [0.2, 0.2, 0.1]" in result.stdout
+    model = loaded(result)
+    assert not model.training
+    assert torch.equal(features(model, image_size), features(network, image_size))
+
+
+def test_only_the_classifier_is_missing() -> None:
+    network = folder_of_a_run("resnet18", 224)
+    bench("export", "made", "--out", "x.pth")
+    model = torchvision.models.resnet18().eval()
+    keys = model.load_state_dict(torch.load("x.pth", weights_only=True), strict=False)
+    assert (keys.missing_keys, keys.unexpected_keys) == (["fc.weight", "fc.bias"], [])
+    model.fc = nn.Identity()
+    assert torch.equal(features(model, 224), features(network, 224))
+
+
+def test_a_name_that_both_libraries_have_is_one_network() -> None:
+    names = [n for n in torchvision.models.list_models(module=torchvision.models) if "resne" in n and timm.is_model(n)]
+    assert {"resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2"} <= set(names)
+    for name in names:
+        with torch.device("meta"):
+            ours, theirs = create_backbone(name, 224)[0], create_backbone(f"timm/{name}", 224)[0]
+        shapes = [{key: value.shape for key, value in network.state_dict().items()} for network in (ours, theirs)]
+        assert shapes[0] == shapes[1], name
+
+
+def test_the_backbone_of_a_run(run: Path) -> None:
+    model = loaded(bench("export", run, "--out", "x.pth"))
+    weights = torch.load(run / "backbone.pt", weights_only=True)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("backbone", "form", "text"),
+    [
+        ("resnet9-w4", "timm", "timm has no resnet9-w4: leave --format out for create_backbone's"),
+        ("resnet10t", "torchvision", "torchvision has no resnet10t: export it with --format timm"),
+    ],
+)
+def test_a_library_that_lacks_the_network(backbone: str, form: str, text: str) -> None:
+    folder_of_a_run(backbone, 32)
+    assert text in bench("export", "made", "--out", "x.pth", "--format", form, code=2).stderr
+    assert not Path("x.pth").exists()
+
+
+def test_export_refuses(run: Path) -> None:
+    assert "nowhere/record.json is no record" in bench("export", "nowhere", "--out", "x.pth", code=1).stderr
+    Path("there").mkdir()
+    refused = bench("export", run, "--out", "there", code=2).stderr
+    assert "--out is there, a folder, but expected a file such as there/backbone.pth" in refused
