@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from torchvision.transforms import v2
 from idaa_lightly.device_parts import Blur, Crop, Flip, Greyscale, Jitter, Normalize, Rotate, Solarize, unknown
 from idaa_lightly.loading import seed_of
 
-IN_CACHE = 2**20  # values; a CPU makes views of more in pieces, which at 96 px takes half the time
+IN_CACHE = 2**19  # pixel values; a CPU makes views of more in pieces, which at 96 px takes half the time
 Part = Callable[[Tensor, Generator], Tensor]
 """From images (N, 3, H, W) in [0, 1], which it may change, and the random numbers' generator to images."""
 
@@ -51,7 +52,8 @@ class DeviceViews(nn.Module):
         super().__init__()
         if not isinstance(transform, MultiViewTransform) or type(transform).__call__ is not MultiViewTransform.__call__:
             raise unknown(transform, "is no MultiViewTransform of Lightly")
-        self.views = [_pipeline(view) for view in transform.transforms]
+        same = (list(group) for _, group in groupby(transform.transforms, key=id))
+        self.views = [(_pipeline(views[0]), len(views)) for views in same]  # and how many views it makes
 
     @torch.no_grad()
     def forward(self, pixels: Tensor, *key: int | str) -> list[Tensor]:
@@ -64,12 +66,13 @@ class DeviceViews(nn.Module):
 
     def _views(self, pixels: Tensor, generator: Generator) -> list[Tensor]:
         images = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)
-        return [_apply(view, images.clone(), generator) for view in self.views]
+        made = (_apply(parts, images.repeat(count, 1, 1, 1), generator).chunk(count) for parts, count in self.views)
+        return [view for views in made for view in views]
 
     def first(self) -> DeviceViews:
         """Makes the first view alone."""
         single = DeviceViews(MultiViewTransform([]))
-        single.views = self.views[:1]
+        single.views = [(self.views[0][0], 1)]
         return single
 
 

@@ -204,7 +204,7 @@ def fit_vae(
     generator = torch.Generator(device).manual_seed(seed)
     vae.train().requires_grad_(True)
     begun = time.perf_counter()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, betas=(0.0, 0.9))
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, betas=(0.0, 0.9), fused=True)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1 / epochs, total_iters=max(1, epochs - 1))
     history = []
     for epoch in range(1, epochs + 1):

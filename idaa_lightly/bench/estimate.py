@@ -21,7 +21,12 @@ def estimate(parts: Parts, context: FitContext) -> float:
         method = copy.deepcopy(parts.method).to(context.device)
         batches = _sample(parts, context.device)
         count = len(batches[0])
-        views_time = shortest(lambda: [parts.views[0, index] for index in range(count)]) / count
+        views_time = shortest(lambda: [parts.views[0, index] for index in range(count)]) / max(
+            1, parts.config.workers or 0
+        )
+        if (make := parts.device_views) is not None and parts.data.train.pixels is not None:
+            pixels = parts.data.train.pixels[:count].to(context.device)
+            views_time = shortest(lambda: make(pixels, 0))
 
         def step() -> None:
             method.loss(*[method.embed(batch) for batch in batches]).backward()
@@ -29,7 +34,7 @@ def estimate(parts: Parts, context: FitContext) -> float:
                 torch.cuda.synchronize()
 
         step_time = shortest(step) / count
-    per_image = step_time * parts.augmentation.relative_cost + views_time / max(1, parts.config.workers or 0)
+    per_image = step_time * parts.augmentation.relative_cost + views_time / count
     evaluations = 1 + min(parts.epochs, 10)
     evaluated = evaluations * (len(parts.data.train) + len(parts.data.test)) * step_time / 6
     return per_image * len(parts.views) * parts.epochs + evaluated + parts.augmentation.fit_seconds(context)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from idaa_lightly.batchnorm import dual_batchnorm
 from idaa_lightly.bench.pictures import save_figure, save_views
-from idaa_lightly.bench.prepare import Parts, fit_context, progress
+from idaa_lightly.bench.prepare import Parts, fit, progress
 from idaa_lightly.bench.results import environment, write_json
 from idaa_lightly.bench.targets import load_run
 from idaa_lightly.errors import UsageError
@@ -120,7 +120,7 @@ def _loss(name: str, parts: Parts, method: Method, device: torch.device) -> tupl
     options = parts.config.set["aug"] if own else parse_options(plugin, name, _shared(plugin, parts))
     every = {"mode": "exact"} if "mode" in options else {}  # a cheaper one may leave samples out
     augmentation = plugin(**{**options, **every})
-    augmentation.fit(fit_context(parts, device))
+    fit(augmentation, parts, device)
     network = dual_batchnorm(copy.deepcopy(method)).train()
     loss: Any = augmentation.loss(network)
     loss.generator = Measured(loss.generator)

@@ -26,6 +26,7 @@ from idaa_lightly.options import options_of, parse_options
 from idaa_lightly.plugin import Augmentation, FitContext, Method
 from idaa_lightly.registry import load
 
+HALF = "bf16-mixed"
 DIGITS: dict[str, Any] = {
     "backbone": "resnet9-w16",
     "epochs": 15,
@@ -191,6 +192,12 @@ def read_data(config: RunConfig, console: Console) -> DataSet:
     return data
 
 
+def fit(augmentation: Augmentation, parts: Parts, device: torch.device) -> None:
+    """Fits an augmentation, in bfloat16 where the run has it."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=parts.config.precision == HALF):
+        augmentation.fit(fit_context(parts, device))
+
+
 def fit_context(parts: Parts, device: torch.device) -> FitContext:
     """What the augmentation may use before the training starts."""
     return FitContext(
@@ -200,7 +207,8 @@ def fit_context(parts: Parts, device: torch.device) -> FitContext:
             "transform": describe(parts.views.transform),
             "image_size": parts.data.image_size,
         }
-        | ({"views": "device"} if parts.device_views else {}),
+        | ({"views": "device"} if parts.device_views else {})
+        | ({"precision": parts.config.precision} if parts.config.precision == HALF else {}),
         images=len(parts.views),
         image_size=parts.data.image_size,
         channels=3,

@@ -128,7 +128,7 @@ def _read_tables(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _require_same(config: RunConfig, folder: Path) -> None:
     """A record that was made with other options than its recipe's must not stand for it."""
-    there = RunConfig(**read_record(folder)["config"]).canonical()
+    there = resolve(RunConfig(**read_record(folder)["config"])).canonical()  # with options that are newer than it
     wanted = replace(resolve(config), image_size=there.image_size).canonical()
     if there.to_dict() != wanted.to_dict():
         raise FileFormatError(f"{folder} is of another configuration than its recipe: remove it, or mend the recipe")

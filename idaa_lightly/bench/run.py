@@ -26,6 +26,7 @@ from idaa_lightly.bench.estimate import estimate, flops_per_image, in_words
 from idaa_lightly.bench.pictures import save_curves, save_views
 from idaa_lightly.bench.prepare import (
     Parts,
+    fit,
     fit_context,
     make_augmentation,
     make_parts,
@@ -130,7 +131,7 @@ def _run(parts: Parts, out: Path, console: Console, start: tuple[float, float]) 
         trainer = _trainer(config, out, [evaluation, timer], steps, resumed.get("global_step", 0))
         context = fit_context(parts, trainer.strategy.root_device)
         _announce(parts, console, out, in_words(estimate(parts, context)), resumed.get("epoch"))
-        parts.augmentation.fit(context)
+        fit(parts.augmentation, parts, context.device)
         module = SelfSupervised(
             parts.method,
             parts.augmentation,

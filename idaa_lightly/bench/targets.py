@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.config import RunConfig, read_toml
-from idaa_lightly.bench.prepare import Parts, fit_context, make_augmentation, make_parts, read_data, resolve
+from idaa_lightly.bench.prepare import Parts, fit, make_augmentation, make_parts, read_data, resolve
 from idaa_lightly.bench.results import read_record
 from idaa_lightly.bench.run import features_of
 from idaa_lightly.data import DataSet
@@ -203,7 +203,7 @@ def load_run(folder: Path, console: Console) -> tuple[Parts, SelfSupervised]:
     config = resolve(RunConfig(**read_toml(folder / "config.toml")))
     augmentation = make_augmentation(config)
     parts = make_parts(config, augmentation, read_data(config, console))
-    augmentation.fit(fit_context(parts, torch.device("cpu")))
+    fit(augmentation, parts, torch.device("cpu"))
     steps = len(parts.views) // parts.batch_size
     module = SelfSupervised(parts.method, augmentation, epochs=parts.epochs, steps_per_epoch=steps, seed=config.seed)
     try:

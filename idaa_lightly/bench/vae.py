@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.prepare import (
+    fit,
     fit_context,
     make_augmentation,
     make_parts,
@@ -36,7 +37,7 @@ def train_vae(config: RunConfig, out: Path, console: Console) -> float:
     parts = make_parts(config, augmentation, read_data(config, console))
     context = fit_context(parts, make_trainer(config, logger=False).strategy.root_device)
     console.print(f"VAE on {len(parts.views)} images of {parts.data.image_size} px, {parts.epochs} epochs")
-    augmentation.fit(context)
+    fit(augmentation, parts, context.device)
     vae = augmentation.generator().space.vae  # type: ignore[attr-defined]
     vae.save(out)
     views = next(iter(context.views(128))).to(context.device)

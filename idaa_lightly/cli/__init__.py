@@ -67,7 +67,7 @@ def main() -> None:
     idaa-bench knn RUN                              evaluates a run again, or features of your own
     idaa-bench linear RUN                           a linear layer on its features, by one protocol or several
     idaa-bench transfer RUN --to dtd,pets           the same on other data sets
-    idaa-bench embed RUN --out features.npz         its features; `idaa-bench export` writes its backbone
+    idaa-bench embed RUN --out features.npz         its features; export: its weights
     idaa-bench finetune RUN --labels 1%,10%         its backbone, trained on a few labels
     """
 

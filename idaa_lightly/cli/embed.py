@@ -21,7 +21,7 @@ def embed(target: Path, out: Path, backbone: str | None, data: str | None) -> No
     --data). Features are those of the backbone in eval mode, of images without augmentation.
 
     The file has train_features (N, D) in float32, train_labels (N,), test_features (M, D) and test_labels (M,), in the
-    order of the data set, and is a target for `idaa-bench knn` and `idaa-bench linear`.
+    order of the data set, and is a target for the commands knn and linear.
 
     \b
     Examples:
