@@ -7,6 +7,7 @@ from .batchnorm import (
     strip_dual_batchnorm,
 )
 from .criteria import DebiasedLoss, InfoNCELoss, OUCLLoss, UELLoss
+from .device_views import DeviceViews
 from .evaluation.knn import knn_classify, knn_sweep
 from .evaluation.lightning import FaissKNNClassifier, KNNCallback
 from .evaluation.linear import linear_probe
@@ -15,6 +16,7 @@ from .learned import LearnedColor, Viewmaker
 from .losses import AdversarialLoss, AdversarialOutput
 from .spaces import AffineSpace, ColorSpace, JitterSpace, LatentSpace, PixelSpace
 from .vae import VAE, fit_vae
+from .variants import HalfBatchLoss, ReusedGraphLoss
 from .views import CLAE, IDAA, ViewGenerator
 
 __all__ = [
@@ -28,9 +30,11 @@ __all__ = [
     "AffineSpace",
     "ColorSpace",
     "DebiasedLoss",
+    "DeviceViews",
     "DualBatchNorm",
     "FaissKNNClassifier",
     "FeatureGenerator",
+    "HalfBatchLoss",
     "InfoNCELoss",
     "JitterSpace",
     "KNNCallback",
@@ -40,6 +44,7 @@ __all__ = [
     "OUCLLoss",
     "PixelSpace",
     "RandomDirection",
+    "ReusedGraphLoss",
     "UELLoss",
     "ViewGenerator",
     "Viewmaker",

@@ -160,7 +160,9 @@ class Augmentation(ABC):
         """A module called as `loss(method, x0, x1, ...)`.
 
         It gives a NamedTuple with the scalar `total`, which is minimised; its other scalars are logged. Parameters of
-        its own are trained by the same backward pass, in a group of the method's optimiser.
+        its own are trained by the same backward pass, in a group of the method's optimiser. It is deep-copied with the
+        method to count operations: let it reach the method by its argument, a bound method or functools.partial, not
+        by a lambda.
         """
 
     def panels(self, images: Tensor) -> dict[str, Tensor]:

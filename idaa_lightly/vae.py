@@ -121,7 +121,7 @@ class VAE(nn.Module):
         try:
             vae = cls(**state["idaa_lightly.VAE"])
             vae.load_state_dict(state["state"])
-            vae.fitted = state["fitted"]
+            vae.fitted = state.get("fitted", {})
         except (KeyError, TypeError, RuntimeError, UsageError) as error:
             raise FileFormatError(f"{path} holds tensors, but no VAE written by VAE.save: {error!r:.200}") from error
         return vae.eval()

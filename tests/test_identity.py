@@ -146,3 +146,12 @@ def test_the_control_takes_the_vae_and_the_strength_of_the_run() -> None:
     figures = json.loads(Path("run/identity/identity.json").read_text())["augmentations"]
     assert figures["random"]["linf"] < 1e-5
     assert figures["idaa"]["linf"] < 1e-5
+
+
+def test_samples_that_coincide_have_a_finite_ratio() -> None:
+    anchors = circle(torch.tensor([0.0, 0.0, 90.0]))
+    found = identity(
+        anchors, anchors.roll(1, 0)
+    )  # the first sample has the last one's view, and the second the first's
+    assert found.negative[0] == 0
+    assert found.ratio.isfinite().all()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import warnings
@@ -25,6 +26,7 @@ from idaa_lightly.cli import main
 from idaa_lightly.errors import DataError, NonFiniteError, UsageError
 from idaa_lightly.evaluation import knn
 from idaa_lightly.evaluation import search as searching
+from idaa_lightly.evaluation.search import prepared
 
 GOLDEN = Path(__file__).parent / "golden" / "reference.npz"
 
@@ -621,3 +623,16 @@ def test_options_that_are_refused(arguments, text):
     assert result.exit_code == 2
     assert text in result.stderr
     assert [path.name for path in Path().iterdir()] == ["x.npz"]
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_features_that_need_no_copy_are_searched_where_they_are(normalize: bool) -> None:
+    unit = F.normalize(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    assert prepared(unit, "bank", normalize=normalize).data_ptr() == unit.data_ptr()
+    assert prepared(unit.numpy(), "bank", normalize=normalize).data_ptr() == unit.data_ptr()
+    for other in (3 * unit if normalize else unit.double(), unit.half(), unit.T, unit.T.numpy()):
+        before = other.clone() if isinstance(other, torch.Tensor) else other.copy()
+        assert prepared(other, "bank", normalize=normalize).dtype == torch.float32
+        assert (other == before).all()
+    with pytest.raises(NonFiniteError, match="1 of 2 rows of the bank hold NaN or infinity"):
+        prepared(torch.tensor([[1.0, 0.0], [math.nan, 0.0]]), "bank", normalize=normalize)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import math
@@ -17,11 +18,16 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from idaa_lightly import knn_classify
 from idaa_lightly.backbones import create_backbone
+from idaa_lightly.bench.config import RunConfig
+from idaa_lightly.bench.estimate import flops_per_image
+from idaa_lightly.bench.prepare import Parts, fit, make_augmentation, make_parts, read_data, resolve
 from idaa_lightly.cli import main
+from idaa_lightly.training import SelfSupervised
 
 TINY = [
     "--limit-train", "96", "--backbone", "resnet9-w4", "--batch-size", "32", "--accelerator", "cpu",
@@ -84,6 +90,33 @@ def test_the_flops_of_a_step() -> None:
         network(torch.zeros(1, 3, 32, 32))
     assert plain == pytest.approx(2 * 3 * counter.get_total_flops(), rel=0.1)  # and the head, less the first gradient
     assert clae / plain == pytest.approx(11 / 6, rel=0.05)
+
+
+def parts_of(config: RunConfig) -> Parts:
+    config = resolve(config)
+    return make_parts(config, make_augmentation(config), read_data(config, Console(quiet=True)))
+
+
+@pytest.mark.parametrize("aug", ["none", "clae", "color", "viewmaker", "metaug"])
+def test_counting_operations_leaves_no_trace(aug: str) -> None:
+    parts = parts_of(RunConfig(aug=aug, limit_train=64, backbone="resnet9-w4", batch_size=32, accelerator="cpu"))
+    fit(parts.augmentation, parts, torch.device("cpu"))
+    module = SelfSupervised(parts.method, parts.augmentation, epochs=1, steps_per_epoch=2, seed=0)
+    before = copy.deepcopy(module.state_dict())
+    assert flops_per_image(parts, module, torch.device("cpu")) > 0
+    after = module.state_dict()
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_a_vae_that_is_fitted_in_half_precision_is_as_good() -> None:
+    errors = []
+    for precision in ("32-true", "bf16-mixed"):
+        options = {"aug": {"width": 16, "bottleneck_dim": 32, "vae_epochs": 12}}
+        parts = parts_of(RunConfig(limit_train=256, backbone="resnet9-w4", precision=precision, set=options))
+        fit(parts.augmentation, parts, torch.device("cpu"))
+        errors.append(parts.augmentation.fitted()["vae"]["mse"])
+    assert errors[1] == pytest.approx(errors[0], rel=0.05)
 
 
 def test_the_same_seed_gives_the_same_result_and_its_config_repeats_it() -> None:

@@ -106,3 +106,18 @@ def test_modes_in_the_runner(mode: str) -> None:
         result = CliRunner().invoke(main, command)
         assert result.exit_code == 0, result.output
     assert json.loads(Path(mode, "record.json").read_text())["config"]["set"]["aug"]["mode"] == mode
+
+
+@pytest.mark.parametrize(
+    ("aug", "options", "text"),
+    [
+        ("idaa", ["aug.steps=2"], "mode is reused, with steps 2 and decompose True: it needs 1 and true"),
+        ("idaa", ["aug.decompose=false"], "with steps 1 and decompose False"),
+        ("pgd", [], "mode is reused, which serves a search of one step from the input: choose clae, or exact"),
+    ],
+)
+def test_a_search_that_cannot_reuse_the_graph(aug: str, options: list[str], text: str) -> None:
+    settings = [part for option in ["aug.mode=reused", *options] for part in ("--set", option)]
+    result = CliRunner().invoke(main, ["run", "--aug", aug, *settings, "--dry-run"])
+    assert result.exit_code == 2
+    assert text in result.output

@@ -26,6 +26,7 @@ from idaa_lightly.registry import load
 from idaa_lightly.views import Objective, ViewGenerator
 
 SECOND_VIEW = "second view"
+FAR = 2  # of the density: larger ratios are drawn here
 
 
 def study(
@@ -157,8 +158,8 @@ def _density(found: dict[str, Identity], path: Path) -> None:
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axis = figure.subplots()
     for name, part in found.items():
-        axis.hist((part.positive / part.negative).numpy(), bins=50, density=True, histtype="step", label=name)
+        axis.hist(part.ratio.clamp(max=FAR).numpy(), bins=50, range=(0, FAR), density=True, histtype="step", label=name)
     axis.axvline(1, color="black", linewidth=0.8)
-    axis.set(xlabel="distance to the own view / to the nearest other", ylabel="density")
+    axis.set(xlabel=f"distance to the own view / to the nearest other, up to {FAR}", ylabel="density")
     axis.legend()
     save_figure(figure, path)

@@ -194,7 +194,8 @@ def read_data(config: RunConfig, console: Console) -> DataSet:
 
 def fit(augmentation: Augmentation, parts: Parts, device: torch.device) -> None:
     """Fits an augmentation, in bfloat16 where the run has it."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=parts.config.precision == HALF):
+    half = parts.config.precision == HALF  # without a cache, which would keep the weights of the first step
+    with torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False):
         augmentation.fit(fit_context(parts, device))
 
 
@@ -208,7 +209,7 @@ def fit_context(parts: Parts, device: torch.device) -> FitContext:
             "image_size": parts.data.image_size,
         }
         | ({"views": "device"} if parts.device_views else {})
-        | ({"precision": parts.config.precision} if parts.config.precision == HALF else {}),
+        | ({"precision": HALF} if parts.config.precision == HALF else {}),
         images=len(parts.views),
         image_size=parts.data.image_size,
         channels=3,

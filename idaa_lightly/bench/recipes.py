@@ -28,11 +28,9 @@ from idaa_lightly.bench.prepare import resolve
 from idaa_lightly.bench.results import read_record
 from idaa_lightly.bench.run import run
 from idaa_lightly.bench.tables import cells, markdown
-from idaa_lightly.errors import BusyError, DataError, FileFormatError, UsageError, suggestion
+from idaa_lightly.errors import BusyError, DataError, FileFormatError, NonFiniteError, UsageError, suggestion
 from idaa_lightly.files import atomic_write
 
-KEPT = ("record.json", "linear.json", "identity/identity.json")
-"""Files of a run folder that are small enough to be committed."""
 PAPER = "ResNet-18, CIFAR-10, 300 epochs; best epoch on the test images; kNN on the projection"
 SECTION = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -141,7 +139,7 @@ def run_missing(table: Table, runs: Path, console: Console, *, minutes: float | 
         table: whose units.
         runs: folder for the run folders; processes that share it divide the work.
         console: for what is said on the way.
-        minutes: no unit is begun that would end later, as far as those before it tell.
+        minutes: no unit is begun that would end later, as far as those before it tell; one is begun in any case.
 
     Returns:
         The number of units that are still missing.
@@ -149,27 +147,23 @@ def run_missing(table: Table, runs: Path, console: Console, *, minutes: float | 
     begun, longest = time.monotonic(), 0.0
     for recipe, seed in list(table.missing()):
         start = time.monotonic()
+        if (table.records(recipe) / f"seed-{seed}" / "record.json").exists():
+            continue  # of another process
         if minutes is not None and start - begun + longest > 60 * minutes:
             console.print("No time for another unit.")
             break
         folder = runs / recipe.name / f"seed-{seed}"
         try:
             run(recipe.run_of(seed), folder, resume=True, console=console)
-        except (BusyError, DataError) as error:
+        except (BusyError, DataError, NonFiniteError) as error:
             console.print(f"Left out: {recipe.name} seed {seed}: {error}", highlight=False, soft_wrap=True)
             continue
-        keep(folder, table.records(recipe) / f"seed-{seed}")
+        kept = table.records(recipe) / f"seed-{seed}" / "record.json"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(kept) as temporary:
+            shutil.copyfile(folder / "record.json", temporary)
         longest = max(longest, time.monotonic() - start)
     return len(list(table.missing()))
-
-
-def keep(run_folder: Path, folder: Path) -> None:
-    """Copies the record of a run, and what was measured on it later."""
-    for name in KEPT:
-        if (run_folder / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(folder / name) as temporary:
-                shutil.copyfile(run_folder / name, temporary)
 
 
 def render(table: Table) -> str:
@@ -180,14 +174,16 @@ def render(table: Table) -> str:
     if there:
         comparison = compare(there)
         header, rows = cells(comparison)
-        shared = "; ".join([f"all: {comparison.shared}", *comparison.notes])
+        shared = "; ".join([f"all: {comparison.shared}", *(note.removesuffix(".") for note in comparison.notes)])
         for group, row in zip(read_groups(there)[0], rows, strict=True):
             name = next(iter(group.folders.values())).parent.name
             lines.setdefault(name, []).append(row)
     figures = [name for name in ("knn", "linear") if any(name in paper for paper in table.paper.values())]
     result = []
     for recipe in table.recipes:
-        blank = [recipe.config.method, recipe.config.aug, "not run", *[""] * (len(header) - 3)]
+        options = [f"{key}={value}" for items in recipe.config.set.values() for key, value in items.items()]
+        blank = [recipe.config.method, " ".join([recipe.config.aug, *options]), *[""] * (len(header) - 2)]
+        blank[header.index("seeds")] = "not run"
         published = table.paper.get(recipe.name, {})
         added = [f"{published[name]:.2f}" if name in published else "" for name in figures]
         result += [[*row, *added] for row in lines.get(recipe.name, [blank])]
@@ -210,7 +206,7 @@ def pages(folder: Path) -> dict[Path, str]:
         for recipe in table.recipes:
             path = folder / "recipes" / f"{recipe.name}.toml"
             body = [line for line in path.read_text().splitlines() if not line.startswith("#")]
-            texts[path] = "\n".join([*_head(table, recipe), *body]) + "\n"
+            texts.setdefault(path, "\n".join([*_head(table, recipe), *body]) + "\n")
     return texts
 
 
@@ -236,8 +232,8 @@ def _spread(values: list[float]) -> str:
 
 def write_pages(folder: Path) -> list[Path]:
     """Renders README.md and the heads of the recipes; returns the files that changed."""
-    changed = [path for path, text in pages(folder).items() if path.read_text() != text]
-    for path in changed:
+    changed = {path: text for path, text in pages(folder).items() if path.read_text() != text}
+    for path, text in changed.items():
         with atomic_write(path) as temporary:
-            temporary.write_text(pages(folder)[path])
-    return changed
+            temporary.write_text(text)
+    return list(changed)

@@ -125,13 +125,16 @@ def environment(device: torch.device, count: int) -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """Commit of the checkout that this file is in, with '+' where files are changed."""
+    """Last commit that changed the code of the checkout that this file is in, with '+' where it is changed since."""
     here = Path(__file__).resolve()
     try:
         git = ["git", "-C", str(here.parent)]
         subprocess.run([*git, "ls-files", "--error-unmatch", here.name], check=True, capture_output=True)
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], check=True, capture_output=True)
+        code = [str(here.parents[1]), str(here.parents[2] / "plugins")]  # records and pages change no result
+        last = subprocess.run(
+            [*git, "log", "-1", "--format=%H", "--", *code], check=True, capture_output=True, text=True
+        )
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno", "--", *code], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit.stdout.strip() + ("+" if changed.stdout else "")
+    return last.stdout.strip() + ("+" if changed.stdout else "")

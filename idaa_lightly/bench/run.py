@@ -106,7 +106,8 @@ class WithProjection(nn.Module):
         found: list[Tensor] = []
         with self.method.backbone.register_forward_hook(lambda *call: found.append(call[2])):
             embedding = embedding_of(self.method(images))
-        return torch.cat([found[0].flatten(1), embedding], 1)
+        features = found[0] if found else self.method.backbone(images)
+        return torch.cat([features.flatten(1), embedding], 1)
 
 
 def knn_accuracy(features: dict[str, Tensor], k: int = KNN_K, temperature: float = KNN_TEMPERATURE) -> float:

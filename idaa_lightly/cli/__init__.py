@@ -45,6 +45,7 @@ class Commands(click.Group):
                 "run": " The same command with --resume goes on after the last finished epoch.",
                 "sweep": " The same command goes on where it was.",
                 "transfer": " The same command goes on where it was.",
+                "table": " The same command goes on where it was.",
                 "linear": " The same command goes on with the next protocol.",
                 "finetune": " The same command goes on with the next share of the labels.",
             }
@@ -63,6 +64,8 @@ def main() -> None:
     idaa-bench sweep --aug none,idaa --seeds 0-4    every combination once; restartable; here or on a cluster
     idaa-bench compare runs                         mean ± std, paired differences, accuracy at equal compute
     idaa-bench report runs --out report.html        the same and all plots, as one page to send
+    idaa-bench identity RUN                         are the views hard, and do they keep the identity?
+    idaa-bench table laptop                         a published table: runs what is missing, and renders it
     idaa-bench plugins                              what --method and --aug can be
     idaa-bench knn RUN                              evaluates a run again, or features of your own
     idaa-bench linear RUN                           a linear layer on its features, by one protocol or several

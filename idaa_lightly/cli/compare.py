@@ -32,8 +32,8 @@ def compare(runs: tuple[Path, ...], form: str | None, out: Path | None) -> None:
 
     Differences are to `none` with otherwise the same options, seed by seed, with the 95 % interval of Student's t.
     Accuracy at equal compute is read off each run's history where it has trained as long as the cheapest group did:
-    epochs × shortest mean time / own mean time, linear between evaluations. It is a lower bound, since learning rates
-    that were to fall until the end have not. Evaluation and the training of a VAE are not in these times.
+    epochs × fewest FLOPs / own FLOPs, linear between evaluations. It is a lower bound, since learning rates that were
+    to fall until the end have not. Attacks are counted; evaluation and the training of a VAE are not.
 
     \b
     Examples:

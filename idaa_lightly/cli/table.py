@@ -25,7 +25,11 @@ from idaa_lightly.cli.options import console
     show_default=True,
     help="Folder for the run folders; any number of processes may share it and divide the work.",
 )
-@click.option("--minutes", type=click.FloatRange(min=0), help="Begin no run that would end later than this.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0),
+    help="Begin no run that would end later than this, as far as the runs before it tell.",
+)
 @click.option("--render", is_flag=True, help="Run nothing: only render what the records hold.")
 def table(names: tuple[str, ...], folder: Path, out: Path, minutes: float | None, render: bool) -> None:
     """Run what is missing of published tables, and render them beside the published figures.

@@ -39,9 +39,13 @@ class Identity:
     @property
     def hardness(self) -> list[float]:
         """Quantiles (5, 25, 50, 75 and 95 %) of positive / negative: 0 is an easy view, 1 the boundary."""
-        ratio = self.positive.double() / self.negative.double().clamp_min(1e-12)
-        quantiles: list[float] = ratio.quantile(torch.tensor(QUANTILES, dtype=torch.double)).tolist()
+        quantiles: list[float] = self.ratio.quantile(torch.tensor(QUANTILES, dtype=torch.double)).tolist()
         return quantiles
+
+    @property
+    def ratio(self) -> Tensor:
+        """Positive / negative, (N,): 0 is an easy view, 1 the boundary. Finite, where two samples coincide, too."""
+        return self.positive.double() / self.negative.double().clamp_min(1e-12)
 
 
 def batch_figures(anchors: Tensor, views: Tensor, temperature: float = 0.1) -> dict[str, Tensor]:

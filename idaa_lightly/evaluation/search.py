@@ -25,6 +25,7 @@ BLOCK = 2**24  # elements in float32 at a time, 64 MiB: 32 768 rows of 512 dimen
 QUERY_BLOCK = 16_384  # many queries a call: FAISS uses BLAS only for large ones
 TORCH_BLOCK = 512  # queries that torch compares with a block of the bank at a time
 GPU_K = 2048  # the most neighbours that FAISS finds on a GPU
+UNIT = 2e-6  # how far from 1 a length may be: float32 does not come nearer in 2048 dimensions
 FAISS_FROM = 128_000  # query elements; below it FAISS goes without BLAS and torch is faster
 TRAIN_BYTES = 2**28  # of the random part of a bank that an index is trained on
 
@@ -38,7 +39,8 @@ def nearest(bank: Any, queries: Any, k: int, *, normalize: bool = True) -> tuple
     search = _faiss_search if use_faiss else _torch_search
     similarities = torch.empty(len(queries), 0)
     indices = torch.empty(len(queries), 0, dtype=torch.long)
-    for rows in blocks(len(bank), BLOCK // bank.shape[1]):
+    whole = _as_it_is(bank, normalize) is not None
+    for rows in blocks(len(bank), len(bank) if whole and use_faiss else BLOCK // bank.shape[1]):
         block = prepared(bank[rows], "bank", normalize=normalize)
         found, at = search(block.to(queries.device), queries, min(k, len(block)))
         similarities = torch.cat([similarities, found.cpu()], 1)
@@ -49,7 +51,9 @@ def nearest(bank: Any, queries: Any, k: int, *, normalize: bool = True) -> tuple
 
 
 def prepared(features: Any, name: str, *, normalize: bool = True) -> Tensor:
-    """A copy in float32, of unit length where asked; refuses NaN and infinity, naming the features."""
+    """Features in float32, of unit length where asked: a copy, or themselves; refuses NaN and infinity by name."""
+    if (same := _as_it_is(features, normalize)) is not None:
+        return same
     if isinstance(features, Tensor):
         rows = features.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     else:
@@ -114,6 +118,17 @@ def faiss_index(bank: Any, description: str) -> Search:
         return similarities.masked_fill(at < 0, -torch.inf), torch.where(at < 0, at[:, :1], at)  # no vote
 
     return search
+
+
+def _as_it_is(features: Any, normalize: bool) -> Tensor | None:
+    """The features without a copy, where they are in memory just as the search on the CPU wants them."""
+    if isinstance(features, np.ndarray) and type(features) is not np.memmap and features.flags.writeable:
+        features = torch.from_numpy(features)
+    if not isinstance(features, Tensor) or features.dtype != torch.float32 or features.device.type != "cpu":
+        return None
+    lengths = torch.linalg.vector_norm(features.detach(), dim=1)
+    ready = (lengths - 1).abs().amax() < UNIT if normalize and len(lengths) else lengths.isfinite().all()
+    return features.detach() if ready and features.is_contiguous() else None
 
 
 def blocks(length: int, size: int) -> list[slice]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from idaa_lightly import LearnedColor
 from idaa_lightly.options import require_between
@@ -27,4 +28,10 @@ class Color(LearnedAugmentation):
 
     def generator(self, method: Method) -> nn.Module:
         """The layer."""
-        return LearnedColor(lambda x: method.backbone(x).flatten(1), method.num_features, self.normalize, eps=self.eps)
+        represent = partial(_represent, method)  # a copy of the loss then goes with the copy of the method
+        return LearnedColor(represent, method.num_features, self.normalize, eps=self.eps)
+
+
+def _represent(method: Method, images: Tensor) -> Tensor:
+    features: Tensor = method.backbone(images).flatten(1)
+    return features

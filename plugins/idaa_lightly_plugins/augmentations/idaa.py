@@ -54,6 +54,8 @@ class IDAA(GeneratorAugmentation):
         require_at_least(
             1, bottleneck_dim=bottleneck_dim, width=width, vae_epochs=1 if vae_epochs is None else vae_epochs
         )
+        if self.mode == "reused" and (steps > 1 or not decompose):
+            raise UsageError(f"mode is reused, with steps {steps} and decompose {decompose}: it needs 1 and true")
         self.ascent: Ascent = FGSM(eps, norm) if steps == 1 else PGD(eps, steps=steps, norm=norm)
         self.decompose = decompose
         self.relative_cost = 1.55 + 0.35 * steps * (not self.random)

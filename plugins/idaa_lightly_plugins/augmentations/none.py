@@ -11,7 +11,7 @@ from idaa_lightly.plugin import Augmentation, Method
 
 
 class CleanOutput(NamedTuple):
-    """The method's own loss, a scalar, and the outputs of the views, detached."""
+    """The method's own loss, a scalar, and the outputs of the first two views, detached."""
 
     total: Tensor
     outputs: tuple[Any, ...]
@@ -23,7 +23,7 @@ class CleanLoss(nn.Module):
     def forward(self, model: Method, *views: Tensor) -> CleanOutput:
         """Views (N, C, H, W) each."""
         outputs = tuple(model(view) for view in views)
-        return CleanOutput(model.loss(*outputs), detached(outputs))
+        return CleanOutput(model.loss(*outputs), detached(outputs[:2]))
 
 
 class NoAugmentation(Augmentation):

@@ -7,6 +7,7 @@ from typing import Any
 from idaa_lightly import PGD as Ascent
 from idaa_lightly import PixelSpace, ViewGenerator
 from idaa_lightly.ascent import Norm
+from idaa_lightly.errors import UsageError
 from idaa_lightly.plugin import GeneratorAugmentation
 
 
@@ -35,6 +36,8 @@ class PGD(GeneratorAugmentation):
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        if self.mode == "reused":
+            raise UsageError("mode is reused, which serves a search of one step from the input: choose clae, or exact")
         self.relative_cost = 1.55 + 0.35 * steps * (not self.random)
         self.ascent = Ascent(eps, steps=steps, step_size=step_size, norm=norm, random_start=random_start)
 

@@ -1,0 +1,162 @@
+"""Tables made of recipes: `idaa-bench table`, and the page of this repository."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from idaa_lightly.bench.recipes import pages, read_table, render
+from idaa_lightly.cli import main
+from idaa_lightly.errors import FileFormatError
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+RECIPE = """\
+method = "simclr"
+aug = "{aug}"
+limit_train = 64
+backbone = "resnet9-w4"
+epochs = 1
+batch_size = 32
+accelerator = "cpu"
+"""
+TABLES = """\
+[tables.small]
+title = "A small table"
+note = "Read it with care."
+seeds = 2
+recipes = ["plain", "clae"]
+
+[tables.other]
+title = "Another"
+seeds = 1
+recipes = ["clae"]
+paper = {}
+
+[paper.simclr]
+clae = { knn = 80.27 }
+"""
+
+
+def bench(*arguments: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, ["table", *arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def record(recipe: str, seed: int, knn: float, **config: Any) -> None:
+    """What a run of this recipe would have left."""
+    aug = {"plain": "none", "clae": "clae"}[recipe]
+    options = {"method": "simclr", "aug": aug, "data": "digits", "limit_train": 64, "backbone": "resnet9-w4"}
+    options |= {"epochs": 1, "batch_size": 32, "accelerator": "cpu", "image_size": 32, "seed": seed} | config
+    content = {
+        "schema": 1,
+        "config": options | {"set": {"method": {}, "aug": {}}},
+        "last": {"epoch": 1, "knn": knn, "linear": knn},
+        "history": [{"epoch": 0, "knn": 0.1}, {"epoch": 1, "knn": knn}],
+        "time": {"train_s": 120.0, "images_per_s": 1.0, "flops_per_image": 1},
+        "data": {"name": "digits", "fingerprint": ["a", "b"]},
+        "versions": {"idaa-lightly": "0.1.0"},
+        "device": {"type": "cpu", "name": "a CPU", "count": 1, "torch_threads": 1},
+        "git_commit": "c0ffee",
+    }
+    folder = Path("benchmarks/records", recipe, f"seed-{seed}")
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(json.dumps(content))
+
+
+@pytest.fixture(autouse=True)
+def benchmarks() -> Path:
+    folder = Path("benchmarks")
+    (folder / "recipes").mkdir(parents=True)
+    (folder / "tables.toml").write_text(TABLES)
+    (folder / "recipes/plain.toml").write_text(RECIPE.format(aug="none"))
+    (folder / "recipes/clae.toml").write_text("# of old\n" + RECIPE.format(aug="clae"))
+    (folder / "README.md").write_text("# Page\n<!-- table small -->\nstale\n<!-- end -->\nText\n")
+    return folder
+
+
+def test_what_is_missing_seed_by_seed(benchmarks: Path) -> None:
+    table = read_table(benchmarks, "small")
+    assert [(recipe.name, seed) for recipe, seed in table.missing()] == [
+        ("plain", 0), ("clae", 0), ("plain", 1), ("clae", 1),
+    ]  # fmt: skip
+    record("plain", 0, 0.5)
+    assert [(recipe.name, seed) for recipe, seed in table.missing()] == [("clae", 0), ("plain", 1), ("clae", 1)]
+    assert "1 of 4 runs: A small table" in bench().output
+
+
+def test_the_rendered_table_by_hand(benchmarks: Path) -> None:
+    assert "| simclr | clae | not run | 80.27 |" in render(read_table(benchmarks, "small"))
+    for seed, knn in enumerate((0.5, 0.6)):
+        record("plain", seed, knn)
+    text = render(read_table(benchmarks, "small"))
+    assert text.startswith("**A small table**")
+    plain, clae = text.splitlines()[4:6]
+    assert plain.startswith("| simclr | none | 2 | 55.00 ± 7.07 | 55.00 ± 7.07 |")
+    assert clae.startswith("| simclr | clae | not run |")
+    assert clae.endswith("| 80.27 |")
+    assert "paper*: kNN, %" in text
+    assert "Read it with care." in text
+    assert "`idaa-bench table small` (2 runs are missing)" in text
+    assert "paper" not in render(read_table(benchmarks, "other"))
+
+
+def test_pages_and_heads(benchmarks: Path) -> None:
+    record("clae", 0, 0.25)
+    result = bench("small", "--render")
+    assert "Rendered: benchmarks/README.md" in result.stderr
+    page = (benchmarks / "README.md").read_text()
+    assert page.startswith("# Page\n<!-- table small -->\n\n**A small table**")
+    assert page.endswith("\n<!-- end -->\nText\n")
+    head, body = (benchmarks / "recipes/clae.toml").read_text().split("method", 1)
+    assert head.splitlines() == [
+        "# idaa-bench run --config benchmarks/recipes/clae.toml --seed 0 --seed 1",
+        "# expected: knn 25.00, linear 25.00 (1 seeds), 2 min of training, a CPU",
+        "# paper: knn 80.27 (ResNet-18, CIFAR-10, 300 epochs; best epoch on the test images; kNN on the projection)",
+    ]
+    assert "method" + body == RECIPE.format(aug="clae")
+    assert "# not run yet" in (benchmarks / "recipes/plain.toml").read_text()
+    assert "Rendered" not in bench("small", "--render").stderr
+
+
+def test_it_runs_what_is_missing_and_nothing_twice(benchmarks: Path) -> None:
+    assert "No time for another unit." in bench("other", "--minutes", "0").output
+    assert "epoch 1/1" in bench("other").output
+    kept = json.loads((benchmarks / "records/clae/seed-0/record.json").read_text())
+    assert kept == json.loads(Path("runs/recipes/clae/seed-0/record.json").read_text())
+    assert "epoch 1/1" not in bench("other").output
+    (benchmarks / "records/clae/seed-0/record.json").unlink()
+    assert "is finished already" in bench("other").output  # the run folder has it still
+    assert (benchmarks / "records/clae/seed-0/record.json").exists()
+
+
+def test_bad_input(benchmarks: Path) -> None:
+    assert "no table 'smal' in benchmarks; known: small, other. Did you mean 'small'?" in bench("smal", code=2).output
+    record("plain", 0, 0.5, epochs=2)
+    text = "benchmarks/records/plain/seed-0 is of another configuration than its recipe"
+    assert text in bench("small", "--render", code=1).output
+    (benchmarks / "tables.toml").write_text("[tables.small]\ntitle = 'x'\n")
+    with pytest.raises(FileFormatError, match=r"\[tables.small\] needs title, seeds and recipes"):
+        read_table(benchmarks, "small")
+    (benchmarks / "tables.toml").write_text("")
+    assert "holds no tables, but expected [tables.NAME]" in bench(code=1).output
+
+
+def test_the_page_of_this_repository_is_what_its_records_give() -> None:
+    for path, text in pages(BENCHMARKS).items():
+        assert path.read_text() == text, f"{path}: run `idaa-bench table laptop --render`"
+
+
+def test_the_costs_of_this_repository_are_what_was_measured() -> None:
+    spec = importlib.util.spec_from_file_location("costs", BENCHMARKS / "costs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    costs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(costs)
+    page = (BENCHMARKS / "README.md").read_text()
+    assert costs.rendered(page) == page, "run `python benchmarks/costs.py`"
