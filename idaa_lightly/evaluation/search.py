@@ -43,6 +43,9 @@ def nearest(bank: Any, queries: Any, k: int, *, normalize: bool = True) -> tuple
     for rows in blocks(len(bank), len(bank) if whole and use_faiss else BLOCK // bank.shape[1]):
         block = prepared(bank[rows], "bank", normalize=normalize)
         found, at = search(block.to(queries.device), queries, min(k, len(block)))
+        if not rows.start:
+            similarities, indices = found.cpu(), at.cpu()
+            continue
         similarities = torch.cat([similarities, found.cpu()], 1)
         indices = torch.cat([indices, at.cpu() + rows.start], 1)
         similarities, kept = similarities.topk(min(k, similarities.shape[1]), 1)
