@@ -48,7 +48,7 @@ def bench(*arguments: str, code: int = 0) -> Result:
     return result
 
 
-def record(recipe: str, seed: int, knn: float, **config: Any) -> None:
+def record(recipe: str, seed: int, knn: float, commit: str = "c0ffee", **config: Any) -> None:
     """What a run of this recipe would have left."""
     aug = {"plain": "none", "clae": "clae"}[recipe]
     options = {"method": "simclr", "aug": aug, "data": "digits", "limit_train": 64, "backbone": "resnet9-w4"}
@@ -62,7 +62,7 @@ def record(recipe: str, seed: int, knn: float, **config: Any) -> None:
         "data": {"name": "digits", "fingerprint": ["a", "b"]},
         "versions": {"idaa-lightly": "0.1.0"},
         "device": {"type": "cpu", "name": "a CPU", "count": 1, "torch_threads": 1},
-        "git_commit": "c0ffee",
+        "git_commit": commit,
     }
     folder = Path("benchmarks/records", recipe, f"seed-{seed}")
     folder.mkdir(parents=True)
@@ -93,7 +93,7 @@ def test_what_is_missing_seed_by_seed(benchmarks: Path) -> None:
 def test_the_rendered_table_by_hand(benchmarks: Path) -> None:
     assert "| simclr | clae | not run | 80.27 |" in render(read_table(benchmarks, "small"))
     for seed, knn in enumerate((0.5, 0.6)):
-        record("plain", seed, knn)
+        record("plain", seed, knn, commit=f"c0ffee{seed}")  # a row all the same
     text = render(read_table(benchmarks, "small"))
     assert text.startswith("**A small table**")
     plain, clae = text.splitlines()[4:6]
@@ -101,6 +101,7 @@ def test_the_rendered_table_by_hand(benchmarks: Path) -> None:
     assert clae.startswith("| simclr | clae | not run |")
     assert clae.endswith("| 80.27 |")
     assert "paper*: kNN, %" in text
+    assert "commit c0ffee0 + c0ffee1" in text
     assert "Read it with care." in text
     assert "`idaa-bench table small` (2 runs are missing)" in text
     assert "paper" not in render(read_table(benchmarks, "other"))

@@ -77,8 +77,12 @@ class Comparison:
     notes: list[str]
 
 
-def read_groups(targets: Iterable[Path]) -> tuple[list[Group], int]:
+def read_groups(targets: Iterable[Path], *, by_commit: bool = True) -> tuple[list[Group], int]:
     """The groups below these folders, and the number of runs without a record.
+
+    Args:
+        targets: run folders, or folders that hold some.
+        by_commit: runs of two commits are of two groups.
 
     Raises:
         FileFormatError: nothing there, or a record that cannot be read.
@@ -98,7 +102,8 @@ def read_groups(targets: Iterable[Path]) -> tuple[list[Group], int]:
         try:
             config = replace(RunConfig(**record["config"]).canonical(), seed=0)
             seed = record["config"]["seed"]
-            key = json.dumps([config.to_dict(), record["data"]["fingerprint"], MARKS["commit"](record)], sort_keys=True)
+            commit = MARKS["commit"](record) if by_commit else ""
+            key = json.dumps([config.to_dict(), record["data"]["fingerprint"], commit], sort_keys=True)
         except (KeyError, TypeError) as error:
             raise FileFormatError(f"{folder / 'record.json'} is not of this version: {error}") from error
         _, records, places = groups.setdefault(key, (config, {}, {}))
@@ -136,14 +141,14 @@ def accuracy_at(record: Record, share: float) -> float:
     return float(np.interp(share * record["config"]["epochs"], epochs, [entry["knn"] for entry in history]))
 
 
-def compare(targets: Iterable[Path]) -> Comparison:
-    """Compares the runs below these folders.
+def compare(targets: Iterable[Path], *, by_commit: bool = True) -> Comparison:
+    """Compares the runs below these folders; see `read_groups`.
 
     Raises:
         FileFormatError: nothing there, or a record that cannot be read.
         UsageError: a run is there twice.
     """
-    groups, unfinished = read_groups(targets)
+    groups, unfinished = read_groups(targets, by_commit=by_commit)
     differing = [name for name in MARKS if len({group.mark(name) for group in groups}) > 1]
     options = [_non_default(group.config) for group in groups]
     common = {key: value for key, value in options[0].items() if all(other.get(key) == value for other in options)}

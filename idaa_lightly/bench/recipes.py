@@ -172,10 +172,10 @@ def render(table: Table) -> str:
     lines: dict[str, list[list[str]]] = {}
     header, shared = ["method", "aug", "seeds"], "nothing was run yet"
     if there:
-        comparison = compare(there)
+        comparison = compare(there, by_commit=False)
         header, rows = cells(comparison)
         shared = "; ".join([f"all: {comparison.shared}", *(note.removesuffix(".") for note in comparison.notes)])
-        for group, row in zip(read_groups(there)[0], rows, strict=True):
+        for group, row in zip(read_groups(there, by_commit=False)[0], rows, strict=True):
             name = next(iter(group.folders.values())).parent.name
             lines.setdefault(name, []).append(row)
     figures = [name for name in ("knn", "linear") if any(name in paper for paper in table.paper.values())]
