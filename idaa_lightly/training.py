@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
-from torch import Tensor
+from torch import Tensor, nn
 
 from idaa_lightly.ascent import Noise
 from idaa_lightly.batchnorm import dual_batchnorm
@@ -57,7 +57,9 @@ class SelfSupervised(pl.LightningModule):
             dual_batchnorm(method)
         self.method = method
         self.objective, self.device_views = augmentation.loss(method), device_views
-        self.to(memory_format=torch.channels_last)  # the same up to rounding, and faster
+        widths = [part.out_channels for part in self.modules() if isinstance(part, nn.Conv2d)]
+        if all(width % 16 == 0 for width in widths):  # narrower ones end torch 2.15 in a segmentation fault on the CPU
+            self.to(memory_format=torch.channels_last)  # the same up to rounding, and faster
         for part in self.objective.modules():
             if isinstance(part, Noise):
                 part.seed = seed  # or all seeds would share their random directions

@@ -602,7 +602,7 @@ def test_in_a_browser() -> None:
     assert found["up"] == found["down"][::-1]
     assert (found["said"], found["again"]) == ("descending", "ascending")
     assert (found["rows"], found["pictures"], found["runs"], found["swept"]) == (1, 1, 1, 2)
-    assert (found["lines"], found["count"]) == (1, "1 of 4 groups")
+    assert (found["lines"], found["count"]) == (2, "1 of 4 groups")  # by time and by FLOPs
     browse("--print-to-pdf=page.pdf", "--no-pdf-header-footer", Path("report.html").resolve().as_uri())
     assert Path("page.pdf").read_bytes().startswith(b"%PDF")
     browse("--window-size=1280,2000", "--screenshot=page.png", Path("report.html").resolve().as_uri())

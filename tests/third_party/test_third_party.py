@@ -87,6 +87,9 @@ def test_runs(bench, tmp_path):
     record = json.loads((out / "record.json").read_text())
     config = record["config"]
     assert (config["method"], config["aug"]) == ("theirs", "theirs")
-    assert config["set"] == {"method": {"dim": 8}, "aug": {"eps": 0.02, "steps": 3, "weight": 1.0, "random": False}}
+    assert config["set"] == {
+        "method": {"dim": 8},
+        "aug": {"eps": 0.02, "steps": 3, "weight": 1.0, "random": False, "mode": "exact"},
+    }
     assert 0 <= record["last"]["knn"] <= 1
     assert {"backbone.pt", "config.toml", "metrics.csv", "views.png"} <= {path.name for path in out.iterdir()}
