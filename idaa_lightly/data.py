@@ -80,6 +80,19 @@ class DataSet:
     normalize: dict[str, list[float]]
     notes: tuple[str, ...] = ()
 
+    def facts(self) -> dict[str, Any]:
+        """As JSON values, for a record."""
+        return {
+            "name": self.name,
+            "train": len(self.train),
+            "test": len(self.test),
+            "classes": len(self.classes),
+            "image_size": self.image_size,
+            "normalize": self.normalize,
+            "fingerprint": [self.train.fingerprint(), self.test.fingerprint()],
+            "notes": list(self.notes),
+        }
+
 
 def load_data(
     name: str,

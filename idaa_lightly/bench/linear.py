@@ -51,7 +51,7 @@ from idaa_lightly.evaluation.linear import (
     paper_probe,
     sgd_probe,
 )
-from idaa_lightly.files import atomic_write
+from idaa_lightly.files import atomic_write, claim
 
 SCHEMA = 1
 PROTOCOLS = {
@@ -206,9 +206,10 @@ def finished(entry: dict[str, Any] | None, options: dict[str, Any], source: str)
 
 
 def add_result(path: Path, name: str, entry: dict[str, Any]) -> None:
-    """Adds a result to a file, and drops those of other weights or images."""
-    kept = {key: other for key, other in read_results(path).items() if other["source"] == entry["source"]}
-    write_json(path, {"schema": SCHEMA, "results": kept | {name: entry}})
+    """Adds a result to a file, and drops those of other weights or images; processes take turns."""
+    with claim(path.parent, timeout=60):
+        kept = {key: other for key, other in read_results(path).items() if other["source"] == entry["source"]}
+        write_json(path, {"schema": SCHEMA, "results": kept | {name: entry}})
 
 
 def _evaluate(name: str, parts: list[Tensor], options: dict[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,6 @@ from idaa_lightly.bench.targets import ARRAYS
 from idaa_lightly.data import NAMES, DataSet, load_data
 from idaa_lightly.errors import FileFormatError, UsageError, suggestion
 from idaa_lightly.evaluation.linear import linear_probe
-from idaa_lightly.files import claim
 from idaa_lightly.loading import require_trainable
 
 MEAN_PER_CLASS = ("aircraft", "caltech101", "flowers102", "pets")
@@ -119,8 +118,7 @@ def evaluate_transfer(
                     loaded[key] = _load(place, expected, data_dir, console)
                 entry = _evaluate(network, loaded[key], metric_of(name))
                 entry |= {"options": {"data": place}, "source": source}
-                with claim(folder, timeout=60):
-                    add_result(folder / "transfer.json", name, entry)
+                add_result(folder / "transfer.json", name, entry)
             results[name] = entry
             metric = METRICS[entry["metric"]]
             console.print(f"{folder}: {name} {100 * entry['accuracy']:.2f} % {metric}", highlight=False, soft_wrap=True)
@@ -151,23 +149,13 @@ def _evaluate(network: nn.Module, data: DataSet, metric: str) -> dict[str, Any]:
     network.cpu()
     probe = linear_probe(*(features[name].to(device) for name in ARRAYS))
     found = {"top1": probe.accuracy, "mean_per_class": probe.mean_per_class}
-    about = {
-        "name": data.name,
-        "train": len(data.train),
-        "test": len(data.test),
-        "classes": len(data.classes),
-        "image_size": data.image_size,
-        "normalize": data.normalize,
-        "fingerprint": [data.train.fingerprint(), data.test.fingerprint()],
-        "notes": list(data.notes),
-    }
     return {
         "protocol": PROTOCOL,
         "metric": metric,
         "accuracy": found[metric],
         **found,
         "l2": probe.l2,
-        "data": about,
+        "data": data.facts(),
         "seconds": round(time.perf_counter() - start, 2),
         **environment(device, 1),
     }
