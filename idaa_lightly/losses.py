@@ -58,8 +58,7 @@ class AdversarialLoss(nn.Module):
         """Computes both terms; the adversarial view is made from `x0` and takes the place of `x1`.
 
         Args:
-            model: from images (N, C, H, W) to an output: an nn.Module, a bound method of one, or a function whose
-                variables hold the modules that it calls.
+            model: images (N, C, H, W) to an output: an nn.Module, its bound method, or a function that calls such.
             x0: first view of the samples, (N, C, H, W).
             x1: second view of the same samples.
             others: further views (multi-crop), whose outputs the criterion gets after the first two.
