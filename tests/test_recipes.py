@@ -56,6 +56,7 @@ def record(recipe: str, seed: int, knn: float, commit: str = "c0ffee", **config:
     content = {
         "schema": 1,
         "config": options | {"set": {"method": {}, "aug": {}}},
+        "initial": {"epoch": 0, "knn": 0.1, "linear": 0.2, "knn_pixels": 0.15},
         "last": {"epoch": 1, "knn": knn, "linear": knn},
         "history": [{"epoch": 0, "knn": 0.1}, {"epoch": 1, "knn": knn}],
         "time": {"train_s": 120.0, "images_per_s": 1.0, "flops_per_image": 1},
@@ -96,7 +97,9 @@ def test_the_rendered_table_by_hand(benchmarks: Path) -> None:
         record("plain", seed, knn, commit=f"c0ffee{seed}")  # a row all the same
     text = render(read_table(benchmarks, "small"))
     assert text.startswith("**A small table**")
-    plain, clae = text.splitlines()[4:6]
+    pixels, untrained, plain, clae = text.splitlines()[4:8]
+    assert pixels.startswith("| raw pixels |  | 1 | 15.00 |  |")
+    assert untrained.startswith("| untrained network |  | 2 | 10.00 ± 0.00 | 20.00 ± 0.00 |")
     assert plain.startswith("| simclr | none | 2 | 55.00 ± 7.07 | 55.00 ± 7.07 |")
     assert clae.startswith("| simclr | clae | not run |")
     assert clae.endswith("| 80.27 |")

@@ -63,6 +63,7 @@ def test_the_run_folder(aug: str) -> None:
     assert record["schema"] == 1
     assert [entry["epoch"] for entry in record["history"]] == [0, 1, 2]
     assert record["initial"]["epoch"] == 0
+    assert 0 < record["initial"]["knn_pixels"] < 1
     assert record["last"]["epoch"] == 2
     assert record["best"]["knn"] == max(entry["knn"] for entry in record["history"])
     assert 0 <= record["last"]["linear"] <= 1

@@ -32,6 +32,7 @@ from idaa_lightly.errors import BusyError, DataError, FileFormatError, NonFinite
 from idaa_lightly.files import atomic_write
 
 PAPER = "ResNet-18, CIFAR-10, 300 epochs; best epoch on the test images; kNN on the projection"
+COLUMNS = {"knn": "kNN, %", "linear": "linear, %"}
 SECTION = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -187,6 +188,7 @@ def render(table: Table) -> str:
         published = table.paper.get(recipe.name, {})
         added = [f"{published[name]:.2f}" if name in published else "" for name in figures]
         result += [[*row, *added] for row in lines.get(recipe.name, [blank])]
+    result = [[*row, *[""] * len(figures)] for row in _starts(table, header)] + result
     titles = {"knn": "paper*: kNN, %", "linear": "paper*: linear, %"}
     body = markdown([*header, *(titles[name] for name in figures)], result)
     missing = len(list(table.missing()))
@@ -194,6 +196,22 @@ def render(table: Table) -> str:
     parts.append(f"\\* {PAPER}." if figures else "")
     parts.append(f"`idaa-bench table {table.name}`" + (f" ({missing} runs are missing)" if missing else ""))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _starts(table: Table, header: list[str]) -> Iterator[list[str]]:
+    """Rows of what a table's runs had before their training: bare pixels, and the untrained network."""
+    paths = [path for recipe in table.recipes for path in sorted(table.records(recipe).glob("*/record.json"))]
+    records = [read_record(path.parent) for path in paths]
+    by_seed = {record["config"]["seed"]: record["initial"] for record in records}
+    if len({(record["config"]["backbone"], record["config"]["image_size"]) for record in records}) != 1:
+        return
+    pixels = [initial["knn_pixels"] for initial in by_seed.values() if "knn_pixels" in initial][:1]
+    untrained = {name: [initial[name] for initial in by_seed.values()] for name in ("knn", "linear")}
+    for name, found in ("raw pixels", {"knn": pixels}), ("untrained network", untrained):
+        texts = {"method": name, "seeds": str(len(found["knn"]))}
+        texts |= {title: _spread([100 * value for value in found.get(key, [])]) for key, title in COLUMNS.items()}
+        if found["knn"]:
+            yield [texts.get(column, "") for column in header]
 
 
 def pages(folder: Path) -> dict[Path, str]:
@@ -227,7 +245,7 @@ def _head(table: Table, recipe: Recipe) -> Iterator[str]:
 
 
 def _spread(values: list[float]) -> str:
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "") if values else ""
 
 
 def write_pages(folder: Path) -> list[Path]:

@@ -5,7 +5,7 @@ record.json, schema 1:
     schema        1
     config        the resolved configuration, as in config.toml
     initial       {epoch: 0, knn, knn_projection, linear, linear_l2}: the untrained network, top-1 accuracies in [0, 1]
-                  on all test images
+                  on all test images; and knn_pixels of the bare images, where they have 64 px or less
     last          {epoch, knn, knn_projection, linear, linear_l2}: after the last epoch; the figures to cite
     best          {epoch, knn, selected_on}: the best epoch by test kNN, an optimistic figure
     history       [{epoch, knn}, ...]: online evaluation

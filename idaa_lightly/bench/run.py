@@ -215,6 +215,8 @@ def _evaluator(parts: Parts, console: Console) -> Callable[[Method, int], dict[s
             probe = linear_probe(*features.values())
             metrics |= {"knn_projection": knn_accuracy(beside, k=neighbours)}
             metrics |= {"linear": probe.accuracy, "linear_l2": probe.l2}
+        if epoch == 0 and data.image_size <= SMALL:
+            metrics |= {"knn_pixels": knn_accuracy(features_of(nn.Flatten(), data), k=neighbours)}
         console.print(f"epoch {epoch}/{parts.epochs}: kNN {100 * metrics['knn']:.2f} %", highlight=False)
         return metrics
 

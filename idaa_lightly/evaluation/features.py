@@ -30,7 +30,7 @@ def embed(
         DataError: there is no batch.
     """
     modes = [(part, part.training) for part in backbone.modules()]
-    parameter = next(backbone.parameters())
+    parameter = next(backbone.parameters(), torch.empty(0))
     backbone.eval()
     features, labels = [], []
     try:
