@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from idaa_lightly.bench.recipes import pages, read_table, render
+from idaa_lightly.bench.pages import pages, render
+from idaa_lightly.bench.recipes import read_table
 from idaa_lightly.cli import main
 from idaa_lightly.errors import FileFormatError
 
@@ -37,6 +38,22 @@ seeds = 1
 recipes = ["clae"]
 paper = {}
 
+[tables.short]
+title = "Cost of an accuracy"
+seeds = 2
+recipes = ["plain"]
+columns = ["aug", "to 30 % kNN", "to 55 % kNN", "to 70 % kNN"]
+reach = [30, 55, 70]
+paper = {}
+
+[tables.studied]
+title = "Identity"
+seeds = 1
+recipes = ["clae"]
+columns = ["aug", "kNN, %"]
+study = ["clae"]
+paper = {}
+
 [paper.simclr]
 clae = { knn = 80.27 }
 """
@@ -48,7 +65,9 @@ def bench(*arguments: str, code: int = 0) -> Result:
     return result
 
 
-def record(recipe: str, seed: int, knn: float, commit: str = "c0ffee", **config: Any) -> None:
+def record(
+    recipe: str, seed: int, knn: float, commit: str = "c0ffee", time: dict[str, float] | None = None, **config: Any
+) -> None:
     """What a run of this recipe would have left."""
     aug = {"plain": "none", "clae": "clae"}[recipe]
     options = {"method": "simclr", "aug": aug, "data": "digits", "limit_train": 64, "backbone": "resnet9-w4"}
@@ -59,7 +78,7 @@ def record(recipe: str, seed: int, knn: float, commit: str = "c0ffee", **config:
         "initial": {"epoch": 0, "knn": 0.1, "linear": 0.2, "knn_pixels": 0.15},
         "last": {"epoch": 1, "knn": knn, "linear": knn},
         "history": [{"epoch": 0, "knn": 0.1}, {"epoch": 1, "knn": knn}],
-        "time": {"train_s": 120.0, "images_per_s": 1.0, "flops_per_image": 1},
+        "time": time or {"train_s": 120.0, "images_per_s": 1.0, "flops_per_image": 1},
         "data": {"name": "digits", "fingerprint": ["a", "b"]},
         "versions": {"idaa-lightly": "0.1.0"},
         "device": {"type": "cpu", "name": "a CPU", "count": 1, "torch_threads": 1},
@@ -110,6 +129,27 @@ def test_the_rendered_table_by_hand(benchmarks: Path) -> None:
     assert "paper" not in render(read_table(benchmarks, "other"))
 
 
+def test_the_cost_of_an_accuracy_by_hand() -> None:
+    for seed, knn in enumerate((0.5, 0.6)):  # from 0.1, in 120 s and 64 operations
+        record("plain", seed, knn, time={"train_s": 120.0, "images_per_s": 0.5, "flops_per_image": 10**9})
+    text = render(read_table(Path("benchmarks"), "short"))
+    header, _, row = text.splitlines()[2:5]
+    assert header == "| aug | to 30 % kNN | to 55 % kNN | to 70 % kNN |"
+    # 0.5: half of the training to 0.3; 0.6: two fifths to 0.3, nine tenths to 0.55
+    assert row == "| none | 27 GFLOP, 54 s | 54 GFLOP, 108 s (1 of 2 seeds) | not reached |"
+
+
+def test_a_study_of_identity_is_made_once(benchmarks: Path) -> None:
+    result = bench("studied").output
+    folder = benchmarks / "records/clae/seed-0/identity"
+    assert "| clae |" in result
+    assert "| second view |" in result
+    assert "![Distances to the own view and to the nearest other](records/clae/seed-0/identity/identity.png)" in result
+    before = (folder / "identity.json").stat().st_mtime_ns
+    assert bench("studied").stdout.startswith("**Identity**")  # nothing was run again
+    assert (folder / "identity.json").stat().st_mtime_ns == before
+
+
 def test_pages_and_heads(benchmarks: Path) -> None:
     record("clae", 0, 0.25)
     result = bench("small", "--render")
@@ -140,7 +180,10 @@ def test_it_runs_what_is_missing_and_nothing_twice(benchmarks: Path) -> None:
 
 
 def test_bad_input(benchmarks: Path) -> None:
-    assert "no table 'smal' in benchmarks; known: small, other. Did you mean 'small'?" in bench("smal", code=2).output
+    assert (
+        "no table 'smal' in benchmarks; known: small, other, short, studied. Did you mean 'small'?"
+        in bench("smal", code=2).output
+    )
     record("plain", 0, 0.5, epochs=2)
     text = "benchmarks/records/plain/seed-0 is of another configuration than its recipe"
     assert text in bench("small", "--render", code=1).output

@@ -141,6 +141,17 @@ def accuracy_at(record: Record, share: float) -> float:
     return float(np.interp(share * record["config"]["epochs"], epochs, [entry["knn"] for entry in history]))
 
 
+def share_to(record: Record, accuracy: float) -> float | None:
+    """Share of the training until kNN first had this accuracy, linear between the evaluations; None if it never had."""
+    before, low = 0.0, 1.0
+    for entry in record["history"]:
+        share, value = float(entry["epoch"] / record["config"]["epochs"]), float(entry["knn"])
+        if value >= accuracy:
+            return share if low >= value else before + (share - before) * (accuracy - low) / (value - low)
+        before, low = share, value
+    return None
+
+
 def compare(targets: Iterable[Path], *, by_commit: bool = True) -> Comparison:
     """Compares the runs below these folders; see `read_groups`.
 

@@ -1,39 +1,34 @@
-"""Tables made of recipes: which runs are missing, and the page that is rendered from the records of the others.
+"""Tables made of recipes: which runs are missing of them, and running those.
 
 A folder such as benchmarks/ holds
 
     recipes/NAME.toml                   one configuration of `idaa-bench run --config`, without its seed
-    tables.toml                         [tables.NAME] with title, note, seeds and recipes; published accuracies in
-                                        percent, knn and linear, in [paper.METHOD.AUG], or [tables.NAME.paper.RECIPE]
+    tables.toml                         [tables.NAME] as in `Table`; published accuracies in percent, knn and linear,
+                                        in [paper.METHOD.AUG], or [tables.NAME.paper.RECIPE]
     records/RECIPE/seed-N/record.json   what a finished run left; its weights stay in the run folder
-    README.md                           the page, with a table between `<!-- table NAME -->` and `<!-- end -->`
+    records/RECIPE/seed-N/identity/     what the study of that run left, where a table asks for one
+
+and a page that `idaa_lightly.bench.pages` renders.
 """
 
 from __future__ import annotations
 
-import re
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from rich.console import Console
 
-from idaa_lightly.bench.compare import compare, read_groups
 from idaa_lightly.bench.config import RunConfig, load_toml, read_toml
+from idaa_lightly.bench.identity import study
 from idaa_lightly.bench.prepare import resolve
 from idaa_lightly.bench.results import read_record
 from idaa_lightly.bench.run import run
-from idaa_lightly.bench.tables import cells, markdown
 from idaa_lightly.errors import BusyError, DataError, FileFormatError, NonFiniteError, UsageError, suggestion
 from idaa_lightly.files import atomic_write
-
-PAPER = "ResNet-18, CIFAR-10, 300 epochs; best epoch on the test images; kNN on the projection"
-COLUMNS = {"knn": "kNN, %", "linear": "linear, %"}
-SECTION = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -60,6 +55,9 @@ class Table:
         recipes: in the order of the rows.
         paper: published figures in percent, by recipe: knn and linear.
         folder: that holds recipes and records.
+        columns: titles of those to show; all that hold something where it is empty.
+        reach: accuracies by kNN, in percent, whose cost is told.
+        study: augmentations by which the identity of views is studied, on the encoder of each recipe's seed 0.
     """
 
     name: str
@@ -69,10 +67,17 @@ class Table:
     recipes: tuple[Recipe, ...]
     paper: dict[str, dict[str, float]]
     folder: Path
+    columns: tuple[str, ...] = ()
+    reach: tuple[float, ...] = ()
+    study: tuple[str, ...] = ()
 
     def records(self, recipe: Recipe) -> Path:
         """Folder of a recipe's records."""
         return self.folder / "records" / recipe.name
+
+    def studied(self, recipe: Recipe) -> Path:
+        """Folder of what the study of a recipe left."""
+        return self.records(recipe) / "seed-0" / "identity"
 
     def missing(self) -> Iterator[tuple[Recipe, int]]:
         """Units without a record, all recipes of a seed before the next seed.
@@ -105,7 +110,8 @@ def read_table(folder: Path, name: str) -> Table:
     )
     usual = {recipe.name: paper.get(recipe.config.method, {}).get(recipe.config.aug, {}) for recipe in recipes}
     figures = entry.get("paper", usual)
-    return Table(name, entry["title"], entry.get("note", ""), entry["seeds"], recipes, figures, folder)
+    lists = {key: tuple(entry.get(key, ())) for key in ("columns", "reach", "study")}
+    return Table(name, entry["title"], entry.get("note", ""), entry["seeds"], recipes, figures, folder, **lists)
 
 
 def table_names(folder: Path) -> list[str]:
@@ -164,94 +170,8 @@ def run_missing(table: Table, runs: Path, console: Console, *, minutes: float | 
         with atomic_write(kept) as temporary:
             shutil.copyfile(folder / "record.json", temporary)
         longest = max(longest, time.monotonic() - start)
+    for recipe in table.recipes if table.study else ():
+        kept, folder = table.studied(recipe), runs / recipe.name / "seed-0"
+        if not (kept / "identity.json").exists() and (folder / "record.json").exists():
+            study(folder, list(table.study), kept, console)
     return len(list(table.missing()))
-
-
-def render(table: Table) -> str:
-    """The table in Markdown: our figures beside the published ones, and what was not run."""
-    there = [table.records(recipe) for recipe in table.recipes if any(table.records(recipe).rglob("record.json"))]
-    lines: dict[str, list[list[str]]] = {}
-    header, shared = ["method", "aug", "seeds"], "nothing was run yet"
-    if there:
-        comparison = compare(there, by_commit=False)
-        header, rows = cells(comparison)
-        shared = "; ".join([f"all: {comparison.shared}", *(note.removesuffix(".") for note in comparison.notes)])
-        for group, row in zip(read_groups(there, by_commit=False)[0], rows, strict=True):
-            name = next(iter(group.folders.values())).parent.name
-            lines.setdefault(name, []).append(row)
-    figures = [name for name in ("knn", "linear") if any(name in paper for paper in table.paper.values())]
-    result = []
-    for recipe in table.recipes:
-        options = [f"{key}={value}" for items in recipe.config.set.values() for key, value in items.items()]
-        blank = [recipe.config.method, " ".join([recipe.config.aug, *options]), *[""] * (len(header) - 2)]
-        blank[header.index("seeds")] = "not run"
-        published = table.paper.get(recipe.name, {})
-        added = [f"{published[name]:.2f}" if name in published else "" for name in figures]
-        result += [[*row, *added] for row in lines.get(recipe.name, [blank])]
-    result = [[*row, *[""] * len(figures)] for row in _starts(table, header)] + result
-    titles = {"knn": "paper*: kNN, %", "linear": "paper*: linear, %"}
-    body = markdown([*header, *(titles[name] for name in figures)], result)
-    missing = len(list(table.missing()))
-    parts = [f"**{table.title}**", body, f"{shared[0].upper()}{shared[1:]}.", table.note]
-    parts.append(f"\\* {PAPER}." if figures else "")
-    parts.append(f"`idaa-bench table {table.name}`" + (f" ({missing} runs are missing)" if missing else ""))
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _starts(table: Table, header: list[str]) -> Iterator[list[str]]:
-    """Rows of what a table's runs had before their training: bare pixels, and the untrained network."""
-    paths = [path for recipe in table.recipes for path in sorted(table.records(recipe).glob("*/record.json"))]
-    records = [read_record(path.parent) for path in paths]
-    by_seed = {record["config"]["seed"]: record["initial"] for record in records}
-    if len({(record["config"]["backbone"], record["config"]["image_size"]) for record in records}) != 1:
-        return
-    pixels = [initial["knn_pixels"] for initial in by_seed.values() if "knn_pixels" in initial][:1]
-    untrained = {name: [initial[name] for initial in by_seed.values()] for name in ("knn", "linear")}
-    for name, found in ("raw pixels", {"knn": pixels}), ("untrained network", untrained):
-        texts = {"method": name, "seeds": str(len(found["knn"]))}
-        texts |= {title: _spread([100 * value for value in found.get(key, [])]) for key, title in COLUMNS.items()}
-        if found["knn"]:
-            yield [texts.get(column, "") for column in header]
-
-
-def pages(folder: Path) -> dict[Path, str]:
-    """What README.md and the heads of the recipes are to hold, as the records give it, by file."""
-    tables = [read_table(folder, name) for name in table_names(folder)]
-    page = folder / "README.md"
-    by_name = {table.name: table for table in tables}
-    texts = {page: SECTION.sub(lambda found: f"{found[1]}\n{render(by_name[found[2]])}\n{found[3]}", page.read_text())}
-    for table in tables:
-        for recipe in table.recipes:
-            path = folder / "recipes" / f"{recipe.name}.toml"
-            body = [line for line in path.read_text().splitlines() if not line.startswith("#")]
-            texts.setdefault(path, "\n".join([*_head(table, recipe), *body]) + "\n")
-    return texts
-
-
-def _head(table: Table, recipe: Recipe) -> Iterator[str]:
-    """Comments of a recipe: its command, what is expected of it, and what the paper says."""
-    seeds = " ".join(f"--seed {seed}" for seed in range(table.seeds))
-    yield f"# idaa-bench run --config {table.folder.name}/recipes/{recipe.name}.toml {seeds}"
-    records = [read_record(path.parent) for path in sorted(table.records(recipe).glob("*/record.json"))]
-    if records:
-        scores = [f"{name} {_spread([100 * record['last'][name] for record in records])}" for name in ("knn", "linear")]
-        minutes = mean(record["time"]["train_s"] for record in records) / 60
-        device = records[0]["device"]
-        yield f"# expected: {', '.join(scores)} ({len(records)} seeds), {minutes:.0f} min of training, {device['name']}"
-    else:
-        yield "# not run yet"
-    if paper := table.paper.get(recipe.name):
-        yield f"# paper: {', '.join(f'{name} {value}' for name, value in paper.items())} ({PAPER})"
-
-
-def _spread(values: list[float]) -> str:
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "") if values else ""
-
-
-def write_pages(folder: Path) -> list[Path]:
-    """Renders README.md and the heads of the recipes; returns the files that changed."""
-    changed = {path: text for path, text in pages(folder).items() if path.read_text() != text}
-    for path, text in changed.items():
-        with atomic_write(path) as temporary:
-            temporary.write_text(text)
-    return list(changed)

@@ -21,11 +21,11 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Header and rows for people; a column that is empty in all rows is left out."""
     budgets = {row["budget_flops"] for row in comparison.rows}
     same = len(budgets) == 1
-    at = f"at {_flops(budgets.pop())}" if same else "at equal FLOPs"
+    at = f"at {quantity(budgets.pop())}" if same else "at equal FLOPs"
     table = []
     for row in comparison.rows:
         names = {key: str(value) for key, value in row.items() if list(row).index(key) <= list(row).index("seeds")}
-        own_budget = "" if same or row["budget_flops"] is None else f" (at {_flops(row['budget_flops'])})"
+        own_budget = "" if same or row["budget_flops"] is None else f" (at {quantity(row['budget_flops'])})"
         times, flops = (row[f"{cost}_relative_to_none"] for cost in ("time", "flops"))
         numbers = {
             "kNN, %": _spread(row, "knn"),
@@ -35,7 +35,7 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
             "training, s": _spread(row, "train_s", 1),
             "× none": "" if times is None else f"{times:.2f}",
             "images/s": f"{row['images_per_s']:.0f}",
-            "FLOPs": _flops(row["flops"]),
+            "FLOPs": quantity(row["flops"]),
             "FLOPs × none": "" if flops is None else f"{flops:.2f}",
             f"kNN {at}, %": _spread(row, "knn_at_budget") + own_budget,
         }
@@ -80,9 +80,9 @@ def _spread(row: dict[str, Any], name: str, digits: int = 2) -> str:
     return "" if center is None else f"{center:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
 
 
-def _flops(value: float | None) -> str:
-    """Such as 12.3 PFLOP."""
-    if value is None:
+def quantity(value: float | None) -> str:
+    """Such as 12.3 PFLOP; empty where nothing was counted."""
+    if not value:
         return ""
     power = min(int(math.log10(value)) // 3, len(PREFIXES) - 1)
     return f"{value / 1000**power:.3g} {PREFIXES[power]}FLOP"

@@ -45,7 +45,7 @@ def table(names: tuple[str, ...], folder: Path, out: Path, minutes: float | None
       idaa-bench table 1 --render      renders it from the records
       idaa-bench table 1 --minutes 10  as many runs as fit into a slot
     """
-    from idaa_lightly.bench import recipes
+    from idaa_lightly.bench import pages, recipes
 
     terminal = console()
     if not names:
@@ -59,7 +59,7 @@ def table(names: tuple[str, ...], folder: Path, out: Path, minutes: float | None
         for entry in tables:
             recipes.run_missing(entry, out, terminal, minutes=minutes)
     for entry in tables:
-        click.echo(recipes.render(entry))
+        click.echo(pages.render(entry))
     if (folder / "README.md").exists():
-        for path in recipes.write_pages(folder):
+        for path in pages.write_pages(folder):
             click.echo(f"Rendered: {path}", err=True)

@@ -1,0 +1,155 @@
+"""The pages that are rendered from the records of recipes.
+
+README.md of the folder, and that of the folder above it, get each table between `<!-- table NAME -->` and
+`<!-- end -->`; the file of each recipe gets comments on what is to be expected of it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean, stdev
+
+from idaa_lightly.bench.compare import Group, compare, read_groups, share_to
+from idaa_lightly.bench.recipes import Recipe, Table, read_table, table_names
+from idaa_lightly.bench.results import read_record
+from idaa_lightly.bench.tables import cells, markdown, quantity
+from idaa_lightly.files import atomic_write
+
+PAPER = "ResNet-18, CIFAR-10, 300 epochs; best epoch on the test images; kNN on the projection"
+ACCURACIES = {"knn": "kNN, %", "linear": "linear, %"}
+SECTION = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def render(table: Table) -> str:
+    """The table in Markdown: our figures beside the published ones, and what was not run."""
+    there = [table.records(recipe) for recipe in table.recipes if any(table.records(recipe).rglob("record.json"))]
+    lines: dict[str, list[dict[str, str]]] = {}
+    header, shared = ["method", "aug", "seeds"], "nothing was run yet"
+    if there:
+        comparison = compare(there, by_commit=False)
+        header, rows = cells(comparison)
+        shared = "; ".join([f"all: {comparison.shared}", *(note.removesuffix(".") for note in comparison.notes)])
+        for group, row in zip(read_groups(there, by_commit=False)[0], rows, strict=True):
+            name = next(iter(group.folders.values())).parent.name
+            lines.setdefault(name, []).append(dict(zip(header, row, strict=True)) | _reached(group, table.reach))
+    result = [] if table.reach else list(_starts(table))
+    for recipe in table.recipes:
+        options = [f"{key}={value}" for items in recipe.config.set.values() for key, value in items.items()]
+        blank = {"method": recipe.config.method, "aug": " ".join([recipe.config.aug, *options]), "seeds": "not run"}
+        paper = {
+            f"paper*: {ACCURACIES[name]}": f"{value:.2f}" for name, value in table.paper.get(recipe.name, {}).items()
+        }
+        result += [row | paper for row in lines.get(recipe.name, [blank])]
+    titles = list(dict.fromkeys([*header, *(title for row in result for title in row)]))
+    columns = [title for title in titles if not table.columns or title in table.columns]
+    published = any(title.startswith("paper*") for title in columns)
+    missing = len(list(table.missing()))
+    parts = [
+        f"**{table.title}**",
+        markdown(columns, [[row.get(title, "") for title in columns] for row in result]),
+        *(_study(table, recipe) for recipe in table.recipes if (table.studied(recipe) / "identity.json").exists()),
+        f"{shared[0].upper()}{shared[1:]}.",
+        table.note,
+        f"\\* {PAPER}." if published else "",
+        f"`idaa-bench table {table.name}`" + (f" ({missing} runs are missing)" if missing else ""),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _starts(table: Table) -> Iterator[dict[str, str]]:
+    """Rows of what a table's runs had before their training: bare pixels, and the untrained network."""
+    paths = [path for recipe in table.recipes for path in sorted(table.records(recipe).glob("*/record.json"))]
+    records = [read_record(path.parent) for path in paths]
+    by_seed = {record["config"]["seed"]: record["initial"] for record in records}
+    if len({(record["config"]["backbone"], record["config"]["image_size"]) for record in records}) != 1:
+        return
+    pixels = [initial["knn_pixels"] for initial in by_seed.values() if "knn_pixels" in initial][:1]
+    untrained = {name: [initial[name] for initial in by_seed.values()] for name in ACCURACIES}
+    for name, found in ("raw pixels", {"knn": pixels}), ("untrained network", untrained):
+        if found["knn"]:
+            accuracies = {ACCURACIES[key]: _percent(values) for key, values in found.items()}
+            yield {"method": name, "seeds": str(len(found["knn"])), **accuracies}
+
+
+def _reached(group: Group, accuracies: tuple[float, ...]) -> dict[str, str]:
+    """Operations and seconds of training until kNN reached each accuracy, as Table 11 of the paper asks."""
+    result = {}
+    for accuracy in accuracies:
+        shares = [share_to(record, accuracy / 100) for record in group.records.values()]
+        found = [share for share in shares if share is not None]
+        text = "not reached"
+        if found:
+            text = f"{quantity(mean(found) * (group.flops or 0))}, {mean(found) * group.seconds:.0f} s"
+        few = f" ({len(found)} of {len(shares)} seeds)" if 0 < len(found) < len(shares) else ""
+        result[f"to {accuracy} % kNN"] = text + few
+    return result
+
+
+def _study(table: Table, recipe: Recipe) -> str:
+    """The figures of `idaa-bench identity`, and its picture."""
+    folder = table.studied(recipe)
+    header = [
+        "views",
+        "lost, %",
+        "distance to the own view / to the nearest other, median",
+        "5 to 95 %",
+        "L∞, own units",
+    ]
+    rows = []
+    for name, part in json.loads((folder / "identity.json").read_text())["augmentations"].items():
+        low, _, median, _, high = part["hardness"]
+        size = f"{part['own_linf']:.3f}" if "own_linf" in part else ""
+        rows.append([name, f"{100 * part['lost']:.2f}", f"{median:.2f}", f"{low:.2f} to {high:.2f}", size])
+    picture = (folder / "identity.png").relative_to(table.folder)
+    return markdown(header, rows) + f"\n\n![Distances to the own view and to the nearest other]({picture})"
+
+
+def pages(folder: Path) -> dict[Path, str]:
+    """What both README.md and the heads of the recipes are to hold, as the records give it, by file."""
+    tables = {name: read_table(folder, name) for name in table_names(folder)}
+    texts = {}
+    for page in (folder / "README.md", folder.resolve().parent / "README.md"):
+        if page.exists():
+            texts[page] = SECTION.sub(
+                lambda found: f"{found[1]}\n{render(tables[found[2]])}\n{found[3]}", page.read_text()
+            )
+    for table in tables.values():
+        for recipe in table.recipes:
+            path = folder / "recipes" / f"{recipe.name}.toml"
+            body = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+            texts.setdefault(path, "\n".join([*_head(table, recipe), *body]) + "\n")
+    return texts
+
+
+def _head(table: Table, recipe: Recipe) -> Iterator[str]:
+    """Comments of a recipe: its command, what is expected of it, and what the paper says."""
+    seeds = " ".join(f"--seed {seed}" for seed in range(table.seeds))
+    yield f"# idaa-bench run --config {table.folder.name}/recipes/{recipe.name}.toml {seeds}"
+    records = [read_record(path.parent) for path in sorted(table.records(recipe).glob("*/record.json"))]
+    if records:
+        scores = [f"{name} {_percent([record['last'][name] for record in records])}" for name in ACCURACIES]
+        minutes = mean(record["time"]["train_s"] for record in records) / 60
+        device = records[0]["device"]
+        yield f"# expected: {', '.join(scores)} ({len(records)} seeds), {minutes:.0f} min of training, {device['name']}"
+    else:
+        yield "# not run yet"
+    if paper := table.paper.get(recipe.name):
+        yield f"# paper: {', '.join(f'{name} {value}' for name, value in paper.items())} ({PAPER})"
+
+
+def _percent(values: list[float]) -> str:
+    """Mean ± standard deviation of shares."""
+    spread = f" ± {100 * stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):.2f}{spread}" if values else ""
+
+
+def write_pages(folder: Path) -> list[Path]:
+    """Renders the pages and the heads of the recipes; returns the files that changed."""
+    changed = {path: text for path, text in pages(folder).items() if path.read_text() != text}
+    for path, text in changed.items():
+        with atomic_write(path) as temporary:
+            temporary.write_text(text)
+    return list(changed)
