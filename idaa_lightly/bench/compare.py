@@ -229,14 +229,8 @@ def _difference(name: str, group: Group, baseline: Group | None) -> dict[str, fl
 def _non_default(config: RunConfig) -> dict[str, Any]:
     """Options that are not the plugins' and the data's defaults, but for those of `MARKS`."""
     try:
-        usual = _flat(resolve(RunConfig(method=config.method, aug=config.aug, data=config.data)))
+        usual = resolve(RunConfig(method=config.method, aug=config.aug, data=config.data)).flat()
     except IDAAError:  # a plugin that is not installed here: all its options are shown
         usual = {}
-    return {key: value for key, value in _flat(config).items() if usual.get(key) != value}
-
-
-def _flat(config: RunConfig) -> dict[str, Any]:
-    values = config.to_dict()
-    nested = {f"{scope}.{key}": value for scope, items in values.pop("set").items() for key, value in items.items()}
-    shown = {key: value for key, value in values.items() if key not in ("method", "aug", "data", "epochs", "data_dir")}
-    return shown | nested
+    told = {"method", "aug", "data", "epochs", "data_dir"}
+    return {key: value for key, value in config.flat().items() if key not in told and usual.get(key) != value}

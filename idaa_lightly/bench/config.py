@@ -74,13 +74,19 @@ class RunConfig:
         """As plain values; what is None is left out."""
         return _without_none({item.name: getattr(self, item.name) for item in fields(self)})
 
+    def flat(self) -> dict[str, Any]:
+        """As plain values by name, the options of plugins as method.KEY and aug.KEY; what is None is left out."""
+        values = self.to_dict()
+        options = values.pop("set")
+        return values | {f"{kind}.{key}": value for kind, items in options.items() for key, value in items.items()}
+
     def canonical(self) -> RunConfig:
         """Without what changes no result: where the data are, and how many processes make views of them."""
         return replace(self, data_dir="data", workers=None)
 
     def key(self) -> str:
         """Six characters that tell configurations apart, whatever the seed."""
-        text = json.dumps(replace(self, seed=0).to_dict(), sort_keys=True)
+        text = json.dumps(replace(self.canonical(), seed=0).to_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from markupsafe import Markup
 
@@ -84,7 +84,7 @@ def blocks(groups: list[Group]) -> list[Block]:
 
 def _names(groups: list[Group]) -> list[str]:
     """Method and augmentation, and all options that differ among the groups of both on the same data."""
-    options = [flat(group) | {mark: group.mark(mark) for mark in MARKS} for group in groups]
+    options = [group.config.flat() | {mark: group.mark(mark) for mark in MARKS} for group in groups]
     pairs = [(group.config.method, group.config.aug, group.config.data) for group in groups]
     several = len({data for *_, data in pairs}) > 1
     names = []
@@ -96,13 +96,6 @@ def _names(groups: list[Group]) -> list[str]:
         parts = [f"{name}={own[name]}" for name in telling]
         names.append(" ".join([f"{pair[0]} × {pair[1]}", *parts]) + (f" on {pair[2]}" if several else ""))
     return names
-
-
-def flat(group: Group) -> dict[str, Any]:
-    """Its options by name, those of plugins as method.KEY and aug.KEY."""
-    values = group.config.to_dict()
-    options = values.pop("set")
-    return values | {f"{kind}.{key}": value for kind, items in options.items() for key, value in items.items()}
 
 
 def line(

@@ -62,7 +62,7 @@ def open_folder(folder: Path, config: RunConfig, *, resume: bool) -> dict[str, A
     if not (folder / "config.toml").exists():
         raise RunFolderError(f"{folder} holds files that are no run: choose another --out")
     both = RunConfig(**read_toml(folder / "config.toml")), config
-    there, wanted = (_flat(part.canonical().to_dict()) for part in both)
+    there, wanted = (part.canonical().flat() for part in both)
     changed = sorted(name for name in there | wanted if there.get(name) != wanted.get(name))
     if changed:
         differences = ", ".join(f"{name} {there.get(name)} there, {wanted.get(name)} here" for name in changed)
@@ -72,11 +72,6 @@ def open_folder(folder: Path, config: RunConfig, *, resume: bool) -> dict[str, A
         state = "is finished: see its record.json" if record else "was interrupted: add --resume to go on with it"
         raise RunFolderError(f"{folder} holds this very run, which {state}, or choose another --out")
     return record
-
-
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    nested = {f"{kind}.{name}": value for kind, items in values.pop("set").items() for name, value in items.items()}
-    return values | nested
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from idaa_lightly.bench.compare import BASELINE, MARKS, Group, Record
-from idaa_lightly.bench.figures import MEASURES, Figure, Shown, figure, flat, line, style
+from idaa_lightly.bench.figures import MEASURES, Figure, Shown, figure, line, style
 from idaa_lightly.bench.plots import COLOURS, Line, sensitivity
 
 
@@ -16,7 +16,7 @@ def swept(groups: list[Group]) -> dict[str, list[list[int]]]:
     Method, augmentation and data are no options here. Groups of another commit or other images are no family, except
     that the training images may differ where it is their number that is swept.
     """
-    options = [flat(group) for group in groups]
+    options = [group.config.flat() for group in groups]
     found = {}
     for option in sorted({name for own in options for name in own} - {"method", "aug", "data"}):
         families: dict[str, list[int]] = {}
@@ -65,11 +65,11 @@ def swept_lines(
         return item.group.values(lambda record: 100 * record["last"][key])
 
     values: list[Any] = []
-    for value in sorted((flat(item.group).get(option) for family in families for item in family), key=_rank):
+    for value in sorted((item.group.config.flat().get(option) for family in families for item in family), key=_rank):
         values += [value] if value not in values else []
     lines = []
     for number, (family, name) in enumerate(zip(families, _family_names(option, families), strict=True)):
-        x = [values.index(flat(item.group).get(option)) for item in family]
+        x = [values.index(item.group.config.flat().get(option)) for item in family]
         members = tuple(item.index for item in family)
         lines.append(line(name, members, style(number), x, [percent(item) for item in family]))
     levels = {level.index: level for family in families if (level := _level(family, groups))}
@@ -88,7 +88,7 @@ def _facet(option: str, item: Shown) -> tuple[str, str]:
 
 def _family_names(option: str, families: list[list[Shown]]) -> list[str]:
     """What tells the families of a figure apart."""
-    first = [flat(family[0].group) | {"commit": family[0].group.mark("commit")} for family in families]
+    first = [family[0].group.config.flat() | {"commit": family[0].group.mark("commit")} for family in families]
     names = sorted({name for own in first for name in own} - {"method", "aug", "data", option})
     telling = [name for name in names if any(own.get(name) != first[0].get(name) for own in first)]
     return [
