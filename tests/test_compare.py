@@ -73,13 +73,26 @@ def test_mean_std_and_paired_difference_by_hand() -> None:
     assert none["knn_mean"] == pytest.approx(52)
     assert none["knn_std"] == pytest.approx(2)
     assert none["linear_mean"] == pytest.approx(62)
-    assert none["knn_minus_none"] is None
+    assert none["knn_minus_baseline"] is None
     # 1, 2, 6: mean 3, variance (4 + 1 + 9) / 2 = 7; Student's t for 2 degrees of freedom at 97.5 % is 4.30265
     half = 4.30265 * 7**0.5 / 3**0.5
-    assert clae["knn_minus_none"] == pytest.approx(3)
-    assert clae["knn_minus_none_low"] == pytest.approx(3 - half, abs=1e-4)
-    assert clae["knn_minus_none_high"] == pytest.approx(3 + half, abs=1e-4)
-    assert (clae["train_s_mean"], clae["time_relative_to_none"]) == (pytest.approx(22), pytest.approx(2))
+    assert clae["knn_minus_baseline"] == pytest.approx(3)
+    assert clae["knn_minus_baseline_low"] == pytest.approx(3 - half, abs=1e-4)
+    assert clae["knn_minus_baseline_high"] == pytest.approx(3 + half, abs=1e-4)
+    assert (clae["train_s_mean"], clae["time_relative"]) == (pytest.approx(22), pytest.approx(2))
+
+
+def test_differences_to_another_augmentation() -> None:
+    three_seeds()
+    none, clae = compare([Path("runs")], against="clae").rows
+    assert clae["knn_minus_baseline"] is None
+    assert none["knn_minus_baseline"] == pytest.approx(-3)
+    assert none["time_relative"] == pytest.approx(1 / 2)
+    text = bench("runs", "--against", "clae", "--format", "markdown")
+    assert "| Δ kNN to clae [95 %] |" in text
+    assert "| × clae |" in text
+    with pytest.raises(UsageError, match=r"^no run has the augmentation 'ida': there are clae, none$"):
+        compare([Path("runs")], against="ida")
 
 
 def test_interval_of_few() -> None:
@@ -94,8 +107,8 @@ def test_pairs_are_by_seed_whatever_the_order_and_the_number() -> None:
     for seed, knn in ((1, 0.41), (0, 0.21), (7, 0.1)):
         write(f"a-clae{seed}", aug="clae", seed=seed, knn=knn)
     clae = rows()[1]
-    assert (clae["knn_pairs"], clae["knn_minus_none"]) == (2, pytest.approx(1))
-    assert (clae["knn_minus_none_low"], clae["knn_minus_none_high"]) == (pytest.approx(1), pytest.approx(1))
+    assert (clae["knn_pairs"], clae["knn_minus_baseline"]) == (2, pytest.approx(1))
+    assert (clae["knn_minus_baseline_low"], clae["knn_minus_baseline_high"]) == (pytest.approx(1), pytest.approx(1))
     assert "+1.00 [+1.00, +1.00] of 2 pairs" in bench("runs", "--format", "markdown")
 
 
@@ -112,7 +125,7 @@ def test_equal_compute_by_hand() -> None:
     write("clae", aug="clae", seconds=40, history=[(0, 0.1), (2, 0.3), (4, 0.5), (10, 0.9)], knn=0.9)
     none, clae = rows()
     assert none["budget_flops"] == clae["budget_flops"] == 10**12  # 10 s, 100 images a second, 1 GFLOP each
-    assert (clae["flops"], clae["flops_relative_to_none"]) == (4 * 10**12, 4)
+    assert (clae["flops"], clae["flops_relative"]) == (4 * 10**12, 4)
     assert none["knn_at_budget_mean"] == pytest.approx(50)
     assert clae["knn_at_budget_mean"] == pytest.approx(35)  # after 2.5 of 10 epochs, between 30 % and 50 %
     assert "kNN at 1 TFLOP, %" in bench("runs", "--format", "markdown")
@@ -168,8 +181,8 @@ def test_groups_that_are_hard_to_compare_are_marked(column: str, change: dict[st
     assert [column in row for row in comparison.rows] == [True, True]
     none, clae = comparison.rows
     assert clae[column] == shown
-    assert (clae["knn_minus_none"] is not None) == (column in ("commit", "device"))
-    assert (clae["time_relative_to_none"] is not None) == (column == "commit")
+    assert (clae["knn_minus_baseline"] is not None) == (column in ("commit", "device"))
+    assert (clae["time_relative"] is not None) == (column == "commit")
     assert clae["budget_flops"] == (3 * 10**12 if column == "data" else 10**12)
     assert none["budget_flops"] == 10**12
 
@@ -179,7 +192,7 @@ def test_the_baseline_is_of_the_same_commit_and_the_same_other_options() -> None
     write("none-old", knn=0.1, batch_size=64, commit="decade")
     write("none-large", knn=0.2, batch_size=128)
     write("clae", aug="clae", knn=0.6, batch_size=64, options={"eps": 0.1})
-    assert [row["knn_minus_none"] for row in rows() if row["aug"] == "clae"] == [pytest.approx(10)]
+    assert [row["knn_minus_baseline"] for row in rows() if row["aug"] == "clae"] == [pytest.approx(10)]
 
 
 def test_options_that_are_no_defaults_are_shown_once_where_all_share_them() -> None:
@@ -201,7 +214,7 @@ def test_formats() -> None:
     three_seeds()
     (read,) = (list(csv.DictReader(io.StringIO(bench("runs", "--format", "csv")))),)
     assert [float(row["knn_mean"]) for row in read] == [pytest.approx(52), pytest.approx(55)]
-    assert read[0]["knn_minus_none"] == ""
+    assert read[0]["knn_minus_baseline"] == ""
     markdown = bench("runs", "--format", "markdown").splitlines()
     assert {line.count("|") for line in markdown[:4]} == {markdown[0].count("|")}
     assert "| simclr | clae | aug.eps=0.1 | 3 | 55.00 ± 4.58 | 65.00 ± 4.58 | +3.00 [-3.57, +9.57] |" in markdown[3]

@@ -345,13 +345,13 @@ def test_columns_are_sorted_by_their_numbers() -> None:
 
 def test_the_picture_of_an_interval() -> None:
     """The largest bound is at the edge, 48 % from the middle; a single seed has no interval."""
-    parts = {f"{name}_minus_none{end}": None for name in ("knn", "linear") for end in ("", "_low", "_high")}
+    parts = {f"{name}_minus_baseline{end}": None for name in ("knn", "linear") for end in ("", "_low", "_high")}
     spread = {f"{name}_{end}": 1.0 for name in ("knn", "linear", "train_s", "knn_at_budget") for end in ("mean", "std")}
     row = {"method": "a", "aug": "b", "options": "", "seeds": 2} | spread | parts
-    row |= {"knn_pairs": 2, "linear_pairs": 2, "time_relative_to_none": None, "images_per_s": 1.0}
-    row |= {"flops": 1.0, "budget_flops": 1.0, "flops_relative_to_none": None}
-    wide = row | {"knn_minus_none": 1.0, "knn_minus_none_low": -2.0, "knn_minus_none_high": 4.0}
-    single = row | {"knn_minus_none": -1.0}
+    row |= {"knn_pairs": 2, "linear_pairs": 2, "time_relative": None, "images_per_s": 1.0}
+    row |= {"flops": 1.0, "budget_flops": 1.0, "flops_relative": None}
+    wide = row | {"knn_minus_baseline": 1.0, "knn_minus_baseline_low": -2.0, "knn_minus_baseline_high": 4.0}
+    single = row | {"knn_minus_baseline": -1.0}
     columns, rows = table(Comparison([row, wide, single], "", []))
     place = [column["name"] for column in columns].index("Δ kNN [95 %]")
     assert [line[place]["interval"] for line in rows] == [[], [26, 62, 98], [38]]

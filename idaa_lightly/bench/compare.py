@@ -1,4 +1,4 @@
-"""Finished runs side by side: groups of seeds, differences to `none`, cost, and accuracy at equal compute."""
+"""Finished runs side by side: groups of seeds, differences to a baseline, cost, and accuracy at equal compute."""
 
 from __future__ import annotations
 
@@ -70,11 +70,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Numbers, a row a group, in percent, seconds and FLOPs; what all groups share; and what to bear in mind."""
+    """Numbers, a row a group, in percent, seconds and FLOPs; what all groups share; and what to bear in mind.
+
+    Differences and relations are to `against`, an augmentation.
+    """
 
     rows: list[dict[str, Any]]
     shared: str
     notes: list[str]
+    against: str = BASELINE
 
 
 def read_groups(targets: Iterable[Path], *, by_commit: bool = True) -> tuple[list[Group], int]:
@@ -152,20 +156,23 @@ def share_to(record: Record, accuracy: float) -> float | None:
     return None
 
 
-def compare(targets: Iterable[Path], *, by_commit: bool = True) -> Comparison:
-    """Compares the runs below these folders; see `read_groups`.
+def compare(targets: Iterable[Path], *, by_commit: bool = True, against: str = BASELINE) -> Comparison:
+    """Compares the runs below these folders with those of the augmentation `against`; see `read_groups`.
 
     Raises:
         FileFormatError: nothing there, or a record that cannot be read.
-        UsageError: a run is there twice.
+        UsageError: a run is there twice, or none is of that augmentation.
     """
     groups, unfinished = read_groups(targets, by_commit=by_commit)
+    there = sorted({group.config.aug for group in groups})
+    if against not in [BASELINE, *there]:
+        raise UsageError(f"no run has the augmentation {against!r}: there are {', '.join(there)}")
     differing = [name for name in MARKS if len({group.mark(name) for group in groups}) > 1]
     options = [_non_default(group.config) for group in groups]
     common = {key: value for key, value in options[0].items() if all(other.get(key) == value for other in options)}
     rows = []
     for group, own in zip(groups, options, strict=True):
-        baseline = _baseline(group, groups)
+        baseline = _baseline(group, groups, against)
         costs = [other.flops for other in groups if other.mark("data") == group.mark("data")]
         budget = min((cost for cost in costs if cost), default=None)
         row: dict[str, Any] = {"method": group.config.method, "aug": group.config.aug}
@@ -177,13 +184,13 @@ def compare(targets: Iterable[Path], *, by_commit: bool = True) -> Comparison:
             row |= _difference(name, group, baseline)
         row |= _spread("train_s", group.values(lambda record: record["time"]["train_s"]))
         comparable = baseline is not None and baseline.clock == group.clock
-        row["time_relative_to_none"] = group.seconds / baseline.seconds if baseline and comparable else None
+        row["time_relative"] = group.seconds / baseline.seconds if baseline and comparable else None
         row["images_per_s"] = mean(group.values(lambda record: record["time"]["images_per_s"]))
         cost, plain = group.flops, baseline.flops if baseline else None
         row |= {
             "flops": cost,
             "budget_flops": budget,
-            "flops_relative_to_none": cost / plain if cost and plain else None,
+            "flops_relative": cost / plain if cost and plain else None,
         }
         share = budget / cost if budget and cost else None
         at_budget = [100 * accuracy_at(record, share) for record in group.records.values() if share is not None]
@@ -193,12 +200,12 @@ def compare(targets: Iterable[Path], *, by_commit: bool = True) -> Comparison:
     notes = [f"Warning: the groups differ in {name}: see its column." for name in differing]
     if unfinished:
         notes.append(f"Left out: {unfinished} unfinished, without a record.")
-    return Comparison(rows, ", ".join(shared + [f"{key}={value}" for key, value in common.items()]), notes)
+    return Comparison(rows, ", ".join(shared + [f"{key}={value}" for key, value in common.items()]), notes, against)
 
 
-def _baseline(group: Group, groups: list[Group]) -> Group | None:
-    """The group of `none` with otherwise the same options on the same data, of the same commit if there is a choice."""
-    same = [other for other in groups if other.config.aug == BASELINE and other.setting == group.setting]
+def _baseline(group: Group, groups: list[Group], against: str) -> Group | None:
+    """That augmentation's group, with otherwise the same options and data, of the same commit if there is a choice."""
+    same = [other for other in groups if other.config.aug == against and other.setting == group.setting]
     closest = [other for other in same if other.mark("commit") == group.mark("commit")] or same
     return closest[0] if len(closest) == 1 else None
 
@@ -219,9 +226,9 @@ def _difference(name: str, group: Group, baseline: Group | None) -> dict[str, fl
     ]
     low, high = interval(pairs) or (None, None)
     return {
-        f"{name}_minus_none": mean(pairs) if pairs else None,
-        f"{name}_minus_none_low": low,
-        f"{name}_minus_none_high": high,
+        f"{name}_minus_baseline": mean(pairs) if pairs else None,
+        f"{name}_minus_baseline_low": low,
+        f"{name}_minus_baseline_high": high,
         f"{name}_pairs": len(pairs),
     }
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, stdev
 
-from idaa_lightly.bench.compare import Group, compare, read_groups, share_to
+from idaa_lightly.bench.compare import BASELINE, Group, compare, read_groups, share_to
 from idaa_lightly.bench.recipes import Recipe, Table, read_table, table_names
 from idaa_lightly.bench.results import read_record
 from idaa_lightly.bench.tables import cells, markdown, quantity
@@ -29,7 +29,9 @@ def render(table: Table) -> str:
     lines: dict[str, list[dict[str, str]]] = {}
     header, shared = ["method", "aug", "seeds"], "nothing was run yet"
     if there:
-        comparison = compare(there, by_commit=False)
+        augs = [recipe.config.aug for recipe in table.recipes if table.records(recipe) in there]
+        against = table.against if table.against in augs else BASELINE
+        comparison = compare(there, by_commit=False, against=against)
         header, rows = cells(comparison)
         shared = "; ".join([f"all: {comparison.shared}", *(note.removesuffix(".") for note in comparison.notes)])
         for group, row in zip(read_groups(there, by_commit=False)[0], rows, strict=True):

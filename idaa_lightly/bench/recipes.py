@@ -22,6 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
+from idaa_lightly.bench.compare import BASELINE
 from idaa_lightly.bench.config import RunConfig, load_toml, read_toml
 from idaa_lightly.bench.identity import study
 from idaa_lightly.bench.prepare import resolve
@@ -55,6 +56,7 @@ class Table:
         recipes: in the order of the rows.
         paper: published figures in percent, by recipe: knn and linear.
         folder: that holds recipes and records.
+        against: augmentation that differences are to.
         columns: titles of those to show; all that hold something where it is empty.
         reach: accuracies by kNN, in percent, whose cost is told.
         study: augmentations by which the identity of views is studied, on the encoder of each recipe's seed 0.
@@ -67,6 +69,7 @@ class Table:
     recipes: tuple[Recipe, ...]
     paper: dict[str, dict[str, float]]
     folder: Path
+    against: str = BASELINE
     columns: tuple[str, ...] = ()
     reach: tuple[float, ...] = ()
     study: tuple[str, ...] = ()
@@ -110,8 +113,17 @@ def read_table(folder: Path, name: str) -> Table:
     )
     usual = {recipe.name: paper.get(recipe.config.method, {}).get(recipe.config.aug, {}) for recipe in recipes}
     figures = entry.get("paper", usual)
-    lists = {key: tuple(entry.get(key, ())) for key in ("columns", "reach", "study")}
-    return Table(name, entry["title"], entry.get("note", ""), entry["seeds"], recipes, figures, folder, **lists)
+    return Table(
+        name,
+        entry["title"],
+        entry.get("note", ""),
+        entry["seeds"],
+        recipes,
+        figures,
+        folder,
+        entry.get("against", BASELINE),
+        *(tuple(entry.get(key, ())) for key in ("columns", "reach", "study")),
+    )
 
 
 def table_names(folder: Path) -> list[str]:

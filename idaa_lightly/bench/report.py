@@ -36,13 +36,13 @@ NUMBERS = {
     "seeds": "seeds",
     "kNN, %": "knn_mean",
     "linear, %": "linear_mean",
-    "Δ kNN [95 %]": "knn_minus_none",
-    "Δ linear [95 %]": "linear_minus_none",
+    "Δ kNN [95 %]": "knn_minus_baseline",
+    "Δ linear [95 %]": "linear_minus_baseline",
     "training, s": "train_s_mean",
-    "× none": "time_relative_to_none",
+    "× none": "time_relative",
     "images/s": "images_per_s",
     "FLOPs": "flops",
-    "FLOPs × none": "flops_relative_to_none",
+    "FLOPs × none": "flops_relative",
 }
 """What a column of `tables.cells` is sorted by; that of equal compute is called by its FLOPs."""
 
@@ -122,7 +122,7 @@ def table(comparison: Comparison) -> tuple[list[dict[str, Any]], list[list[dict[
     columns = [_column(name) for name in header]
     rows: list[list[dict[str, Any]]] = [[] for _ in texts]
     for index, (name, number) in enumerate(zip(header, columns, strict=True)):
-        differences = number if number and number.endswith("_minus_none") else ""
+        differences = number if number and number.endswith("_minus_baseline") else ""
         limits = [_interval(row, differences) for row in comparison.rows] if differences else []
         widest = max((abs(value) for limit in limits for value in limit), default=0) or 1
         for place, (row, line) in enumerate(zip(comparison.rows, texts, strict=True)):

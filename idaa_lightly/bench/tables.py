@@ -7,7 +7,7 @@ import io
 import math
 from typing import Any
 
-from idaa_lightly.bench.compare import Comparison
+from idaa_lightly.bench.compare import BASELINE, Comparison
 
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 LATEX = str.maketrans({
@@ -22,21 +22,22 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     budgets = {row["budget_flops"] for row in comparison.rows}
     same = len(budgets) == 1
     at = f"at {quantity(budgets.pop())}" if same else "at equal FLOPs"
+    against, to = comparison.against, "" if comparison.against == BASELINE else f" to {comparison.against}"
     table = []
     for row in comparison.rows:
         names = {key: str(value) for key, value in row.items() if list(row).index(key) <= list(row).index("seeds")}
         own_budget = "" if same or row["budget_flops"] is None else f" (at {quantity(row['budget_flops'])})"
-        times, flops = (row[f"{cost}_relative_to_none"] for cost in ("time", "flops"))
+        times, flops = (row[f"{cost}_relative"] for cost in ("time", "flops"))
         numbers = {
             "kNN, %": _spread(row, "knn"),
             "linear, %": _spread(row, "linear"),
-            "Δ kNN [95 %]": _difference(row, "knn"),
-            "Δ linear [95 %]": _difference(row, "linear"),
+            f"Δ kNN{to} [95 %]": _difference(row, "knn"),
+            f"Δ linear{to} [95 %]": _difference(row, "linear"),
             "training, s": _spread(row, "train_s", 1),
-            "× none": "" if times is None else f"{times:.2f}",
+            f"× {against}": "" if times is None else f"{times:.2f}",
             "images/s": f"{row['images_per_s']:.0f}",
             "FLOPs": quantity(row["flops"]),
-            "FLOPs × none": "" if flops is None else f"{flops:.2f}",
+            f"FLOPs × {against}": "" if flops is None else f"{flops:.2f}",
             f"kNN {at}, %": _spread(row, "knn_at_budget") + own_budget,
         }
         table.append(names | numbers)
@@ -91,7 +92,7 @@ def quantity(value: float | None) -> str:
 def _difference(row: dict[str, Any], name: str) -> str:
     """Such as "+1.20 [0.30, 2.10]", with the number of pairs where some seeds have no partner."""
     center, low, high, pairs = (
-        row[f"{name}_{part}"] for part in ("minus_none", "minus_none_low", "minus_none_high", "pairs")
+        row[f"{name}_{part}"] for part in ("minus_baseline", "minus_baseline_low", "minus_baseline_high", "pairs")
     )
     if center is None:
         return ""

@@ -22,15 +22,19 @@ ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex"}
     help="Print it as a table for a README, a spreadsheet or a paper. Default: by the ending of --out, else for the "
     "terminal.",
 )
+@click.option(
+    "--against", default="none", show_default=True, help="Augmentation that differences are to, such as random."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="File to write it to, such as table.md, .csv or .tex.")
-def compare(runs: tuple[Path, ...], form: str | None, out: Path | None) -> None:
+def compare(runs: tuple[Path, ...], form: str | None, against: str, out: Path | None) -> None:
     """Compare finished runs: mean ± standard deviation over seeds, differences to `none`, cost, equal compute.
 
     RUNS are run folders, or folders that hold runs at any depth. Runs are averaged if they differ in their seed only;
     --workers and --data-dir change no result, and may differ, too. Where groups differ in data, epochs, commit or
     device, a column and a warning say so.
 
-    Differences are to `none` with otherwise the same options, seed by seed, with the 95 % interval of Student's t.
+    Differences are to `none` with otherwise the same options, seed by seed, with the 95 % interval of Student's t; to
+    the control, a third view in a random direction, with --against random: what the search alone is worth.
     Accuracy at equal compute is read off each run's history where it has trained as long as the cheapest group did:
     epochs × fewest FLOPs / own FLOPs, linear between evaluations. It is a lower bound, since learning rates that were
     to fall until the end have not. Attacks are counted; evaluation and the training of a VAE are not.
@@ -38,6 +42,7 @@ def compare(runs: tuple[Path, ...], form: str | None, out: Path | None) -> None:
     \b
     Examples:
       idaa-bench compare runs
+      idaa-bench compare runs --against random
       idaa-bench compare runs/eps runs/none --format latex --out table.tex
     """
     form = form or (ENDINGS.get(out.suffix) if out else "terminal")
@@ -46,7 +51,7 @@ def compare(runs: tuple[Path, ...], form: str | None, out: Path | None) -> None:
     from idaa_lightly.bench import tables
     from idaa_lightly.bench.compare import compare as compared
 
-    comparison = compared(runs)
+    comparison = compared(runs, against=against)
     if form == "terminal":
         header, rows = tables.cells(comparison)
         table = Table(*header)
