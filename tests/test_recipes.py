@@ -31,6 +31,7 @@ title = "A small table"
 note = "Read it with care."
 seeds = 2
 recipes = ["plain", "clae"]
+published = "ResNet-12, 150 epochs"
 
 [tables.other]
 title = "Another"
@@ -125,6 +126,7 @@ def test_the_rendered_table_by_hand(benchmarks: Path) -> None:
     assert "paper*: kNN, %" in text
     assert "commit c0ffee0 + c0ffee1" in text
     assert "Read it with care." in text
+    assert "\\* ResNet-12, 150 epochs." in text
     assert "`idaa-bench table small` (2 runs are missing)" in text
     assert "paper" not in render(read_table(benchmarks, "other"))
 
@@ -161,7 +163,7 @@ def test_pages_and_heads(benchmarks: Path) -> None:
     assert head.splitlines() == [
         "# idaa-bench run --config benchmarks/recipes/clae.toml --seed 0 --seed 1",
         "# expected: knn 25.00, linear 25.00 (1 seeds), 2 min of training, a CPU",
-        "# paper: knn 80.27 (ResNet-18, CIFAR-10, 300 epochs; best epoch on the test images; kNN on the projection)",
+        "# paper: knn 80.27 (ResNet-12, 150 epochs)",
     ]
     assert "method" + body == RECIPE.format(aug="clae")
     assert "# not run yet" in (benchmarks / "recipes/plain.toml").read_text()

@@ -18,7 +18,6 @@ from idaa_lightly.bench.results import read_record
 from idaa_lightly.bench.tables import cells, markdown, quantity
 from idaa_lightly.files import atomic_write
 
-PAPER = "ResNet-18, CIFAR-10, 300 epochs; best epoch on the test images; kNN on the projection"
 ACCURACIES = {"knn": "kNN, %", "linear": "linear, %"}
 SECTION = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -47,7 +46,7 @@ def render(table: Table) -> str:
         result += [row | paper for row in lines.get(recipe.name, [blank])]
     titles = list(dict.fromkeys([*header, *(title for row in result for title in row)]))
     columns = [title for title in titles if not table.columns or title in table.columns]
-    published = any(title.startswith("paper*") for title in columns)
+    starred = any(title.startswith("paper*") for title in columns)
     missing = len(list(table.missing()))
     parts = [
         f"**{table.title}**",
@@ -55,7 +54,7 @@ def render(table: Table) -> str:
         *(_study(table, recipe) for recipe in table.recipes if (table.studied(recipe) / "identity.json").exists()),
         f"{shared[0].upper()}{shared[1:]}.",
         table.note,
-        f"\\* {PAPER}." if published else "",
+        f"\\* {table.published}." if starred else "",
         f"`idaa-bench table {table.name}`" + (f" ({missing} runs are missing)" if missing else ""),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -139,7 +138,7 @@ def _head(table: Table, recipe: Recipe) -> Iterator[str]:
     else:
         yield "# not run yet"
     if paper := table.paper.get(recipe.name):
-        yield f"# paper: {', '.join(f'{name} {value}' for name, value in paper.items())} ({PAPER})"
+        yield f"# paper: {', '.join(f'{name} {value}' for name, value in paper.items())} ({table.published})"
 
 
 def _percent(values: list[float]) -> str:

@@ -31,6 +31,8 @@ from idaa_lightly.bench.run import run
 from idaa_lightly.errors import BusyError, DataError, FileFormatError, NonFiniteError, UsageError, suggestion
 from idaa_lightly.files import atomic_write
 
+PUBLISHED = "ResNet-18, CIFAR-10, 300 epochs; best epoch on the test images; kNN on the projection"
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -55,6 +57,7 @@ class Table:
         seeds: each recipe is run for seeds 0 to seeds − 1.
         recipes: in the order of the rows.
         paper: published figures in percent, by recipe: knn and linear.
+        published: how those were obtained.
         folder: that holds recipes and records.
         against: augmentation that differences are to.
         columns: titles of those to show; all that hold something where it is empty.
@@ -68,6 +71,7 @@ class Table:
     seeds: int
     recipes: tuple[Recipe, ...]
     paper: dict[str, dict[str, float]]
+    published: str
     folder: Path
     against: str = BASELINE
     columns: tuple[str, ...] = ()
@@ -120,6 +124,7 @@ def read_table(folder: Path, name: str) -> Table:
         entry["seeds"],
         recipes,
         figures,
+        entry.get("published", PUBLISHED),
         folder,
         entry.get("against", BASELINE),
         *(tuple(entry.get(key, ())) for key in ("columns", "reach", "study")),
