@@ -143,12 +143,15 @@ def _embed(method: Method, images: Tensor, batch_size: int) -> Tensor:
 
 def _scatter(found: dict[str, Identity], path: Path) -> None:
     """Fig. 1 of the paper: below the diagonal the identity is lost."""
-    figure = Figure(figsize=(3.2 * len(found), 3.4), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(found), 3.9), layout="constrained")
     axes = figure.subplots(1, len(found), squeeze=False, sharex=True, sharey=True)[0]
+    longest = torch.cat([torch.cat([part.positive, part.negative]) for part in found.values()]).max().item()
+    limits = (0, 1.02 * longest)
     for axis, (name, part) in zip(axes, found.items(), strict=True):
         axis.scatter(part.positive, part.negative, s=4, alpha=0.4, linewidths=0)
         axis.axline((0, 0), slope=1, color="black", linewidth=0.8)
-        axis.set(title=f"{name}: {100 * part.lost:.1f} % lost", xlabel="distance to the own view", aspect="equal")
+        axis.set(title=f"{name}: {100 * part.lost:.1f} % lost", xlabel="distance to the own view")
+        axis.set(xlim=limits, ylim=limits, aspect="equal")
     axes[0].set_ylabel("distance to the nearest other")
     save_figure(figure, path)
 

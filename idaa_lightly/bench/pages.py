@@ -48,10 +48,11 @@ def render(table: Table) -> str:
     columns = [title for title in titles if not table.columns or title in table.columns]
     starred = any(title.startswith("paper*") for title in columns)
     missing = len(list(table.missing()))
+    studied = table.recipes if table.study else ()
     parts = [
         f"**{table.title}**",
         markdown(columns, [[row.get(title, "") for title in columns] for row in result]),
-        *(_study(table, recipe) for recipe in table.recipes if (table.studied(recipe) / "identity.json").exists()),
+        *(_study(table, recipe) for recipe in studied if (table.studied(recipe) / "identity.json").exists()),
         f"{shared[0].upper()}{shared[1:]}.",
         table.note,
         f"\\* {table.published}." if starred else "",
@@ -97,12 +98,12 @@ def _study(table: Table, recipe: Recipe) -> str:
         "lost, %",
         "distance to the own view / to the nearest other, median",
         "5 to 95 %",
-        "L∞, own units",
+        "change of the image, L2",
     ]
     rows = []
     for name, part in json.loads((folder / "identity.json").read_text())["augmentations"].items():
         low, _, median, _, high = part["hardness"]
-        size = f"{part['own_linf']:.3f}" if "own_linf" in part else ""
+        size = f"{part['l2']:.2f}" if "l2" in part else ""
         rows.append([name, f"{100 * part['lost']:.2f}", f"{median:.2f}", f"{low:.2f} to {high:.2f}", size])
     picture = (folder / "identity.png").relative_to(table.folder)
     return markdown(header, rows) + f"\n\n![Distances to the own view and to the nearest other]({picture})"
