@@ -10,15 +10,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from idaa_lightly.bench.prepare import Parts
 from idaa_lightly.plugin import FitContext, shortest
-from idaa_lightly.training import SelfSupervised
+from idaa_lightly.training import SelfSupervised, to_fast_layout
 
-SAMPLE = 16  # images
+SAMPLE = 16 * 32**2  # pixels; at least 16 images
 
 
 def estimate(parts: Parts, context: FitContext) -> float:
     """Seconds: making views, training, fitting, and about eleven evaluations. Right to a factor of about 1.5."""
     with torch.random.fork_rng(devices=[]):
         method = copy.deepcopy(parts.method).to(context.device)
+        to_fast_layout(method)
         batches = _sample(parts, context.device)
         count = len(batches[0])
         views_time = shortest(lambda: [parts.views[0, index] for index in range(count)]) / max(
@@ -56,7 +57,8 @@ def flops_per_image(parts: Parts, module: SelfSupervised, device: torch.device) 
 
 def _sample(parts: Parts, device: torch.device) -> list[Tensor]:
     """A few images' views, (N, C, H, W) each."""
-    samples = [parts.views[0, index][0] for index in range(min(SAMPLE, len(parts.views)))]
+    count = min(max(16, SAMPLE // parts.data.image_size**2), len(parts.views))
+    samples = [parts.views[0, index][0] for index in range(count)]
     return [torch.stack(view).to(device) for view in zip(*samples, strict=True)]
 
 
