@@ -147,6 +147,7 @@ def test_a_study_of_identity_is_made_once(benchmarks: Path) -> None:
     assert "| clae |" in result
     assert "| second view |" in result
     assert "![Distances to the own view and to the nearest other](records/clae/seed-0/identity/identity.png)" in result
+    assert "second view" not in render(read_table(benchmarks, "other"))  # of the same recipe, but not asked for
     before = (folder / "identity.json").stat().st_mtime_ns
     assert bench("studied").stdout.startswith("**Identity**")  # nothing was run again
     assert (folder / "identity.json").stat().st_mtime_ns == before
