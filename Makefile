@@ -8,7 +8,7 @@ OTHER := $(if $(filter gpu,$(EXTRA)),cpu,gpu)
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip
 INSTALL = $(UV) uninstall --quiet --python $(BIN)/python faiss-$(OTHER); rm -f $(VENV)/.$(OTHER)*; \
-	$(UV) install --quiet --python $(BIN)/python --editable
+	$(UV) install --quiet --compile-bytecode --python $(BIN)/python --editable
 
 .PHONY: demo test matrix lint clean
 

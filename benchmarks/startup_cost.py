@@ -1,4 +1,4 @@
-"""From `idaa-bench run` to the first training step on digits, beyond the imports.
+"""From `idaa-bench run` to the first training step on digits, beyond the imports, and what of it is evaluation.
 
 python benchmarks/startup_cost.py
 """
@@ -27,12 +27,19 @@ def main(aug: str, repeats: int) -> None:
     """Measures the start of a run in CPU seconds; writes results/startup_cost.json beside this file."""
     from idaa_lightly.bench.config import RunConfig
     from idaa_lightly.bench.run import run
-    from idaa_lightly.training import SelfSupervised
+    from idaa_lightly.training import Evaluation, SelfSupervised
+
+    evaluate, evaluations = Evaluation.on_fit_start, []
+
+    def timed(*args: Any) -> None:
+        start = time.process_time()
+        evaluate(*args)
+        evaluations.append(time.process_time() - start)
 
     def stop(*args: Any) -> None:
         raise Reached
 
-    SelfSupervised.training_step = stop  # type: ignore[method-assign]
+    Evaluation.on_fit_start, SelfSupervised.training_step = timed, stop  # type: ignore[method-assign]
     imports, times = time.process_time() - BEGUN, []
     for _ in range(repeats):
         start = time.process_time()
@@ -44,6 +51,7 @@ def main(aug: str, repeats: int) -> None:
     from measure import save
 
     content = {"aug": aug, "imports_s": imports, "to_first_step_s": min(times), "first_time_s": times[0]}
+    content |= {"of_it_evaluation_s": evaluations[times.index(min(times))], "first_evaluation_s": evaluations[0]}
     Console().print(content)
     Console().print(f"Written to {save('startup_cost', content)}")
 
