@@ -222,10 +222,10 @@ class LearnedAugmentation(Augmentation):
         return AdversarialLoss(method.loss, self.generator(method), self.weight)
 
 
-def shortest(function: Callable[[], object], repeats: int = 3) -> float:
-    """Seconds of the fastest of a few calls, for estimates."""
+def shortest(function: Callable[[], object]) -> float:
+    """Seconds of the faster of two calls, for estimates: the first one of a process is slow."""
     times = []
-    for _ in range(repeats):
+    for _ in range(2):
         start = time.perf_counter()
         function()
         times.append(time.perf_counter() - start)
