@@ -118,19 +118,20 @@ def pages(folder: Path) -> dict[Path, str]:
             texts[page] = SECTION.sub(
                 lambda found: f"{found[1]}\n{render(tables[found[2]])}\n{found[3]}", page.read_text()
             )
-    for table in tables.values():
-        for recipe in table.recipes:
-            path = folder / "recipes" / f"{recipe.name}.toml"
-            body = [line for line in path.read_text().splitlines() if not line.startswith("#")]
-            texts.setdefault(path, "\n".join([*_head(table, recipe), *body]) + "\n")
+    for recipe in {recipe.name: recipe for table in tables.values() for recipe in table.recipes}.values():
+        path = folder / "recipes" / f"{recipe.name}.toml"
+        body = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+        shown = [table for table in tables.values() if recipe in table.recipes]
+        texts[path] = "\n".join([*_head(shown, recipe), *body]) + "\n"
     return texts
 
 
-def _head(table: Table, recipe: Recipe) -> Iterator[str]:
-    """Comments of a recipe: its command, what is expected of it, and what the paper says."""
-    seeds = " ".join(f"--seed {seed}" for seed in range(table.seeds))
-    yield f"# idaa-bench run --config {table.folder.name}/recipes/{recipe.name}.toml {seeds}"
-    records = [read_record(path.parent) for path in sorted(table.records(recipe).glob("*/record.json"))]
+def _head(tables: list[Table], recipe: Recipe) -> Iterator[str]:
+    """Comments of a recipe: its command, what is expected of it, and what the paper says, of the tables that show it."""
+    records = [read_record(path.parent) for path in sorted(tables[0].records(recipe).glob("*/record.json"))]
+    count = max(len(records), *(table.seeds for table in tables))
+    seeds = " ".join(f"--seed {seed}" for seed in range(count))
+    yield f"# idaa-bench run --config {tables[0].folder.name}/recipes/{recipe.name}.toml {seeds}"
     if records:
         scores = [f"{name} {_percent([record['last'][name] for record in records])}" for name in ACCURACIES]
         minutes = mean(record["time"]["train_s"] for record in records) / 60
@@ -138,8 +139,10 @@ def _head(table: Table, recipe: Recipe) -> Iterator[str]:
         yield f"# expected: {', '.join(scores)} ({len(records)} seeds), {minutes:.0f} min of training, {device['name']}"
     else:
         yield "# not run yet"
-    if paper := table.paper.get(recipe.name):
-        yield f"# paper: {', '.join(f'{name} {value}' for name, value in paper.items())} ({table.published})"
+    for table in tables:
+        if paper := table.paper.get(recipe.name):
+            yield f"# paper: {', '.join(f'{name} {value}' for name, value in paper.items())} ({table.published})"
+            break
 
 
 def _percent(values: list[float]) -> str:
