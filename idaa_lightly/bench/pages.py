@@ -127,7 +127,7 @@ def pages(folder: Path) -> dict[Path, str]:
 
 
 def _head(tables: list[Table], recipe: Recipe) -> Iterator[str]:
-    """Comments of a recipe: its command, what is expected of it, and what the paper says, of the tables that show it."""
+    """Comments of a recipe that these tables show: its command, what is expected, and what the paper says."""
     records = [read_record(path.parent) for path in sorted(tables[0].records(recipe).glob("*/record.json"))]
     count = max(len(records), *(table.seeds for table in tables))
     seeds = " ".join(f"--seed {seed}" for seed in range(count))
