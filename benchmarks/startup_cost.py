@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def main(aug: str, repeats: int) -> None:
     """Measures the start of a run in CPU seconds; writes results/startup_cost.json beside this file."""
     from idaa_lightly.bench.config import RunConfig
     from idaa_lightly.bench.run import run
+    from idaa_lightly.registry import load
     from idaa_lightly.training import Evaluation, SelfSupervised
 
     evaluate, evaluations = Evaluation.on_fit_start, []
@@ -40,6 +42,10 @@ def main(aug: str, repeats: int) -> None:
         raise Reached
 
     Evaluation.on_fit_start, SelfSupervised.training_step = timed, stop  # type: ignore[method-assign]
+    for module in ("faiss", "sklearn.datasets"):  # what a run imports only when it comes to it
+        import_module(module)
+    load("method", RunConfig().method)
+    load("augmentation", aug)
     imports, times = time.process_time() - BEGUN, []
     for _ in range(repeats):
         start = time.process_time()

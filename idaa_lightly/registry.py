@@ -21,17 +21,14 @@ class Entry:
     version: str
 
 
-def entries(kind: Kind) -> list[Entry]:
-    """All installed plugins of a kind, sorted by name; a name that two distributions claim is there twice."""
-    found = {
-        Entry(
-            point.name,
-            point.value,
-            (point.dist and point.dist.name) or "unknown",
-            (point.dist and point.dist.version) or "",
-        )
-        for point in importlib.metadata.entry_points(group=f"idaa_lightly.{kind}s")
-    }
+def entries(kind: Kind, name: str | None = None) -> list[Entry]:
+    """All installed plugins of a kind, or of a name; sorted; a name that two distributions claim is there twice."""
+    found = set()
+    for point in importlib.metadata.entry_points(group=f"idaa_lightly.{kind}s"):
+        if name in (None, point.name):
+            facts = point.dist.metadata if point.dist else None  # read from the disk: once
+            whose = [(facts and facts[key]) or "unknown" for key in ("Name", "Version")]
+            found.add(Entry(point.name, point.value, *whose))
     return sorted(found, key=lambda entry: (entry.name, entry.distribution))
 
 
@@ -41,7 +38,7 @@ def load(kind: Kind, name: str) -> Any:
     Raises:
         PluginError: no or two distributions have it, or its import fails.
     """
-    found = [entry for entry in entries(kind) if entry.name == name]
+    found = entries(kind, name)
     if not found:
         installed = [entry.name for entry in entries(kind)]
         raise PluginError(f"no {kind} {name!r}; installed: {', '.join(installed)}.{suggestion(name, installed)}")
