@@ -19,7 +19,7 @@ from idaa_lightly.errors import DataError, UsageError
 from idaa_lightly.evaluation.search import Search, blocks, faiss_index, nearest, query_blocks
 
 NO_PLACE = 2**31  # of a class without a vote: beyond every top-n, also where there are fewer classes than n
-VOTE_BLOCK = 2048  # queries that vote at a time: 16 MiB a table at 1000 classes
+VOTE_BLOCK = 512  # queries that vote at a time: 4 MiB a table at 1000 classes
 SAMPLE = 1000  # queries that are also searched exactly: what an index changes is known to about a point
 
 
