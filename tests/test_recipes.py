@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from idaa_lightly.bench.pages import pages, render
+from idaa_lightly.bench.pages import SECTION, pages, render
 from idaa_lightly.bench.recipes import read_table
 from idaa_lightly.cli import main
 from idaa_lightly.errors import FileFormatError
@@ -26,6 +27,12 @@ batch_size = 32
 accelerator = "cpu"
 """
 TABLES = """\
+[tables.pairs]
+title = "Differences"
+seeds = 1
+pairs = [["clae", "plain"], ["plain", "clae"]]
+paper = {}
+
 [tables.small]
 title = "A small table"
 note = "Read it with care."
@@ -131,6 +138,20 @@ def test_the_rendered_table_by_hand(benchmarks: Path) -> None:
     assert "paper" not in render(read_table(benchmarks, "other"))
 
 
+def test_differences_of_pairs_by_hand(benchmarks: Path) -> None:
+    assert render(read_table(benchmarks, "pairs")).splitlines()[4] == "| clae − plain | not run |"
+    for seed, (plain, clae) in enumerate(((0.5, 0.6), (0.5, 0.62), (0.5, None))):
+        record("plain", seed, plain)
+        if clae is not None:
+            record("clae", seed, clae)
+    lines = render(read_table(benchmarks, "pairs")).splitlines()
+    assert lines[2] == "| difference | seeds | Δ kNN [95 %] | Δ linear [95 %] |"
+    # mean 11, standard error 1, and 12.706 of Student's t with one degree of freedom
+    assert lines[4] == "| clae − plain | 2 | +11.00 [-1.71, +23.71] | +11.00 [-1.71, +23.71] |"
+    assert lines[5] == "| plain − clae | 2 | -11.00 [-23.71, +1.71] | -11.00 [-23.71, +1.71] |"
+    assert lines[-1] == "`idaa-bench table pairs`"
+
+
 def test_the_cost_of_an_accuracy_by_hand() -> None:
     for seed, knn in enumerate((0.5, 0.6)):  # from 0.1, in 120 s and 64 operations
         record("plain", seed, knn, time={"train_s": 120.0, "images_per_s": 0.5, "flops_per_image": 10**9})
@@ -184,14 +205,14 @@ def test_it_runs_what_is_missing_and_nothing_twice(benchmarks: Path) -> None:
 
 def test_bad_input(benchmarks: Path) -> None:
     assert (
-        "no table 'smal' in benchmarks; known: small, other, short, studied. Did you mean 'small'?"
+        "no table 'smal' in benchmarks; known: pairs, small, other, short, studied. Did you mean 'small'?"
         in bench("smal", code=2).output
     )
     record("plain", 0, 0.5, epochs=2)
     text = "benchmarks/records/plain/seed-0 is of another configuration than its recipe"
     assert text in bench("small", "--render", code=1).output
     (benchmarks / "tables.toml").write_text("[tables.small]\ntitle = 'x'\n")
-    with pytest.raises(FileFormatError, match=r"\[tables.small\] needs title, seeds and recipes"):
+    with pytest.raises(FileFormatError, match=r"\[tables.small\] needs title, seeds, and recipes or pairs"):
         read_table(benchmarks, "small")
     (benchmarks / "tables.toml").write_text("")
     assert "holds no tables, but expected [tables.NAME]" in bench(code=1).output
@@ -210,3 +231,14 @@ def test_the_costs_of_this_repository_are_what_was_measured() -> None:
     spec.loader.exec_module(costs)
     page = (BENCHMARKS / "README.md").read_text()
     assert costs.rendered(page) == page, "run `python benchmarks/costs.py`"
+
+
+@pytest.mark.parametrize("page", ["README.md", "benchmarks/README.md"])
+def test_every_interval_of_the_text_stands_in_a_table_of_differences(page: str) -> None:
+    number = r"([+−]?\d+\.\d\d)"
+    text = " ".join(SECTION.sub("", (BENCHMARKS.parent / page).read_text()).replace("\n", " ").split())
+    said = re.findall(rf"{number} \[{number}, {number}\]", text)
+    assert said
+    table = render(read_table(BENCHMARKS, "differences"))
+    for center, low, high in ([float(part.replace("−", "-")) for part in found] for found in said):
+        assert f"| {center:+.2f} [{low:+.2f}, {high:+.2f}] |" in table

@@ -181,7 +181,7 @@ def compare(targets: Iterable[Path], *, by_commit: bool = True, against: str = B
         for name in ("knn", "linear"):
             row |= _spread(name, [100 * record["last"][name] for record in group.records.values()])
         for name in ("knn", "linear"):
-            row |= _difference(name, group, baseline)
+            row |= difference(name, group, baseline)
         row |= _spread("train_s", group.values(lambda record: record["time"]["train_s"]))
         comparable = baseline is not None and baseline.clock == group.clock
         row["time_relative"] = group.seconds / baseline.seconds if baseline and comparable else None
@@ -216,7 +216,7 @@ def _spread(name: str, values: list[float]) -> dict[str, float | None]:
     return {f"{name}_mean": center, f"{name}_std": std}
 
 
-def _difference(name: str, group: Group, baseline: Group | None) -> dict[str, float | None]:
+def difference(name: str, group: Group, baseline: Group | None) -> dict[str, float | None]:
     """Paired by seed, in percentage points; empty for the baseline itself."""
     seeds = group.records.keys() & baseline.records.keys() if baseline and baseline is not group else set()
     pairs = [

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, stdev
 
-from idaa_lightly.bench.compare import BASELINE, Group, compare, read_groups, share_to
+from idaa_lightly.bench.compare import BASELINE, Group, compare, difference, read_groups, share_to
 from idaa_lightly.bench.recipes import Recipe, Table, read_table, table_names
 from idaa_lightly.bench.results import read_record
-from idaa_lightly.bench.tables import cells, markdown, quantity
+from idaa_lightly.bench.tables import cells, difference_in_words, markdown, quantity
 from idaa_lightly.files import atomic_write
 
 ACCURACIES = {"knn": "kNN, %", "linear": "linear, %"}
@@ -23,28 +23,22 @@ SECTION = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def render(table: Table) -> str:
-    """The table in Markdown: our figures beside the published ones, and what was not run."""
+    """The table in Markdown: our figures beside the published ones, or differences, and what was not run."""
     there = [table.records(recipe) for recipe in table.recipes if any(table.records(recipe).rglob("record.json"))]
-    lines: dict[str, list[dict[str, str]]] = {}
-    header, shared = ["method", "aug", "seeds"], "nothing was run yet"
+    groups: dict[str, list[tuple[Group, dict[str, str]]]] = {}  # with their cells, by recipe
+    shared = "nothing was run yet"
     if there:
         augs = [recipe.config.aug for recipe in table.recipes if table.records(recipe) in there]
         against = table.against if table.against in augs else BASELINE
         comparison = compare(there, by_commit=False, against=against)
         header, rows = cells(comparison)
-        shared = "; ".join([f"all: {comparison.shared}", *(note.removesuffix(".") for note in comparison.notes)])
+        notes = () if table.pairs else comparison.notes  # which speak of columns
+        shared = "; ".join([f"all: {comparison.shared}", *(note.removesuffix(".") for note in notes)])
         for group, row in zip(read_groups(there, by_commit=False)[0], rows, strict=True):
             name = next(iter(group.folders.values())).parent.name
-            lines.setdefault(name, []).append(dict(zip(header, row, strict=True)) | _reached(group, table.reach))
-    result = [] if table.reach else list(_starts(table))
-    for recipe in table.recipes:
-        options = [f"{key}={value}" for items in recipe.config.set.values() for key, value in items.items()]
-        blank = {"method": recipe.config.method, "aug": " ".join([recipe.config.aug, *options]), "seeds": "not run"}
-        paper = {
-            f"paper*: {ACCURACIES[name]}": f"{value:.2f}" for name, value in table.paper.get(recipe.name, {}).items()
-        }
-        result += [row | paper for row in lines.get(recipe.name, [blank])]
-    titles = list(dict.fromkeys([*header, *(title for row in result for title in row)]))
+            groups.setdefault(name, []).append((group, dict(zip(header, row, strict=True))))
+    result = list(_differences(table, groups) if table.pairs else _rows(table, groups))
+    titles = dict.fromkeys(title for row in result for title in row)
     columns = [title for title in titles if not table.columns or title in table.columns]
     starred = any(title.startswith("paper*") for title in columns)
     missing = len(list(table.missing()))
@@ -59,6 +53,37 @@ def render(table: Table) -> str:
         f"`idaa-bench table {table.name}`" + (f" ({missing} runs are missing)" if missing else ""),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _rows(table: Table, groups: dict[str, list[tuple[Group, dict[str, str]]]]) -> Iterator[dict[str, str]]:
+    """What the runs began with, and a row for each recipe."""
+    titles = next((list(row) for found in groups.values() for _, row in found), ["method", "aug", "seeds"])
+    blank = dict.fromkeys(titles, "")
+    for row in () if table.reach else _starts(table):
+        yield blank | row
+    for recipe in table.recipes:
+        options = [f"{key}={value}" for items in recipe.config.set.values() for key, value in items.items()]
+        waiting = {"method": recipe.config.method, "aug": " ".join([recipe.config.aug, *options]), "seeds": "not run"}
+        paper = {
+            f"paper*: {ACCURACIES[name]}": f"{value:.2f}" for name, value in table.paper.get(recipe.name, {}).items()
+        }
+        found = [row | _reached(group, table.reach) for group, row in groups.get(recipe.name, [])]
+        for row in found or [waiting]:
+            yield blank | row | paper
+
+
+def _differences(table: Table, groups: dict[str, list[tuple[Group, dict[str, str]]]]) -> Iterator[dict[str, str]]:
+    """A row for each pair of recipes, of the seeds that both have."""
+    for names in table.pairs:
+        row = {"difference": " − ".join(names), "seeds": "not run"}
+        if all(name in groups for name in names):
+            (one, _), (other, _) = (groups[name][0] for name in names)
+            both = len(one.records.keys() & other.records.keys())
+            row["seeds"] = str(both)
+            for name, title in ACCURACIES.items():
+                numbers = difference(name, one, other) | {"seeds": both}
+                row[f"Δ {title.removesuffix(', %')} [95 %]"] = difference_in_words(numbers, name)
+        yield row
 
 
 def _starts(table: Table) -> Iterator[dict[str, str]]:

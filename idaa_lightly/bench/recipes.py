@@ -63,6 +63,7 @@ class Table:
         columns: titles of those to show; all that hold something where it is empty.
         reach: accuracies by kNN, in percent, whose cost is told.
         study: augmentations by which the identity of views is studied, on the encoder of each recipe's seed 0.
+        pairs: names of two recipes each, whose difference is a row; where there are some, recipes are not.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Table:
     columns: tuple[str, ...] = ()
     reach: tuple[float, ...] = ()
     study: tuple[str, ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()
 
     def records(self, recipe: Recipe) -> Path:
         """Folder of a recipe's records."""
@@ -112,9 +114,8 @@ def read_table(folder: Path, name: str) -> Table:
     if name not in tables:
         raise UsageError(f"no table {name!r} in {folder}; known: {', '.join(tables)}.{suggestion(name, tables)}")
     entry = tables[name]
-    recipes = tuple(
-        Recipe(recipe, RunConfig(**read_toml(folder / "recipes" / f"{recipe}.toml"))) for recipe in entry["recipes"]
-    )
+    names = entry.get("recipes") or dict.fromkeys(recipe for pair in entry["pairs"] for recipe in pair)
+    recipes = tuple(Recipe(recipe, RunConfig(**read_toml(folder / "recipes" / f"{recipe}.toml"))) for recipe in names)
     usual = {recipe.name: paper.get(recipe.config.method, {}).get(recipe.config.aug, {}) for recipe in recipes}
     figures = entry.get("paper", usual)
     return Table(
@@ -127,7 +128,7 @@ def read_table(folder: Path, name: str) -> Table:
         entry.get("published", PUBLISHED),
         folder,
         entry.get("against", BASELINE),
-        *(tuple(entry.get(key, ())) for key in ("columns", "reach", "study")),
+        *(tuple(entry.get(key, ())) for key in ("columns", "reach", "study", "pairs")),
     )
 
 
@@ -143,8 +144,8 @@ def _read_tables(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not tables:
         raise FileFormatError(f"{path} holds no tables, but expected [tables.NAME]")
     for name, entry in tables.items():
-        if not {"title", "seeds", "recipes"} <= entry.keys():
-            raise FileFormatError(f"{path}: [tables.{name}] needs title, seeds and recipes")
+        if not {"title", "seeds"} <= entry.keys() or not {"recipes", "pairs"} & entry.keys():
+            raise FileFormatError(f"{path}: [tables.{name}] needs title, seeds, and recipes or pairs")
     return tables, paper
 
 

@@ -31,8 +31,8 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         numbers = {
             "kNN, %": _spread(row, "knn"),
             "linear, %": _spread(row, "linear"),
-            f"Δ kNN{to} [95 %]": _difference(row, "knn"),
-            f"Δ linear{to} [95 %]": _difference(row, "linear"),
+            f"Δ kNN{to} [95 %]": difference_in_words(row, "knn"),
+            f"Δ linear{to} [95 %]": difference_in_words(row, "linear"),
             "training, s": _spread(row, "train_s", 1),
             f"× {against}": "" if times is None else f"{times:.2f}",
             "images/s": f"{row['images_per_s']:.0f}",
@@ -89,7 +89,7 @@ def quantity(value: float | None) -> str:
     return f"{value / 1000**power:.3g} {PREFIXES[power]}FLOP"
 
 
-def _difference(row: dict[str, Any], name: str) -> str:
+def difference_in_words(row: dict[str, Any], name: str) -> str:
     """Such as "+1.20 [0.30, 2.10]", with the number of pairs where some seeds have no partner."""
     center, low, high, pairs = (
         row[f"{name}_{part}"] for part in ("minus_baseline", "minus_baseline_low", "minus_baseline_high", "pairs")
