@@ -28,6 +28,7 @@ def main(aug: str, repeats: int) -> None:
     """Measures the start of a run in CPU seconds; writes results/startup_cost.json beside this file."""
     from idaa_lightly.bench.config import RunConfig
     from idaa_lightly.bench.run import run
+    from idaa_lightly.evaluation.search import faiss_available
     from idaa_lightly.registry import load
     from idaa_lightly.training import Evaluation, SelfSupervised
 
@@ -42,8 +43,9 @@ def main(aug: str, repeats: int) -> None:
         raise Reached
 
     Evaluation.on_fit_start, SelfSupervised.training_step = timed, stop  # type: ignore[method-assign]
-    for module in ("faiss", "sklearn.datasets"):  # what a run imports only when it comes to it
-        import_module(module)
+    import_module("sklearn.datasets")  # this and what follows a run imports only when it comes to it
+    if faiss_available():
+        import_module("faiss")
     load("method", RunConfig().method)
     load("augmentation", aug)
     imports, times = time.process_time() - BEGUN, []

@@ -22,13 +22,13 @@ class Entry:
 
 
 def entries(kind: Kind, name: str | None = None) -> list[Entry]:
-    """All installed plugins of a kind, or of a name; sorted; a name that two distributions claim is there twice."""
+    """The installed plugins of a kind, sorted, or those of a name: two where two distributions claim it."""
     found = set()
     for point in importlib.metadata.entry_points(group=f"idaa_lightly.{kind}s"):
         if name in (None, point.name):
             facts = point.dist.metadata if point.dist else None  # read from the disk: once
-            whose = [(facts and facts[key]) or "unknown" for key in ("Name", "Version")]
-            found.add(Entry(point.name, point.value, *whose))
+            distribution, version = ((facts and facts[key]) or "" for key in ("Name", "Version"))
+            found.add(Entry(point.name, point.value, distribution or "unknown", version))
     return sorted(found, key=lambda entry: (entry.name, entry.distribution))
 
 

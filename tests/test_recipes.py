@@ -140,6 +140,8 @@ def test_the_rendered_table_by_hand(benchmarks: Path) -> None:
 
 def test_differences_of_pairs_by_hand(benchmarks: Path) -> None:
     assert render(read_table(benchmarks, "pairs")).splitlines()[4] == "| clae − plain | not run |"
+    record("plain", 7, 0.5)
+    assert render(read_table(benchmarks, "pairs")).splitlines()[4] == "| clae − plain | not run |"
     for seed, (plain, clae) in enumerate(((0.5, 0.6), (0.5, 0.62), (0.5, None))):
         record("plain", seed, plain)
         if clae is not None:
@@ -212,7 +214,10 @@ def test_bad_input(benchmarks: Path) -> None:
     text = "benchmarks/records/plain/seed-0 is of another configuration than its recipe"
     assert text in bench("small", "--render", code=1).output
     (benchmarks / "tables.toml").write_text("[tables.small]\ntitle = 'x'\n")
-    with pytest.raises(FileFormatError, match=r"\[tables.small\] needs title, seeds, and recipes or pairs"):
+    with pytest.raises(FileFormatError, match=r"\[tables.small\] needs title, seeds, and either recipes or pairs"):
+        read_table(benchmarks, "small")
+    (benchmarks / "tables.toml").write_text("[tables.small]\ntitle = 'x'\nseeds = 1\npairs = [['a']]\n")
+    with pytest.raises(FileFormatError, match=r"has pairs \[\['a'\]\], but expected two recipes in each"):
         read_table(benchmarks, "small")
     (benchmarks / "tables.toml").write_text("")
     assert "holds no tables, but expected [tables.NAME]" in bench(code=1).output
@@ -235,10 +240,11 @@ def test_the_costs_of_this_repository_are_what_was_measured() -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "benchmarks/README.md"])
 def test_every_interval_of_the_text_stands_in_a_table_of_differences(page: str) -> None:
-    number = r"([+−]?\d+\.\d\d)"
-    text = " ".join(SECTION.sub("", (BENCHMARKS.parent / page).read_text()).replace("\n", " ").split())
+    number = r"([+−-]?\d+\.\d\d)"
+    prose = re.sub(r"```.*?```|^\|.*?$", "", SECTION.sub("", (BENCHMARKS.parent / page).read_text()), flags=re.S | re.M)
+    text = " ".join(prose.split())
     said = re.findall(rf"{number} \[{number}, {number}\]", text)
-    assert said
+    assert 0 < len(said) == len(re.findall(r"\[[+−-]?\d+\.", text))  # all that looks like one
     table = render(read_table(BENCHMARKS, "differences"))
     for center, low, high in ([float(part.replace("−", "-")) for part in found] for found in said):
         assert f"| {center:+.2f} [{low:+.2f}, {high:+.2f}] |" in table

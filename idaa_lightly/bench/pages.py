@@ -32,8 +32,10 @@ def render(table: Table) -> str:
         against = table.against if table.against in augs else BASELINE
         comparison = compare(there, by_commit=False, against=against)
         header, rows = cells(comparison)
-        notes = () if table.pairs else comparison.notes  # which speak of columns
-        shared = "; ".join([f"all: {comparison.shared}", *(note.removesuffix(".") for note in notes)])
+        notes = [note.removesuffix(".") for note in comparison.notes]
+        if table.pairs:
+            notes = [note.removesuffix(": see its column") for note in notes]
+        shared = "; ".join([f"all: {comparison.shared}", *notes])
         for group, row in zip(read_groups(there, by_commit=False)[0], rows, strict=True):
             name = next(iter(group.folders.values())).parent.name
             groups.setdefault(name, []).append((group, dict(zip(header, row, strict=True))))
@@ -76,7 +78,7 @@ def _differences(table: Table, groups: dict[str, list[tuple[Group, dict[str, str
     """A row for each pair of recipes, of the seeds that both have."""
     for names in table.pairs:
         row = {"difference": " − ".join(names), "seeds": "not run"}
-        if all(name in groups for name in names):
+        if all(len(groups.get(name, ())) == 1 for name in names):  # not of two data sets
             (one, _), (other, _) = (groups[name][0] for name in names)
             both = len(one.records.keys() & other.records.keys())
             row["seeds"] = str(both)

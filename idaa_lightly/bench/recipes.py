@@ -55,7 +55,7 @@ class Table:
         title: says the question and the scale.
         note: what must be known to read it.
         seeds: each recipe is run for seeds 0 to seeds − 1.
-        recipes: in the order of the rows.
+        recipes: in the order of the rows; those of the pairs where there are some.
         paper: published figures in percent, by recipe: knn and linear.
         published: how those were obtained.
         folder: that holds recipes and records.
@@ -63,7 +63,7 @@ class Table:
         columns: titles of those to show; all that hold something where it is empty.
         reach: accuracies by kNN, in percent, whose cost is told.
         study: augmentations by which the identity of views is studied, on the encoder of each recipe's seed 0.
-        pairs: names of two recipes each, whose difference is a row; where there are some, recipes are not.
+        pairs: names of two recipes each, whose difference is a row, in the place of the recipes' own rows.
     """
 
     name: str
@@ -114,7 +114,7 @@ def read_table(folder: Path, name: str) -> Table:
     if name not in tables:
         raise UsageError(f"no table {name!r} in {folder}; known: {', '.join(tables)}.{suggestion(name, tables)}")
     entry = tables[name]
-    names = entry.get("recipes") or dict.fromkeys(recipe for pair in entry["pairs"] for recipe in pair)
+    names = entry.get("recipes", list(dict.fromkeys(recipe for pair in entry.get("pairs", ()) for recipe in pair)))
     recipes = tuple(Recipe(recipe, RunConfig(**read_toml(folder / "recipes" / f"{recipe}.toml"))) for recipe in names)
     usual = {recipe.name: paper.get(recipe.config.method, {}).get(recipe.config.aug, {}) for recipe in recipes}
     figures = entry.get("paper", usual)
@@ -144,8 +144,12 @@ def _read_tables(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not tables:
         raise FileFormatError(f"{path} holds no tables, but expected [tables.NAME]")
     for name, entry in tables.items():
-        if not {"title", "seeds"} <= entry.keys() or not {"recipes", "pairs"} & entry.keys():
-            raise FileFormatError(f"{path}: [tables.{name}] needs title, seeds, and recipes or pairs")
+        if not {"title", "seeds"} <= entry.keys() or len({"recipes", "pairs"} & entry.keys()) != 1:
+            raise FileFormatError(f"{path}: [tables.{name}] needs title, seeds, and either recipes or pairs")
+        if any(len(pair) != 2 for pair in entry.get("pairs", ())):
+            raise FileFormatError(
+                f"{path}: [tables.{name}] has pairs {entry['pairs']}, but expected two recipes in each"
+            )
     return tables, paper
 
 

@@ -35,7 +35,8 @@ def table(names: tuple[str, ...], folder: Path, out: Path, minutes: float | None
     """Run what is missing of published tables, and render them beside the published figures.
 
     NAMES are tables of tables.toml; without one they are listed. Runs that were interrupted go on where they were;
-    finished ones leave their record in records/, and are not run again. What was not run is marked so. The page
+    finished ones leave their record in records/, and are not run again. What was not run is marked so. A table of pairs
+    holds the differences of their recipes, paired by seed, with 95 % intervals. The page
     README.md of the folder gets all tables that it has a place for, and the recipes what is to be expected of them.
 
     \b
