@@ -16,10 +16,10 @@ demo: $(VENV)/.$(EXTRA)
 	$(BIN)/idaa-bench run --method simclr --aug idaa --resume
 
 test: $(VENV)/.$(EXTRA)-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not matrix"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not matrix"
 
 matrix: $(VENV)/.$(EXTRA)-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "matrix or not matrix" tests/test_matrix.py -k trains -v
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 -m "matrix or not matrix" tests/test_matrix.py -k trains -v
 
 lint: $(VENV)/.$(EXTRA)-lint
 	$(BIN)/ruff format --check .
