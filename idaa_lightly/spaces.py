@@ -129,7 +129,7 @@ class ColorSpace:
         steps = steps / self.pixels.std.to(x).unsqueeze(1)
 
         def render(point: Tensor) -> Tensor:
-            weights = point * (point >= 0) / 2  # unlike that of clamp, its slope at 0 is 1 in all versions of torch
+            weights = (point - point.clamp(max=0).detach()) / 2  # of slope 1/2 below 0, too: the way back
             return x + (weights[..., None, None] * steps).sum(2)
 
         return x.new_zeros(len(x), 3, 2), render

@@ -141,7 +141,6 @@ def test_gradients_are_finite_differences_and_each_samples_own(space: Space) -> 
 )
 @all_spaces
 def test_a_search_climbs_inside_its_ball(space: Space, ascent: Ascent) -> None:
-    torch.manual_seed(0)  # colours that start with all weights below 0, one image in 64, have no slope and stay there
     seen, x, weights = [], smooth(), smooth().flip(0, 2)
     watched = lambda value, point: seen.append(ascent(value, point)) or seen[-1]  # noqa: E731
     value = lambda images: (images * weights).sum((1, 2, 3))  # noqa: E731
@@ -149,6 +148,18 @@ def test_a_search_climbs_inside_its_ball(space: Space, ascent: Ascent) -> None:
     assert (value(views) > value(x) + 1).all()
     sizes = seen[0].flatten(1).norm(dim=1, p=math.inf if ascent.norm == "linf" else 2)
     torch.testing.assert_close(sizes, torch.full_like(sizes, 0.3))
+
+
+def test_colours_below_zero_are_not_mixed_and_find_back() -> None:
+    x, slopes = smooth(), []
+    start, render = ColorSpace(NORMALIZE).at(x)
+    for offset in (0.0, -0.3):
+        point = (start + offset).requires_grad_()
+        views = render(point)
+        assert torch.equal(views, x)
+        slopes += torch.autograd.grad((views * smooth().flip(0, 2)).sum(), point)
+    assert (slopes[0] != 0).all()
+    assert torch.equal(*slopes)
 
 
 def test_one_step_finds_the_best_mixing() -> None:
