@@ -45,7 +45,7 @@ class MetAug(OUCL):
         lr: learning rate of the generators; the method's where it is None.
     """
 
-    relative_cost = 3.0
+    relative_cost = 6.7
     compiles = False
 
     def __init__(
