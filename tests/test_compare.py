@@ -35,7 +35,7 @@ def write(
     record = {
         "schema": 1,
         "config": chosen | {"set": {"method": {}, "aug": options or {}}},
-        "last": {"epoch": 10, "knn": knn, "linear": knn + 0.1},
+        "last": {"epoch": 10, "knn": knn, "knn_projection": knn - 0.1, "linear": knn + 0.1},
         "history": [{"epoch": e, "knn": k} for e, k in history or [(0, 0.1), (5, 0.3), (10, knn)]],
         "time": {"train_s": seconds, "images_per_s": 100.0, "flops_per_image": 10**9},
         "data": {"name": "digits", "fingerprint": [fingerprint, fingerprint]},
@@ -217,7 +217,10 @@ def test_formats() -> None:
     assert read[0]["knn_minus_baseline"] == ""
     markdown = bench("runs", "--format", "markdown").splitlines()
     assert {line.count("|") for line in markdown[:4]} == {markdown[0].count("|")}
-    assert "| simclr | clae | aug.eps=0.1 | 3 | 55.00 ± 4.58 | 65.00 ± 4.58 | +3.00 [-3.57, +9.57] |" in markdown[3]
+    assert (
+        "| simclr | clae | aug.eps=0.1 | 3 | 55.00 ± 4.58 | 45.00 ± 4.58 | 65.00 ± 4.58 | +3.00 [-3.57, +9.57]"
+        in markdown[3]
+    )
     latex = bench("runs", "--format", "latex")
     assert r"simclr & clae & aug.eps=0.1 & 3 & 55.00 $\pm$ 4.58" in latex
     assert r"kNN, \%" in latex

@@ -83,8 +83,8 @@ def record(
     content = {
         "schema": 1,
         "config": options | {"set": {"method": {}, "aug": {}}},
-        "initial": {"epoch": 0, "knn": 0.1, "linear": 0.2, "knn_pixels": 0.15},
-        "last": {"epoch": 1, "knn": knn, "linear": knn},
+        "initial": {"epoch": 0, "knn": 0.1, "knn_projection": 0.05, "linear": 0.2, "knn_pixels": 0.15},
+        "last": {"epoch": 1, "knn": knn, "knn_projection": knn / 2, "linear": knn},
         "history": [{"epoch": 0, "knn": 0.1}, {"epoch": 1, "knn": knn}],
         "time": time or {"train_s": 120.0, "images_per_s": 1.0, "flops_per_image": 1},
         "data": {"name": "digits", "fingerprint": ["a", "b"]},
@@ -126,8 +126,8 @@ def test_the_rendered_table_by_hand(benchmarks: Path) -> None:
     assert text.startswith("**A small table**")
     pixels, untrained, plain, clae = text.splitlines()[4:8]
     assert pixels.startswith("| raw pixels |  | 1 | 15.00 |  |")
-    assert untrained.startswith("| untrained network |  | 2 | 10.00 ± 0.00 | 20.00 ± 0.00 |")
-    assert plain.startswith("| simclr | none | 2 | 55.00 ± 7.07 | 55.00 ± 7.07 |")
+    assert untrained.startswith("| untrained network |  | 2 | 10.00 ± 0.00 | 5.00 ± 0.00 | 20.00 ± 0.00 |")
+    assert plain.startswith("| simclr | none | 2 | 55.00 ± 7.07 | 27.50 ± 3.54 | 55.00 ± 7.07 |")
     assert clae.startswith("| simclr | clae | not run |")
     assert clae.endswith("| 80.27 |")
     assert "paper*: kNN, %" in text
@@ -147,10 +147,10 @@ def test_differences_of_pairs_by_hand(benchmarks: Path) -> None:
         if clae is not None:
             record("clae", seed, clae)
     lines = render(read_table(benchmarks, "pairs")).splitlines()
-    assert lines[2] == "| difference | seeds | Δ kNN [95 %] | Δ linear [95 %] |"
+    assert lines[2] == "| difference | seeds | Δ kNN [95 %] | Δ kNN on the projection [95 %] | Δ linear [95 %] |"
     # mean 11, standard error 1, and 12.706 of Student's t with one degree of freedom
-    assert lines[4] == "| clae − plain | 2 | +11.00 [-1.71, +23.71] | +11.00 [-1.71, +23.71] |"
-    assert lines[5] == "| plain − clae | 2 | -11.00 [-23.71, +1.71] | -11.00 [-23.71, +1.71] |"
+    assert lines[4] == "| clae − plain | 2 | +11.00 [-1.71, +23.71] | +5.50 [-0.85, +11.85] | +11.00 [-1.71, +23.71] |"
+    assert lines[5] == "| plain − clae | 2 | -11.00 [-23.71, +1.71] | -5.50 [-11.85, +0.85] | -11.00 [-23.71, +1.71] |"
     assert lines[-1] == "`idaa-bench table pairs`"
 
 
@@ -186,7 +186,7 @@ def test_pages_and_heads(benchmarks: Path) -> None:
     head, body = (benchmarks / "recipes/clae.toml").read_text().split("method", 1)
     assert head.splitlines() == [
         "# idaa-bench run --config benchmarks/recipes/clae.toml --seed 0 --seed 1",
-        "# expected: knn 25.00, linear 25.00 (1 seeds), 2 min of training, a CPU",
+        "# expected: knn 25.00, knn_projection 12.50, linear 25.00 (1 seeds), 2 min of training, a CPU",
         "# paper: knn 80.27 (ResNet-12, 150 epochs)",
     ]
     assert "method" + body == RECIPE.format(aug="clae")

@@ -53,7 +53,7 @@ def write(
     record = {
         "schema": 1,
         "config": chosen | {"set": {"method": {}, "aug": options or {}}},
-        "last": {"epoch": 10, "knn": knn, "linear": knn + 0.1},
+        "last": {"epoch": 10, "knn": knn, "knn_projection": knn - 0.1, "linear": knn + 0.1},
         "history": [{"epoch": 0, "knn": 0.1}, {"epoch": 5, "knn": 0.3}, {"epoch": 10, "knn": knn}],
         "time": {"train_s": seconds, "images_per_s": 100.0, "flops_per_image": 10**9},
         "data": {"name": "digits", "fingerprint": fingerprint},
@@ -346,7 +346,11 @@ def test_columns_are_sorted_by_their_numbers() -> None:
 def test_the_picture_of_an_interval() -> None:
     """The largest bound is at the edge, 48 % from the middle; a single seed has no interval."""
     parts = {f"{name}_minus_baseline{end}": None for name in ("knn", "linear") for end in ("", "_low", "_high")}
-    spread = {f"{name}_{end}": 1.0 for name in ("knn", "linear", "train_s", "knn_at_budget") for end in ("mean", "std")}
+    spread = {
+        f"{name}_{end}": 1.0
+        for name in ("knn", "knn_projection", "linear", "train_s", "knn_at_budget")
+        for end in ("mean", "std")
+    }
     row = {"method": "a", "aug": "b", "options": "", "seeds": 2} | spread | parts
     row |= {"knn_pairs": 2, "linear_pairs": 2, "time_relative": None, "images_per_s": 1.0}
     row |= {"flops": 1.0, "budget_flops": 1.0, "flops_relative": None}

@@ -178,7 +178,7 @@ def compare(targets: Iterable[Path], *, by_commit: bool = True, against: str = B
         row: dict[str, Any] = {"method": group.config.method, "aug": group.config.aug}
         row["options"] = " ".join(f"{key}={value}" for key, value in own.items() if key not in common)
         row |= {name: group.mark(name) for name in differing} | {"seeds": len(group.records)}
-        for name in ("knn", "linear"):
+        for name in ("knn", "knn_projection", "linear"):
             row |= _spread(name, [100 * record["last"][name] for record in group.records.values()])
         for name in ("knn", "linear"):
             row |= difference(name, group, baseline)

@@ -18,7 +18,7 @@ from idaa_lightly.bench.results import read_record
 from idaa_lightly.bench.tables import cells, difference_in_words, markdown, quantity
 from idaa_lightly.files import atomic_write
 
-ACCURACIES = {"knn": "kNN, %", "linear": "linear, %"}
+ACCURACIES = {"knn": "kNN, %", "knn_projection": "kNN on the projection, %", "linear": "linear, %"}
 SECTION = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

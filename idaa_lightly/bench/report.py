@@ -35,6 +35,7 @@ from idaa_lightly.files import atomic_write
 NUMBERS = {
     "seeds": "seeds",
     "kNN, %": "knn_mean",
+    "kNN on the projection, %": "knn_projection_mean",
     "linear, %": "linear_mean",
     "Δ kNN [95 %]": "knn_minus_baseline",
     "Δ linear [95 %]": "linear_minus_baseline",

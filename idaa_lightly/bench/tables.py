@@ -30,6 +30,7 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         times, flops = (row[f"{cost}_relative"] for cost in ("time", "flops"))
         numbers = {
             "kNN, %": _spread(row, "knn"),
+            "kNN on the projection, %": _spread(row, "knn_projection"),
             "linear, %": _spread(row, "linear"),
             f"Δ kNN{to} [95 %]": difference_in_words(row, "knn"),
             f"Δ linear{to} [95 %]": difference_in_words(row, "linear"),
