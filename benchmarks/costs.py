@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from idaa_lightly.bench.tables import markdown
+from idaa_lightly.bench.compare.text import markdown
 from idaa_lightly.files import atomic_write
 
 HERE = Path(__file__).parent

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from idaa_lightly.bench.results import environment
+from idaa_lightly.bench.record import environment
 from idaa_lightly.files import atomic_write
 
 RESULTS = Path(__file__).parent / "results"

@@ -27,7 +27,7 @@ class Reached(Exception):
 def main(aug: str, repeats: int) -> None:
     """Measures the start of a run in CPU seconds; writes results/startup_cost.json beside this file."""
     from idaa_lightly.bench.config import RunConfig
-    from idaa_lightly.bench.run import run
+    from idaa_lightly.bench.run.train import run
     from idaa_lightly.evaluation.search import faiss_available
     from idaa_lightly.registry import load
     from idaa_lightly.training import Evaluation, SelfSupervised

@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from idaa_lightly.data import IMAGENET
-from idaa_lightly.device_views import DeviceViews
+from idaa_lightly.transforms.device import DeviceViews
 
 VIEWS = 2
 PIL_IMAGES = 64

@@ -7,14 +7,14 @@ from .batchnorm import (
     strip_dual_batchnorm,
 )
 from .criteria import DebiasedLoss, InfoNCELoss, OUCLLoss, UELLoss
-from .device_views import DeviceViews
 from .evaluation.knn import knn_classify, knn_sweep
 from .evaluation.lightning import FaissKNNClassifier, KNNCallback
 from .evaluation.linear import linear_probe
-from .features import FeatureGenerator, MetAugLoss
 from .learned import LearnedColor, Viewmaker
 from .losses import AdversarialLoss, AdversarialOutput
+from .metaug import FeatureGenerator, MetAugLoss
 from .spaces import AffineSpace, ColorSpace, JitterSpace, LatentSpace, PixelSpace
+from .transforms.device import DeviceViews
 from .vae import VAE, fit_vae
 from .variants import HalfBatchLoss, ReusedGraphLoss
 from .views import CLAE, IDAA, ViewGenerator

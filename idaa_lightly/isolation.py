@@ -27,18 +27,6 @@ def module_of(function: Any) -> nn.Module:
     return modules[0] if len(modules) == 1 else nn.ModuleList(modules)
 
 
-def detached(output: Any) -> Any:
-    """The same tensor, or tuple, list or dict of them, outside the graph."""
-    if isinstance(output, Tensor):
-        return output.detach()
-    if isinstance(output, dict):
-        return {key: detached(value) for key, value in output.items()}
-    if isinstance(output, tuple | list):
-        parts = [detached(value) for value in output]
-        return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
-    return output
-
-
 @contextmanager
 def preserved_buffers(*modules: nn.Module, norms: bool = False) -> Iterator[None]:
     """Lends copies of all buffers (memory banks, queues, centres) for the with-block, and puts the originals back.

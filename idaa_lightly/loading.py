@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import Enum
 from functools import partial
 from types import FunctionType
@@ -21,27 +18,7 @@ from torchvision.transforms import functional as TF
 from idaa_lightly.data import DataSet, Images
 from idaa_lightly.errors import DataError
 from idaa_lightly.evaluation.linear import LEAST as PROBE_LEAST
-
-
-def seed_of(*key: int | str) -> int:
-    """A seed of 64 bits; keys that differ give seeds that have nothing in common."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
-
-
-@contextmanager
-def seeded(*key: int) -> Iterator[None]:
-    """Seeds the random streams that transforms draw from (torch, numpy, random) by `key`, and restores them."""
-    seed = seed_of(*key)
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    torch.default_generator.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
+from idaa_lightly.seeding import seeded
 
 
 class ViewDataset(Dataset[tuple[list[Tensor], int]]):

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from idaa_lightly.batchnorm import adversarial_batchnorm, require_dual_batchnorm
-from idaa_lightly.isolation import detached, module_of, preserved_buffers
+from idaa_lightly.isolation import module_of, preserved_buffers
+from idaa_lightly.outputs import detached
 
 
 class AdversarialOutput(NamedTuple):

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from idaa_lightly.ascent import Noise
 from idaa_lightly.batchnorm import dual_batchnorm
-from idaa_lightly.device_views import DeviceViews
 from idaa_lightly.errors import NonFiniteError
 from idaa_lightly.evaluation.identity import batch_figures
-from idaa_lightly.features import embedding_of
 from idaa_lightly.files import atomic_write
+from idaa_lightly.outputs import embedding_of
 from idaa_lightly.plugin import Augmentation, Method
+from idaa_lightly.transforms.device import DeviceViews
 
 LOG_EVERY = 10  # steps; scalars leave the device only then
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from idaa_lightly.errors import UsageError
-from idaa_lightly.isolation import detached, module_of, preserved_buffers
+from idaa_lightly.isolation import module_of, preserved_buffers
 from idaa_lightly.losses import AdversarialLoss, AdversarialOutput
+from idaa_lightly.outputs import detached, first_samples
 
 Mode = Literal["exact", "reused", "half", "shared"]
 """`exact` is AdversarialLoss; `reused` searches through the clean branch, on the graph of the clean pass; `half`
@@ -57,10 +58,10 @@ class HalfBatchLoss(AdversarialLoss):
 
     def _attack(self, model: Callable[[Tensor], Any], x0: Tensor, rest: list[Any]) -> Tensor:
         count = -(-len(x0) // 2)
-        return super()._attack(model, x0[:count], _first(rest, count))
+        return super()._attack(model, x0[:count], first_samples(rest, count))
 
     def _terms(self, model: Any, anchor: Any, positive: Any, rest: list[Any], views: Tensor) -> AdversarialOutput:
-        first, second, others = (_first(part, len(views)) for part in (anchor, positive, rest))
+        first, second, others = (first_samples(part, len(views)) for part in (anchor, positive, rest))
         with self._adversarial(model):
             output = model(views)
             adversarial = self.criterion(first, output, *others)
@@ -85,13 +86,3 @@ class SharedBatchNormLoss(AdversarialLoss):
 LOSSES: dict[Mode, type[AdversarialLoss]] = {
     "exact": AdversarialLoss, "reused": ReusedGraphLoss, "half": HalfBatchLoss, "shared": SharedBatchNormLoss,
 }  # fmt: skip
-
-
-def _first(output: Any, count: int) -> Any:
-    """The same output for the first samples only."""
-    if isinstance(output, Tensor):
-        return output[:count]
-    if isinstance(output, dict):
-        return {key: _first(value, count) for key, value in output.items()}
-    parts = [_first(value, count) for value in output]
-    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from idaa_lightly.bench.compare import accuracy_at, compare, interval
+from idaa_lightly.bench.compare.groups import accuracy_at, compare, interval
 from idaa_lightly.cli import main
 from idaa_lightly.errors import FileFormatError, UsageError
 

@@ -34,7 +34,7 @@ from torchvision.transforms import functional as TF
 
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.bench.prepare import (
+from idaa_lightly.bench.run.setup import (
     Parts,
     choose_views,
     fit_context,
@@ -45,12 +45,12 @@ from idaa_lightly.bench.prepare import (
     resolve,
 )
 from idaa_lightly.cli import main
-from idaa_lightly.device_parts import Crop, grey_of
-from idaa_lightly.device_views import DeviceViews
 from idaa_lightly.errors import UsageError
-from idaa_lightly.loading import seeded
 from idaa_lightly.registry import entries, load
+from idaa_lightly.seeding import seeded
 from idaa_lightly.training import SelfSupervised
+from idaa_lightly.transforms.device import DeviceViews
+from idaa_lightly.transforms.parts import Crop, grey_of
 
 DRAWS = 1600
 NORMALIZE = {"mean": [0.49, 0.48, 0.45], "std": [0.25, 0.24, 0.26]}

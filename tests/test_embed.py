@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from idaa_lightly.backbones import create_backbone
-from idaa_lightly.bench.targets import load_backbone
+from idaa_lightly.bench.evaluate.targets import load_backbone
 from idaa_lightly.cli import main
 
 TINY = ("--aug", "none", "--backbone", "resnet9-w2", "--epochs", "1", "--batch-size", "8", "--accelerator", "cpu")

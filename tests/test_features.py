@@ -17,10 +17,11 @@ from torch.nn import functional as F
 from idaa_lightly import FeatureGenerator, MetAugLoss, OUCLLoss
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.bench.prepare import make_augmentation, resolve
+from idaa_lightly.bench.run.setup import make_augmentation, resolve
 from idaa_lightly.errors import UsageError
-from idaa_lightly.features import embedding_of, margin
+from idaa_lightly.metaug import margin
 from idaa_lightly.options import options_of
+from idaa_lightly.outputs import embedding_of
 from idaa_lightly.registry import load
 
 Hold = Callable[[Tensor], Tensor]  # what is a constant, to its value

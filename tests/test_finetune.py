@@ -15,8 +15,8 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.bench.finetune import labelled
-from idaa_lightly.bench.prepare import read_data
+from idaa_lightly.bench.evaluate.finetune import labelled
+from idaa_lightly.bench.run.setup import read_data
 from idaa_lightly.cli import main
 from idaa_lightly.data import DataSet, Images
 from idaa_lightly.errors import UsageError

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from idaa_lightly import knn_classify, knn_sweep
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.bench.prepare import read_data
-from idaa_lightly.bench.run import features_of
+from idaa_lightly.bench.run.setup import read_data
+from idaa_lightly.bench.run.train import features_of
 from idaa_lightly.cli import main
 from idaa_lightly.errors import DataError, NonFiniteError, UsageError
 from idaa_lightly.evaluation import knn

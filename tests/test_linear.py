@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from idaa_lightly import linear_probe
 from idaa_lightly.backbones import create_backbone
-from idaa_lightly.bench.run import features_of
-from idaa_lightly.bench.targets import ARRAYS, load_backbone
+from idaa_lightly.bench.evaluate.targets import ARRAYS, load_backbone
+from idaa_lightly.bench.run.train import features_of
 from idaa_lightly.cli import main
 from idaa_lightly.errors import DataError, NonFiniteError, UsageError
 from idaa_lightly.evaluation import linear

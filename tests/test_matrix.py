@@ -17,9 +17,8 @@ from idaa_lightly import CLAE, IDAA, VAE, AdversarialLoss, dual_batchnorm
 from idaa_lightly.ascent import Noise
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.batchnorm import adversarial_batchnorm
-from idaa_lightly.features import embedding_of
-from idaa_lightly.isolation import detached
 from idaa_lightly.options import options_of
+from idaa_lightly.outputs import detached, embedding_of
 from idaa_lightly.plugin import Augmentation, FitContext, GeneratorAugmentation, Method
 from idaa_lightly.registry import entries, load
 from idaa_lightly.training import SelfSupervised

@@ -38,7 +38,7 @@ def test_the_wheel_holds_exactly_two_packages_and_works_alone(tmp_path: Path) ->
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
-    assert {f"idaa_lightly/bench/templates/report.{end}" for end in ("css", "js", "html.jinja")} <= set(names)
+    assert {f"idaa_lightly/bench/report/templates/report.{end}" for end in ("css", "js", "html.jinja")} <= set(names)
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {
         "idaa_lightly",
         "idaa_lightly_plugins",

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from idaa_lightly.bench.pages import SECTION, pages, render
-from idaa_lightly.bench.recipes import read_table
+from idaa_lightly.bench.published.pages import SECTION, pages, render
+from idaa_lightly.bench.published.recipes import read_table
 from idaa_lightly.cli import main
 from idaa_lightly.errors import FileFormatError
 

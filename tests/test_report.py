@@ -17,8 +17,8 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from idaa_lightly.bench.compare import Comparison, compare, read_groups
-from idaa_lightly.bench.figures import (
+from idaa_lightly.bench.compare.groups import Comparison, compare, read_groups
+from idaa_lightly.bench.report.curves import (
     Shown,
     accuracy_curve,
     blocks,
@@ -27,9 +27,9 @@ from idaa_lightly.bench.figures import (
     read_metrics,
     time_curves,
 )
-from idaa_lightly.bench.plots import MOST_POINTS, Line, curves, logarithmic
-from idaa_lightly.bench.report import table
-from idaa_lightly.bench.swept import sensitivity_figures, swept
+from idaa_lightly.bench.report.page import table
+from idaa_lightly.bench.report.sensitivity import sensitivity_figures, swept
+from idaa_lightly.bench.report.svg import MOST_POINTS, Line, curves, logarithmic
 from idaa_lightly.cli import main
 
 COLUMNS = ["step", "epoch", "loss/clean", "loss/clean_epoch", "loss/total_epoch"]

@@ -24,8 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from idaa_lightly import knn_classify
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.bench.estimate import flops_per_image
-from idaa_lightly.bench.prepare import Parts, fit, make_augmentation, make_parts, read_data, resolve
+from idaa_lightly.bench.run.cost import flops_per_image
+from idaa_lightly.bench.run.setup import Parts, fit, make_augmentation, make_parts, read_data, resolve
 from idaa_lightly.cli import main
 from idaa_lightly.training import SelfSupervised
 

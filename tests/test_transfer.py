@@ -18,7 +18,7 @@ from torch import Tensor
 
 from idaa_lightly import linear_probe
 from idaa_lightly.backbones import create_backbone
-from idaa_lightly.bench.transfer import METRICS, metric_of, parse_sets
+from idaa_lightly.bench.evaluate.transfer import METRICS, metric_of, parse_sets
 from idaa_lightly.cli import main
 from idaa_lightly.errors import UsageError
 

@@ -48,8 +48,8 @@ def compare(runs: tuple[Path, ...], form: str | None, against: str, out: Path | 
     form = form or (ENDINGS.get(out.suffix) if out else "terminal")
     if form is None:
         raise UsageError(f"--out is {out}, but expected a name in {', '.join(ENDINGS)}: or add --format")
-    from idaa_lightly.bench import tables
-    from idaa_lightly.bench.compare import compare as compared
+    from idaa_lightly.bench.compare import text as tables
+    from idaa_lightly.bench.compare.groups import compare as compared
 
     comparison = compared(runs, against=against)
     if form == "terminal":

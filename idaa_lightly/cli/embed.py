@@ -28,7 +28,7 @@ def embed(target: Path, out: Path, backbone: str | None, data: str | None) -> No
       idaa-bench embed runs/RUN --out features.npz
       idaa-bench embed resnet50.pth --backbone resnet50 --data folder:PATH --out features.npz
     """
-    from idaa_lightly.bench.embed import embed_target
+    from idaa_lightly.bench.evaluate.embed import embed_target
 
     arrays = embed_target(target, out, console(), backbone=backbone, data=data)
     shapes = ", ".join(f"{name} {tuple(values.shape)}" for name, values in arrays.items())

@@ -27,7 +27,7 @@ def export(run: Path, out: Path, form: str | None) -> None:
     Example:
       idaa-bench export runs/RUN --out resnet18.pth --format timm
     """
-    from idaa_lightly.bench.export import export as write
+    from idaa_lightly.bench.evaluate.export import export as write
 
     lines = write(run, out, form)
     click.echo(f"Written to {out}. To load it:\n\n{lines}")

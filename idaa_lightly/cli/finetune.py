@@ -56,7 +56,7 @@ def finetune(
       idaa-bench finetune runs/RUN --labels 1%,10%
       idaa-bench finetune runs/RUN --from-scratch
     """
-    from idaa_lightly.bench.finetune import finetune as finetuned
+    from idaa_lightly.bench.evaluate.finetune import finetune as finetuned
 
     families = finetuned(
         runs, labels, console(), epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, from_scratch=from_scratch

@@ -33,7 +33,7 @@ def identity(run: Path, aug: str, samples: int, out: Path | None) -> None:
     Example:
       idaa-bench identity runs/RUN --aug random,clae,idaa
     """
-    from idaa_lightly.bench.identity import study
+    from idaa_lightly.bench.evaluate.identity import study
 
     folder = out or run / "identity"
     figures = study(run, [name.strip() for name in aug.split(",")], folder, console(), samples=samples)

@@ -67,8 +67,8 @@ def knn(
     """
     if heatmap and (heatmap.suffix != ".png" or heatmap.is_dir()):
         raise UsageError(f"--heatmap is {heatmap}, but expected a file whose name ends in .png")
-    from idaa_lightly.bench.pictures import save_knn
-    from idaa_lightly.bench.targets import evaluate_knn
+    from idaa_lightly.bench.evaluate.targets import evaluate_knn
+    from idaa_lightly.bench.run.figures import save_knn
 
     result = evaluate_knn(target, k, temperature, console(), index=index, backbone=backbone, data=data)
     found = f"{result['queries']} queries in a bank of {result['bank']}; {result['backend']}"

@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from idaa_lightly.cli.options import console
 
 if TYPE_CHECKING:
-    from idaa_lightly.bench.linear import Family
+    from idaa_lightly.bench.evaluate.linear import Family
 
 Value = Callable[[dict[str, Any]], float | None]
 """From a result to a share in [0, 1] that is shown as percent, or nothing."""
@@ -55,7 +55,7 @@ def linear(
       idaa-bench linear runs
       idaa-bench linear resnet50.pth --backbone resnet50 --data folder:PATH
     """
-    from idaa_lightly.bench.linear import EPOCHS, evaluate_linear
+    from idaa_lightly.bench.evaluate.linear import EPOCHS, evaluate_linear
 
     protocols = [name.strip() for name in protocol.split(",")]
     families = evaluate_linear(targets, protocols, console(), seed=seed, epochs=epochs, backbone=backbone, data=data)

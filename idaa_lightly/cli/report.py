@@ -33,7 +33,7 @@ def report(runs: tuple[Path, ...], out: Path) -> None:
     """
     if out.suffix not in (".html", ".htm"):
         raise UsageError(f"--out is {out}, but expected a name that ends in .html")
-    from idaa_lightly.bench.report import write_report
+    from idaa_lightly.bench.report.page import write_report
 
     missing = write_report(runs, out)
     for line in missing[:SAID]:

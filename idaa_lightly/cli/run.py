@@ -42,8 +42,8 @@ def run(out: Path | None, resume: bool, config_file: Path | None, dry_run: bool,
       idaa-bench run --config runs/OLD/config.toml --seed 7
     """
     asked = configs(given, config_file)
-    from idaa_lightly.bench import prepare
-    from idaa_lightly.bench import run as bench
+    from idaa_lightly.bench.run import setup as prepare
+    from idaa_lightly.bench.run import train as bench
 
     terminal = console()
     resolved = [prepare.resolve(config) for config in asked]

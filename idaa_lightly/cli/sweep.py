@@ -97,7 +97,7 @@ def sweep(
             chosen.setdefault(scope, {})[key] = [str(value)]
     options = {key: int(text) if text.isdigit() else text for key, text in (_pair("--slurm", item) for item in slurm)}
     methods, augs, numbers = _names("--method", method), _names("--aug", aug), _seeds(seeds)
-    from idaa_lightly.bench.sweep import plan
+    from idaa_lightly.bench.sweep.plan import plan
 
     runs = plan(
         lambda method, aug: configs(given | {"method": method, "aug": aug}, None)[0],
@@ -112,7 +112,7 @@ def sweep(
     finished = sum(run.finished for run in runs)
     terminal.print(f"{len(runs)} runs in {out}, {finished} of them finished already.", highlight=False)
     if finished < len(runs):
-        from idaa_lightly.bench.jobs import Jobs
+        from idaa_lightly.bench.sweep.jobs import Jobs
 
         limit = jobs or (1 if cluster == "local" else None)
         Jobs(runs, out, terminal, limit=limit, cluster=cluster, options=options).execute()

@@ -46,7 +46,7 @@ def table(names: tuple[str, ...], folder: Path, out: Path, minutes: float | None
       idaa-bench table 1 --render      renders it from the records
       idaa-bench table 1 --minutes 10  as many runs as fit into a slot
     """
-    from idaa_lightly.bench import pages, recipes
+    from idaa_lightly.bench.published import pages, recipes
 
     terminal = console()
     if not names:

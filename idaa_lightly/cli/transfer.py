@@ -44,7 +44,7 @@ def transfer(runs: tuple[Path, ...], to: str, data_dir: str) -> None:
       idaa-bench transfer runs/RUN --to cifar100,dtd,flowers102,aircraft,pets
       idaa-bench transfer runs --to cub200=folder:data/cub,birdsnap=folder:data/birdsnap
     """
-    from idaa_lightly.bench.transfer import METRICS, evaluate_transfer, metric_of, parse_sets
+    from idaa_lightly.bench.evaluate.transfer import METRICS, evaluate_transfer, metric_of, parse_sets
 
     sets = parse_sets(to)
     families = evaluate_transfer(runs, sets, console(), data_dir=data_dir)

@@ -45,7 +45,7 @@ def vae(out: Path, force: bool, **given: Any) -> None:
     if out.exists() and not force:
         raise UsageError(f"{out} exists: choose another --out, or add --force")
     (config,) = configs(given | {"aug": "idaa"}, None, several=False)
-    from idaa_lightly.bench.vae import train_vae
+    from idaa_lightly.bench.run.vae import train_vae
 
     error = train_vae(config, out, console())
     click.echo(f"Mean squared error of the reconstruction: {error:.4f}. Written to {out}")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from idaa_lightly.errors import DataError, ModelError, UsageError
-from idaa_lightly.evaluation.features import embed
+from idaa_lightly.evaluation.embed import embed
 from idaa_lightly.evaluation.knn import knn_places, neighbours_that_vote
 from idaa_lightly.evaluation.search import prepared
 

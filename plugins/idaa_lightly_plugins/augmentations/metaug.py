@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from idaa_lightly import FeatureGenerator, MetAugLoss
-from idaa_lightly.features import embedding_of
 from idaa_lightly.options import require_at_least
+from idaa_lightly.outputs import embedding_of
 from idaa_lightly.plugin import FitContext, Method
 from idaa_lightly_plugins.augmentations.oucl import OUCL
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from idaa_lightly.isolation import detached
+from idaa_lightly.outputs import detached
 from idaa_lightly.plugin import Augmentation, Method
 
 

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from idaa_lightly import OUCLLoss
-from idaa_lightly.features import embedding_of
+from idaa_lightly.outputs import embedding_of
 from idaa_lightly.plugin import Augmentation, Method
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.bench.prepare import resolve
-from idaa_lightly.bench.results import read_record
+from idaa_lightly.bench.record import read_record
+from idaa_lightly.bench.run.setup import resolve
 from idaa_lightly.errors import FileFormatError, IDAAError, UsageError
 
 Record = Mapping[str, Any]

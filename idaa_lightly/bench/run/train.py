@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from idaa_lightly.backbones import SMALL
 from idaa_lightly.batchnorm import strip_dual_batchnorm
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.bench.estimate import estimate, flops_per_image, in_words
-from idaa_lightly.bench.pictures import save_curves, save_views
-from idaa_lightly.bench.prepare import (
+from idaa_lightly.bench.record import SCHEMA, environment, open_folder, write_json
+from idaa_lightly.bench.run.cost import estimate, flops_per_image, in_words
+from idaa_lightly.bench.run.figures import save_curves, save_views
+from idaa_lightly.bench.run.setup import (
     Parts,
     fit,
     fit_context,
@@ -35,16 +36,15 @@ from idaa_lightly.bench.prepare import (
     read_data,
     resolve,
 )
-from idaa_lightly.bench.results import SCHEMA, environment, open_folder, write_json
 from idaa_lightly.data import DataSet
 from idaa_lightly.errors import FileFormatError, UsageError
-from idaa_lightly.evaluation.features import embed
+from idaa_lightly.evaluation.embed import embed
 from idaa_lightly.evaluation.knn import knn_classify
 from idaa_lightly.evaluation.linear import linear_probe
 from idaa_lightly.evaluation.search import backend
-from idaa_lightly.features import embedding_of
 from idaa_lightly.files import atomic_write, claim, load_tensors
 from idaa_lightly.loading import evaluation_batches, require_trainable
+from idaa_lightly.outputs import embedding_of
 from idaa_lightly.plugin import Method
 from idaa_lightly.training import LOG_EVERY, Evaluation, MetricsCSV, SelfSupervised
 
@@ -62,7 +62,7 @@ def run(config: RunConfig, out: Path, *, resume: bool = False, console: Console 
         console: for what is said on the way.
 
     Returns:
-        The record; see `idaa_lightly.bench.results`. Of several processes (DDP) only the first one returns it.
+        The record; see `idaa_lightly.bench.record`. Of several processes (DDP) only the first one returns it.
     """
     first = int(os.environ.get("LOCAL_RANK", "0")) == 0
     console = (console or Console(markup=False)) if first else Console(quiet=True)

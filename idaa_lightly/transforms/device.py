@@ -26,8 +26,8 @@ from torch import Generator, Tensor, nn
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from idaa_lightly.device_parts import Blur, Crop, Flip, Greyscale, Jitter, Normalize, Rotate, Solarize, unknown
-from idaa_lightly.loading import seed_of
+from idaa_lightly.seeding import seed_of
+from idaa_lightly.transforms.parts import Blur, Crop, Flip, Greyscale, Jitter, Normalize, Rotate, Solarize, unknown
 
 IN_CACHE = 2**19  # pixel values; a CPU makes views of more in pieces, which at 96 px takes half the time
 Part = Callable[[Tensor, Generator], Tensor]

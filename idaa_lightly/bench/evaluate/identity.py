@@ -13,14 +13,14 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from idaa_lightly.batchnorm import dual_batchnorm
-from idaa_lightly.bench.pictures import save_figure, save_views
-from idaa_lightly.bench.prepare import Parts, fit, progress
-from idaa_lightly.bench.results import environment, write_json
-from idaa_lightly.bench.targets import load_run
+from idaa_lightly.bench.evaluate.targets import load_run
+from idaa_lightly.bench.record import environment, write_json
+from idaa_lightly.bench.run.figures import save_figure, save_views
+from idaa_lightly.bench.run.setup import Parts, fit, progress
 from idaa_lightly.errors import UsageError
 from idaa_lightly.evaluation.identity import Identity, identity, perturbation
-from idaa_lightly.features import embedding_of
 from idaa_lightly.options import options_of, parse_options
+from idaa_lightly.outputs import embedding_of
 from idaa_lightly.plugin import GeneratorAugmentation, Method
 from idaa_lightly.registry import load
 from idaa_lightly.views import Objective, ViewGenerator

@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from markupsafe import Markup
 
-from idaa_lightly.bench.compare import BASELINE, MARKS, Group, Record
-from idaa_lightly.bench.plots import COLOURS, Line, curves, spread
+from idaa_lightly.bench.compare.groups import BASELINE, MARKS, Group, Record
+from idaa_lightly.bench.report.svg import COLOURS, Line, curves, spread
 
 T = TypeVar("T")
 K = TypeVar("K")

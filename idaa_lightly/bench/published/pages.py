@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, stdev
 
-from idaa_lightly.bench.compare import BASELINE, Group, compare, difference, read_groups, share_to
-from idaa_lightly.bench.recipes import Recipe, Table, read_table, table_names
-from idaa_lightly.bench.results import read_record
-from idaa_lightly.bench.tables import cells, difference_in_words, markdown, quantity
+from idaa_lightly.bench.compare.groups import BASELINE, Group, compare, difference, read_groups, share_to
+from idaa_lightly.bench.compare.text import cells, difference_in_words, markdown, quantity
+from idaa_lightly.bench.published.recipes import Recipe, Table, read_table, table_names
+from idaa_lightly.bench.record import read_record
 from idaa_lightly.files import atomic_write
 
 ACCURACIES = {"knn": "kNN, %", "knn_projection": "kNN on the projection, %", "linear": "linear, %"}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from idaa_lightly.bench.targets import ARRAYS, holds_features, read_features
+from idaa_lightly.bench.evaluate.targets import ARRAYS, holds_features, read_features
 from idaa_lightly.errors import UsageError
 from idaa_lightly.files import atomic_write
 

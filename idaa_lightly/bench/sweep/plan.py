@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from idaa_lightly.bench.config import RunConfig, read_toml
-from idaa_lightly.bench.prepare import make_augmentation, read_data, resolve
+from idaa_lightly.bench.run.setup import make_augmentation, read_data, resolve
 from idaa_lightly.errors import IDAAError, UsageError, suggestion
 from idaa_lightly.options import options_of
 from idaa_lightly.registry import Kind, load

@@ -15,9 +15,9 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from idaa_lightly.bench.command import Command
-from idaa_lightly.bench.results import read_record
-from idaa_lightly.bench.sweep import Run
+from idaa_lightly.bench.record import read_record
+from idaa_lightly.bench.sweep.command import Command
+from idaa_lightly.bench.sweep.plan import Run
 from idaa_lightly.errors import BusyError, SweepError, UsageError
 from idaa_lightly.files import claim
 

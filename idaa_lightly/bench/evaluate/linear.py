@@ -1,10 +1,11 @@
 """Linear evaluation of runs and of anybody's features, by protocol; and what evaluations of runs have in common.
 
-RUN/features.npz holds the frozen features of a run's images, in the arrays `ARRAYS` of `idaa_lightly.bench.targets`, so
-that it is a target, too. They are in float32: a result is the same to the bit whether they were read or embedded anew.
+RUN/features.npz holds the frozen features of a run's images, in the arrays `ARRAYS` of
+`idaa_lightly.bench.evaluate.targets`, so that it is a target, too. They are in float32:
+a result is the same to the bit whether they were read or embedded anew.
 `source` in it is a hash of the weights, the network and the images; features of another source are embedded anew.
 
-RUN/linear.json, schema 1 (RUN/finetune.json has the same, its results are named in `idaa_lightly.bench.finetune`):
+RUN/linear.json, schema 1 (RUN/finetune.json has the same, see `idaa_lightly.bench.evaluate.finetune`):
 
     schema        1
     results       by protocol: paper, lbfgs, sgd
@@ -35,12 +36,12 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from idaa_lightly.bench.compare import Group, read_groups
+from idaa_lightly.bench.compare.groups import Group, read_groups
 from idaa_lightly.bench.config import read_toml
-from idaa_lightly.bench.prepare import progress
-from idaa_lightly.bench.results import environment, read_record, write_json
-from idaa_lightly.bench.run import features_of
-from idaa_lightly.bench.targets import ARRAYS, load_backbone, read_features
+from idaa_lightly.bench.evaluate.targets import ARRAYS, load_backbone, read_features
+from idaa_lightly.bench.record import environment, read_record, write_json
+from idaa_lightly.bench.run.setup import progress
+from idaa_lightly.bench.run.train import features_of
 from idaa_lightly.data import DataSet
 from idaa_lightly.errors import FileFormatError, UsageError, suggestion
 from idaa_lightly.evaluation.linear import (

@@ -16,8 +16,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from idaa_lightly.bench.compare import Comparison, Record, compare, read_groups
-from idaa_lightly.bench.figures import (
+from idaa_lightly.bench.compare.groups import Comparison, Record, compare, read_groups
+from idaa_lightly.bench.compare.text import cells
+from idaa_lightly.bench.report.curves import (
     Block,
     Figure,
     Shown,
@@ -28,8 +29,7 @@ from idaa_lightly.bench.figures import (
     near,
     time_curves,
 )
-from idaa_lightly.bench.swept import sensitivity_figures
-from idaa_lightly.bench.tables import cells
+from idaa_lightly.bench.report.sensitivity import sensitivity_figures
 from idaa_lightly.files import atomic_write
 
 NUMBERS = {
@@ -84,7 +84,7 @@ def write_report(targets: Sequence[Path], out: Path) -> list[str]:
 def _render(content: Mapping[str, Any]) -> str:
     """The page, in which the browser runs no script but ours, and fetches nothing."""
     environment = Environment(
-        loader=PackageLoader("idaa_lightly.bench"),
+        loader=PackageLoader("idaa_lightly.bench.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -7,7 +7,7 @@ import io
 import math
 from typing import Any
 
-from idaa_lightly.bench.compare import BASELINE, Comparison
+from idaa_lightly.bench.compare.groups import BASELINE, Comparison
 
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 LATEX = str.maketrans({

@@ -10,7 +10,7 @@ from rich.console import Console
 from torch.nn import functional as F
 
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.bench.prepare import (
+from idaa_lightly.bench.run.setup import (
     fit,
     fit_context,
     make_augmentation,

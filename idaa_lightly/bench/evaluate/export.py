@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 
 from idaa_lightly.backbones import SMALL, create_backbone
-from idaa_lightly.bench.results import read_record
+from idaa_lightly.bench.record import read_record
 from idaa_lightly.errors import FileFormatError, UsageError
 from idaa_lightly.files import atomic_write, load_tensors
 

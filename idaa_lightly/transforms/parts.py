@@ -1,4 +1,4 @@
-"""What a Lightly transform is made of, on whole batches; `idaa_lightly.device_views` puts it together.
+"""What a Lightly transform is made of, on whole batches; `idaa_lightly.transforms.device` puts it together.
 
 Each part takes images (N, 3, H, W) in [0, 1], which it may change, and the generator of the random numbers, which is on
 the CPU. It draws as torchvision's or Lightly's part does for each image, and does to an image what PIL does, but for

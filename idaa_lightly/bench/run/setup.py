@@ -19,12 +19,12 @@ from tqdm import tqdm
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.data import IN_MEMORY, DataSet, load_data
-from idaa_lightly.device_views import DeviceViews
 from idaa_lightly.errors import UsageError
 from idaa_lightly.loading import PixelDataset, ViewDataset, describe, view_loader
 from idaa_lightly.options import options_of, parse_options
 from idaa_lightly.plugin import Augmentation, FitContext, Method
 from idaa_lightly.registry import load
+from idaa_lightly.transforms.device import DeviceViews
 
 HALF = "bf16-mixed"
 DIGITS: dict[str, Any] = {

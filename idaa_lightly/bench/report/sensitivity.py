@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from idaa_lightly.bench.compare import BASELINE, MARKS, Group, Record
-from idaa_lightly.bench.figures import MEASURES, Figure, Shown, figure, line, style
-from idaa_lightly.bench.plots import COLOURS, Line, sensitivity
+from idaa_lightly.bench.compare.groups import BASELINE, MARKS, Group, Record
+from idaa_lightly.bench.report.curves import MEASURES, Figure, Shown, figure, line, style
+from idaa_lightly.bench.report.svg import COLOURS, Line, sensitivity
 
 
 def swept(groups: list[Group]) -> dict[str, list[list[int]]]:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.config import RunConfig, read_toml
-from idaa_lightly.bench.prepare import Parts, fit, make_augmentation, make_parts, read_data, resolve
-from idaa_lightly.bench.results import read_record
-from idaa_lightly.bench.run import features_of
+from idaa_lightly.bench.record import read_record
+from idaa_lightly.bench.run.setup import Parts, fit, make_augmentation, make_parts, read_data, resolve
+from idaa_lightly.bench.run.train import features_of
 from idaa_lightly.data import DataSet
 from idaa_lightly.errors import FileFormatError, UsageError
 from idaa_lightly.evaluation.knn import knn_sweep, neighbours_that_vote

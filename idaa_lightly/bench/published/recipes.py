@@ -8,7 +8,7 @@ A folder such as benchmarks/ holds
     records/RECIPE/seed-N/record.json   what a finished run left; its weights stay in the run folder
     records/RECIPE/seed-N/identity/     what the study of that run left, where a table asks for one
 
-and a page that `idaa_lightly.bench.pages` renders.
+and a page that `idaa_lightly.bench.published.pages` renders.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import Any
 
 from rich.console import Console
 
-from idaa_lightly.bench.compare import BASELINE
+from idaa_lightly.bench.compare.groups import BASELINE
 from idaa_lightly.bench.config import RunConfig, load_toml, read_toml
-from idaa_lightly.bench.identity import study
-from idaa_lightly.bench.prepare import resolve
-from idaa_lightly.bench.results import read_record
-from idaa_lightly.bench.run import run
+from idaa_lightly.bench.evaluate.identity import study
+from idaa_lightly.bench.record import read_record
+from idaa_lightly.bench.run.setup import resolve
+from idaa_lightly.bench.run.train import run
 from idaa_lightly.errors import BusyError, DataError, FileFormatError, NonFiniteError, UsageError, suggestion
 from idaa_lightly.files import atomic_write
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from idaa_lightly.bench.prepare import Parts
+from idaa_lightly.bench.run.setup import Parts
 from idaa_lightly.plugin import FitContext, shortest
 from idaa_lightly.training import SelfSupervised, to_fast_layout
 

@@ -7,7 +7,7 @@ Framework for Contrastive Learning of Visual Representations", ICML 2020, App. B
 Differs from the papers: features are standardised, five L2 strengths are tried on a tenth of train, not 45 on a
 validation set of its own, and images have the size and the normalisation that the run was trained with.
 
-RUN/transfer.json, schema 1, is like RUN/linear.json (`idaa_lightly.bench.linear`), its results by name of the data set:
+RUN/transfer.json, schema 1, is like RUN/linear.json (`idaa_lightly.bench.evaluate.linear`), its results by data set:
 
     metric        top1 or mean_per_class: the data set's convention
     accuracy      by that metric, in [0, 1], on all test images; the figure to cite
@@ -32,12 +32,12 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from idaa_lightly.bench.export import run_backbone
-from idaa_lightly.bench.linear import Family, add_result, find_runs, finished, read_results
-from idaa_lightly.bench.prepare import progress
-from idaa_lightly.bench.results import environment
-from idaa_lightly.bench.run import features_of
-from idaa_lightly.bench.targets import ARRAYS
+from idaa_lightly.bench.evaluate.export import run_backbone
+from idaa_lightly.bench.evaluate.linear import Family, add_result, find_runs, finished, read_results
+from idaa_lightly.bench.evaluate.targets import ARRAYS
+from idaa_lightly.bench.record import environment
+from idaa_lightly.bench.run.setup import progress
+from idaa_lightly.bench.run.train import features_of
 from idaa_lightly.data import NAMES, DataSet, load_data
 from idaa_lightly.errors import FileFormatError, UsageError, suggestion
 from idaa_lightly.evaluation.linear import linear_probe

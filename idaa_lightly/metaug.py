@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from idaa_lightly.errors import UsageError
 from idaa_lightly.isolation import preserved_buffers
 from idaa_lightly.options import require_at_least
+from idaa_lightly.outputs import embedding_of
 
 Contrast = Callable[..., Tensor]
 """From one embedding (N, D) per view to a scalar."""
@@ -131,22 +131,6 @@ def margin(z0: Tensor, z1: Tensor, made0: Tensor, made1: Tensor) -> Tensor:
     made_positives, made_negatives = _similarities(made0, made1)
     loss: Tensor = (made_positives - low).clamp_min(0).mean() + (high - made_negatives).clamp_min(0).mean()
     return loss
-
-
-def embedding_of(output: Any) -> Tensor:
-    """What a model's output is compared by: itself, or the first of a tuple, list or dict.
-
-    Raises:
-        UsageError: that is no tensor (N, D), or has no gradient where one is wanted.
-    """
-    parts = list(output.values()) if isinstance(output, dict) else output
-    embedding = parts[0] if isinstance(parts, tuple | list) else parts
-    if not (isinstance(embedding, Tensor) and embedding.ndim == 2):
-        got = tuple(embedding.shape) if isinstance(embedding, Tensor) else type(embedding).__name__
-        raise UsageError(f"the first output of the model is {got}, but expected an embedding of shape (N, D)")
-    if torch.is_grad_enabled() and not embedding.requires_grad:
-        raise UsageError("the first output of the model has no gradient, but expected that of the trained network")
-    return embedding
 
 
 def _similarities(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """Fine-tuning of a run's backbone on a few labels.
 
-RUN/finetune.json, schema 1, has the fields of linear.json (see `idaa_lightly.bench.linear`) but for `best` and `l2`:
-nothing is chosen on the test images. Its results are named by the share of the labels: "1%", "10%", "10% from scratch".
+RUN/finetune.json, schema 1, has the fields of linear.json (see `idaa_lightly.bench.evaluate.linear`) but for
+`best` and `l2`: nothing is chosen on the test images.
+Its results are named by the share of the labels: "1%", "10%", "10% from scratch".
 
         images        that the share is, spread evenly over the classes
         options       {epochs, batch_size, lr, seed}: lr is for a batch of 256; batch_size is what was asked for
@@ -25,15 +26,16 @@ from torchvision import transforms as T
 
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.config import RunConfig, read_toml
-from idaa_lightly.bench.linear import Family, add_result, find_runs, finished, read_results, source_of
-from idaa_lightly.bench.prepare import make_trainer, progress
-from idaa_lightly.bench.results import environment
-from idaa_lightly.bench.run import EVALUATION_BATCH
-from idaa_lightly.bench.targets import load_backbone
+from idaa_lightly.bench.evaluate.linear import Family, add_result, find_runs, finished, read_results, source_of
+from idaa_lightly.bench.evaluate.targets import load_backbone
+from idaa_lightly.bench.record import environment
+from idaa_lightly.bench.run.setup import make_trainer, progress
+from idaa_lightly.bench.run.train import EVALUATION_BATCH
 from idaa_lightly.data import DataSet, Images
 from idaa_lightly.errors import FileFormatError, NonFiniteError, UsageError
-from idaa_lightly.evaluation.features import embed
-from idaa_lightly.loading import ViewDataset, evaluation_batches, seeded, view_loader
+from idaa_lightly.evaluation.embed import embed
+from idaa_lightly.loading import ViewDataset, evaluation_batches, view_loader
+from idaa_lightly.seeding import seeded
 
 MANY_FROM, FEW, MANY = 0.1, 60, 30
 """The share of labels from which on there are 30 epochs, and 60 below it."""

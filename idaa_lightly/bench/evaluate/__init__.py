@@ -1,0 +1,1 @@
+"""Evaluation of finished runs, checkpoints and feature files."""

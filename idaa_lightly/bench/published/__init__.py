@@ -1,0 +1,1 @@
+"""Published tables: recipes, their records and the pages rendered from them."""

@@ -1,0 +1,1 @@
+"""Sweeps: many runs as processes or cluster jobs."""

@@ -1,0 +1,48 @@
+"""What a model returns: a tensor, or a tuple, list or dict of tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from idaa_lightly.errors import UsageError
+
+
+def detached(output: Any) -> Any:
+    """The same tensor, or tuple, list or dict of them, outside the graph."""
+    if isinstance(output, Tensor):
+        return output.detach()
+    if isinstance(output, dict):
+        return {key: detached(value) for key, value in output.items()}
+    if isinstance(output, tuple | list):
+        parts = [detached(value) for value in output]
+        return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+    return output
+
+
+def first_samples(output: Any, count: int) -> Any:
+    """The same output for the first samples only."""
+    if isinstance(output, Tensor):
+        return output[:count]
+    if isinstance(output, dict):
+        return {key: first_samples(value, count) for key, value in output.items()}
+    parts = [first_samples(value, count) for value in output]
+    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+
+
+def embedding_of(output: Any) -> Tensor:
+    """What a model's output is compared by: itself, or the first of a tuple, list or dict.
+
+    Raises:
+        UsageError: that is no tensor (N, D), or has no gradient where one is wanted.
+    """
+    parts = list(output.values()) if isinstance(output, dict) else output
+    embedding = parts[0] if isinstance(parts, tuple | list) else parts
+    if not (isinstance(embedding, Tensor) and embedding.ndim == 2):
+        got = tuple(embedding.shape) if isinstance(embedding, Tensor) else type(embedding).__name__
+        raise UsageError(f"the first output of the model is {got}, but expected an embedding of shape (N, D)")
+    if torch.is_grad_enabled() and not embedding.requires_grad:
+        raise UsageError("the first output of the model has no gradient, but expected that of the trained network")
+    return embedding

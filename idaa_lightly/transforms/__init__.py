@@ -1,0 +1,1 @@
+"""Lightly's transforms on whole batches, on the device."""
