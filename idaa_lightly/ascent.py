@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from idaa_lightly.errors import UsageError
+from idaa_lightly.options import Count, NonNegative, checked
+from idaa_lightly.seeding import seed_of
 
 Norm = Literal["linf", "l2"]
 Value = Callable[[Tensor], Tensor]
@@ -37,14 +39,15 @@ class FGSM:
     Source: Goodfellow et al., "Explaining and Harnessing Adversarial Examples", 2014, Sec. 4.
 
     Args:
-        eps: radius of the ball, 0 or more.
+        eps: Radius of the ball, in the units of the space.
         norm: "linf" or "l2".
     """
 
     random_start = False
 
-    def __init__(self, eps: float, norm: Norm = "linf") -> None:
-        self.eps, self.norm = check_ball(eps, norm)
+    @checked
+    def __init__(self, eps: NonNegative, norm: Norm = "linf") -> None:
+        self.eps, self.norm = float(eps), norm
 
     def __call__(self, value: Value, point: Tensor) -> Tensor:
         """Returns the perturbation of `point`."""
@@ -57,31 +60,27 @@ class PGD(nn.Module):
     Source: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", 2018, Sec. 2.1.
 
     Args:
-        eps: radius of the ball, 0 or more.
-        steps: number of steps, 1 or more.
+        eps: Radius of the ball, in the units of the space.
+        steps: Number of steps.
         step_size: length of a step; 2.5 · eps / steps where it is None, as in the authors' CIFAR-10 settings.
         norm: "linf" or "l2".
         random_start: start from a uniformly drawn point of the linf ball, or a random direction of the l2 ball.
         seed: of the random start.
     """
 
+    @checked
     def __init__(
         self,
-        eps: float,
+        eps: NonNegative,
         *,
-        steps: int,
-        step_size: float | None = None,
+        steps: Count,
+        step_size: NonNegative | None = None,
         norm: Norm = "linf",
         random_start: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.eps, self.norm = check_ball(eps, norm)
-        if steps < 1:
-            raise UsageError(f"steps is {steps}, but must be 1 or more")
-        if step_size is not None and not (math.isfinite(step_size) and step_size >= 0):
-            raise UsageError(f"step_size is {step_size}, but must be a finite number, 0 or more")
-        self.steps = steps
+        self.eps, self.norm, self.steps = float(eps), norm, steps
         self.step_size = 2.5 * eps / steps if step_size is None else step_size
         self.random_start = random_start
         self.noise = Noise(seed) if random_start else None
@@ -103,16 +102,17 @@ class RandomDirection(nn.Module):
     """No search: a random direction of the length that `FGSM` would go. The control of every adversarial claim.
 
     Args:
-        eps: radius of the ball, 0 or more.
+        eps: Radius of the ball, in the units of the space.
         norm: "linf" (random signs) or "l2" (uniform on the sphere).
         seed: of the directions.
     """
 
     random_start = True
 
-    def __init__(self, eps: float, norm: Norm = "linf", seed: int = 0) -> None:
+    @checked
+    def __init__(self, eps: NonNegative, norm: Norm = "linf", seed: int = 0) -> None:
         super().__init__()
-        self.eps, self.norm = check_ball(eps, norm)
+        self.eps, self.norm = float(eps), norm
         self.noise = Noise(seed)
 
     def forward(self, value: Value, point: Tensor) -> Tensor:
@@ -137,9 +137,8 @@ class Noise(nn.Module):
     def like(self, tensor: Tensor) -> Tensor:
         """Draws standard normal noise with the shape, type and device of `tensor`."""
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        mixed = hash((self.seed, rank, self.calls)) & (2**63 - 1)
+        generator = torch.Generator(tensor.device).manual_seed(seed_of("noise", self.seed, rank, self.calls))
         self.calls += 1
-        generator = torch.Generator(tensor.device).manual_seed(mixed)
         return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype, device=tensor.device)
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -149,15 +148,6 @@ class Noise(nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Takes up where the state dict stopped."""
         self.calls = int(state["calls"])
-
-
-def check_ball(eps: float, norm: Norm) -> tuple[float, Norm]:
-    """Returns a usable radius and norm, or raises UsageError."""
-    if not (math.isfinite(eps) and eps >= 0):
-        raise UsageError(f"eps is {eps}, but must be a finite number, 0 or more")
-    if norm not in get_args(Norm):
-        raise UsageError(f"norm is {norm!r}, but must be one of {', '.join(get_args(Norm))}")
-    return float(eps), norm
 
 
 def gradient(value: Value, delta: Tensor) -> Tensor:

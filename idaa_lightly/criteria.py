@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from idaa_lightly.errors import UsageError
-from idaa_lightly.options import require_at_least
+from idaa_lightly.options import BelowOne, NonNegative, Positive, checked
 
 
 class InfoNCELoss(nn.Module):
@@ -19,12 +18,13 @@ class InfoNCELoss(nn.Module):
     "Plain" method of Ho & Vasconcelos, NeurIPS 2020, and of Yang et al., ICML 2022.
 
     Args:
-        temperature: scales the cosines, above 0.
+        temperature: scales the cosines.
     """
 
-    def __init__(self, temperature: float = 0.1) -> None:
+    @checked
+    def __init__(self, temperature: Positive = 0.1) -> None:
         super().__init__()
-        self.temperature = _above_zero(temperature)
+        self.temperature = temperature
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Anchors and positives (N, D)."""
@@ -42,12 +42,13 @@ class UELLoss(nn.Module):
     Eqs. 4 to 6.
 
     Args:
-        temperature: scales the cosines, above 0.
+        temperature: scales the cosines.
     """
 
-    def __init__(self, temperature: float = 0.1) -> None:
+    @checked
+    def __init__(self, temperature: Positive = 0.1) -> None:
         super().__init__()
-        self.temperature = _above_zero(temperature)
+        self.temperature = temperature
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Both views' embeddings (N, D)."""
@@ -67,18 +68,15 @@ class DebiasedLoss(nn.Module):
     Learning with Hard Negative Samples", ICLR 2021, Sec. 3.2.
 
     Args:
-        temperature: scales the cosines, above 0.
-        tau_plus: probability that a negative is of the anchor's class, in [0, 1).
-        beta: concentration on hard negatives, 0 or more.
+        temperature: scales the cosines.
+        tau_plus: probability that a negative is of the anchor's class.
+        beta: concentration on hard negatives.
     """
 
-    def __init__(self, temperature: float = 0.5, tau_plus: float = 0.1, beta: float = 0.0) -> None:
+    @checked
+    def __init__(self, temperature: Positive = 0.5, tau_plus: BelowOne = 0.1, beta: NonNegative = 0.0) -> None:
         super().__init__()
-        self.temperature = _above_zero(temperature)
-        if not (0 <= tau_plus < 1 and 0 <= beta < math.inf):
-            raise UsageError(
-                f"tau_plus is {tau_plus} and beta {beta}, but expected 0 ≤ tau_plus < 1 and beta 0 or more"
-            )
+        self.temperature = temperature
         self.tau_plus, self.beta = tau_plus, beta
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
@@ -104,15 +102,15 @@ class OUCLLoss(nn.Module):
     Source: Li et al., "MetAug: Contrastive Learning via Meta Feature Augmentation", ICML 2022, Sec. 3.3.
 
     Args:
-        gamma: scale, above 0.
-        margin: m, 0 or more.
+        gamma: scale.
+        margin: m.
         weighted: False is the default of the authors' program: Γ = 1, without margins, times 16.
     """
 
-    def __init__(self, gamma: float = 16.0, margin: float = 0.25, *, weighted: bool = True) -> None:
+    @checked
+    def __init__(self, gamma: Positive = 16.0, margin: NonNegative = 0.25, *, weighted: bool = True) -> None:
         super().__init__()
-        require_at_least(0, margin=margin)
-        self.gamma, self.margin, self.weighted = _above_zero(gamma, "gamma"), margin, weighted
+        self.gamma, self.margin, self.weighted = gamma, margin, weighted
 
     def forward(self, *outs: Tensor) -> Tensor:
         """Embeddings (N, D) of two or more views of the same N samples, N of 2 or more."""
@@ -136,9 +134,3 @@ class OUCLLoss(nn.Module):
 
 def _itself(z: Tensor) -> Tensor:
     return torch.eye(len(z), dtype=torch.bool, device=z.device)
-
-
-def _above_zero(value: float, name: str = "temperature") -> float:
-    if not (math.isfinite(value) and value > 0):
-        raise UsageError(f"{name} is {value}, but must be a finite number above 0")
-    return value

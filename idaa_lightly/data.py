@@ -9,6 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from torchvision.transforms import functional as TF
 
 from idaa_lightly.errors import DataError, UsageError, suggestion
+from idaa_lightly.options import Count, ImageSize, Share, checked
 from idaa_lightly.torchvision_data import SETS, read_torchvision
 
 IN_MEMORY = 96  # px; up to here all images are decoded at the start
@@ -50,8 +52,9 @@ class Images:
         pixels = None if self.pixels is None else self.pixels[indices]
         return Images(self.labels[indices], pixels, tuple(self.paths[i] for i in indices if self.paths))
 
+    @cached_property
     def fingerprint(self) -> str:
-        """A hash of the pixels, or of the files' names and sizes, and the labels."""
+        """Hash of the labels and of the pixels, or of the names and sizes of the files."""
         digest = hashlib.sha256(self.labels.numpy().tobytes())
         if self.pixels is not None:
             digest.update(self.pixels.numpy().tobytes())
@@ -89,18 +92,19 @@ class DataSet:
             "classes": len(self.classes),
             "image_size": self.image_size,
             "normalize": self.normalize,
-            "fingerprint": [self.train.fingerprint(), self.test.fingerprint()],
+            "fingerprint": [self.train.fingerprint, self.test.fingerprint],
             "notes": list(self.notes),
         }
 
 
+@checked
 def load_data(
     name: str,
     *,
     data_dir: str = "data",
-    image_size: int | None = None,
-    limit_train: int | None = None,
-    test_fraction: float = 0.2,
+    image_size: ImageSize | None = None,
+    limit_train: Count | None = None,
+    test_fraction: Share = 0.2,
     normalize: dict[str, list[float]] | None = None,
     progress: Progress | None = None,
 ) -> DataSet:
@@ -123,10 +127,6 @@ def load_data(
         DataError: nothing there, or an image cannot be read.
         UsageError: no such data set, or a value out of range.
     """
-    if not 0 < test_fraction < 1:
-        raise UsageError(f"test_fraction is {test_fraction}, but must be between 0 and 1")
-    if limit_train is not None and limit_train < 1:
-        raise UsageError(f"limit_train is {limit_train}, but must be 1 or more")
     report = progress or (lambda title, total: lambda text: None)
     if name.startswith("folder:"):
         train, test, classes = _folder(Path(name.removeprefix("folder:")).expanduser(), test_fraction)
@@ -140,8 +140,6 @@ def load_data(
     if limit_train is not None:
         train = train.take(_balanced(train.labels, limit_train))
     size = image_size or _usual_size(train)
-    if size < 8:
-        raise UsageError(f"image_size is {size}, but must be 8 or more")
     notes: Counter[str] = Counter()
     if size <= IN_MEMORY:
         step = report("reading images", len(train) + len(test)) if train.pixels is None else lambda text: None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from idaa_lightly.ascent import Noise
-from idaa_lightly.options import require_between
+from idaa_lightly.options import Count, Fraction, checked
 from idaa_lightly.spaces import Pixels
 from idaa_lightly.views import Objective
 
@@ -35,19 +35,19 @@ class LearnedColor(nn.Module):
         represent: images (N, 3, H, W) to representations (N, num_features).
         num_features: of the representation.
         normalize: `mean` and `std` per channel of the images, as for Lightly's transforms.
-        eps: largest share of other channels, 0 to 1.
+        eps: largest share of other channels.
     """
 
+    @checked
     def __init__(
         self,
         represent: Callable[[Tensor], Tensor],
         num_features: int,
         normalize: dict[str, list[float]],
         *,
-        eps: float = 1.0,
+        eps: Fraction = 1.0,
     ) -> None:
         super().__init__()
-        require_between(0, 1, eps=eps)
         self.eps, self.pixels = eps, Pixels(normalize)
         self.layer = nn.Linear(num_features, 9)
         self.represent: list[Callable[[Tensor], Tensor]] = [represent]  # in a list, or a module would become a part
@@ -74,16 +74,16 @@ class Viewmaker(nn.Module):
 
     Args:
         normalize: `mean` and `std` per channel of the images, as for Lightly's transforms.
-        budget: mean absolute perturbation of a pixel in [0, 1], 0 to 1.
+        budget: mean absolute perturbation of a pixel in [0, 1].
         width: channels of the first layer; the innermost have four times as many.
         seed: of the noise.
     """
 
+    @checked
     def __init__(
-        self, normalize: dict[str, list[float]], *, budget: float = 0.05, width: int = 32, seed: int = 0
+        self, normalize: dict[str, list[float]], *, budget: Fraction = 0.05, width: Count = 32, seed: int = 0
     ) -> None:
         super().__init__()
-        require_between(0, 1, budget=budget)
         channels = len(normalize["mean"])
         self.budget, self.pixels, self.noise = budget, Pixels(normalize), Noise(seed)
         self.down = nn.Sequential(

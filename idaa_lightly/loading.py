@@ -18,7 +18,7 @@ from torchvision.transforms import functional as TF
 from idaa_lightly.data import DataSet, Images
 from idaa_lightly.errors import DataError
 from idaa_lightly.evaluation.linear import LEAST as PROBE_LEAST
-from idaa_lightly.seeding import seeded
+from idaa_lightly.seeding import seed_of, seeded
 
 
 class ViewDataset(Dataset[tuple[list[Tensor], int]]):
@@ -33,7 +33,7 @@ class ViewDataset(Dataset[tuple[list[Tensor], int]]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[list[Tensor], int]:
         epoch, index = key
         image = self.images[index]
-        with seeded(self.seed, epoch, index):
+        with seeded("views", self.seed, epoch, index):
             return self.transform(image), int(self.images.labels[index])
 
 
@@ -64,7 +64,8 @@ def view_loader(
     views: ViewDataset | PixelDataset, batch_size: int, *, workers: int = 0, ranks: int = 1, rank: int = 0
 ) -> DataLoader[Any]:
     """Loads shuffled views, or pixels, in batches of equal size; a sampler's `set_epoch` says which epoch."""
-    sampler = EpochSampler(views, num_replicas=ranks, rank=rank, shuffle=True, seed=views.seed, drop_last=ranks > 1)
+    seed = seed_of("shuffle", views.seed) // 2  # the sampler adds the epoch
+    sampler = EpochSampler(views, num_replicas=ranks, rank=rank, shuffle=True, seed=seed, drop_last=ranks > 1)
     return DataLoader(
         views,
         batch_size,
@@ -72,7 +73,7 @@ def view_loader(
         num_workers=workers,
         drop_last=True,
         collate_fn=_as_it_is if isinstance(views, PixelDataset) else None,
-        generator=torch.Generator().manual_seed(views.seed),  # or it draws from the global stream
+        generator=torch.Generator().manual_seed(seed_of("workers", views.seed)),  # or it draws from the global stream
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )

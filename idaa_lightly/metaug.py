@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from idaa_lightly.isolation import preserved_buffers
-from idaa_lightly.options import require_at_least
+from idaa_lightly.options import Count, NonNegative, checked
 from idaa_lightly.outputs import embedding_of
 
 Contrast = Callable[..., Tensor]
@@ -28,9 +28,9 @@ class FeatureGenerator(nn.Module):
         hidden_dim: width of the two hidden layers.
     """
 
-    def __init__(self, dim: int, hidden_dim: int = 2048) -> None:
+    @checked
+    def __init__(self, dim: Count, hidden_dim: Count = 2048) -> None:
         super().__init__()
-        require_at_least(1, dim=dim, hidden_dim=hidden_dim)
         hidden = [
             part
             for inside in (dim, hidden_dim)
@@ -67,22 +67,22 @@ class MetAugLoss(nn.Module):
     Args:
         contrast: called with the embeddings (N, D) of two or more views, such as `OUCLLoss()`.
         generators: one for each of the two views.
-        feature_weight: of the contrast with augmented embeddings, 0 or more.
-        margin_weight: of the margin term, 0 or more.
+        feature_weight: of the contrast with augmented embeddings.
+        margin_weight: of the margin term.
         inner_lr: length of the inner step, ℓ in the paper.
     """
 
+    @checked
     def __init__(
         self,
         contrast: Contrast,
         generators: Iterable[nn.Module],
         *,
-        feature_weight: float,
-        margin_weight: float,
-        inner_lr: float = 1e-3,
+        feature_weight: NonNegative,
+        margin_weight: NonNegative,
+        inner_lr: NonNegative = 1e-3,
     ) -> None:
         super().__init__()
-        require_at_least(0, feature_weight=feature_weight, margin_weight=margin_weight, inner_lr=inner_lr)
         self.contrast, self.generators = contrast, nn.ModuleList(generators)
         self.weights, self.inner_lr = (feature_weight, margin_weight), inner_lr
 

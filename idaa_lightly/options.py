@@ -1,7 +1,9 @@
-"""Options of a plugin: the keyword-only arguments of its constructor.
+"""Options of plugins, and the annotations that give an argument its range.
 
-They are typed, with their default there and nowhere else, and described under `Args:` in the class's docstring. A
-constructor that takes `**options` has those of its base, too.
+The options of a plugin are the keyword-only arguments of its constructor. They are typed, have their default there and
+nowhere else, and are described under `Args:` in the docstring of the class. A constructor that takes `**options` has
+those of its base class, too. A range is part of the type: `eps: Annotated[float, Ge(0)] = 0.1`. It is checked when the
+plugin is constructed, and `idaa-bench plugins show` prints it.
 """
 
 from __future__ import annotations
@@ -10,64 +12,112 @@ import inspect
 import math
 import re
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from functools import cache, wraps
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Interval
 
 from idaa_lightly.errors import PluginError, UsageError, suggestion
+
+F = TypeVar("F", bound=Callable[..., Any])
+Count = Annotated[int, Ge(1)]
+"""A number of things, 1 or more."""
+ImageSize = Annotated[int, Ge(8)]
+"""Height and width in pixels."""
+NonNegativeInt = Annotated[int, Ge(0)]
+"""A number of things, 0 or more."""
+NonNegative = Annotated[float, Ge(0)]
+"""A finite number, 0 or more."""
+Positive = Annotated[float, Gt(0)]
+"""A finite number above 0."""
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+"""A number from 0 to 1."""
+BelowOne = Annotated[float, Interval(ge=0, lt=1)]
+"""A number from 0 to 1, 1 excluded."""
+Share = Annotated[float, Interval(gt=0, lt=1)]
+"""A number between 0 and 1, both excluded."""
+_BOUNDS = {"ge": "{} or more", "gt": "above {}", "le": "{} or less", "lt": "below {}"}
 
 
 @dataclass(frozen=True)
 class Option:
-    """An option of a plugin."""
+    """A named value with a type, a default and a description."""
 
     name: str
     annotation: Any
-    default: Any
-    help: str
+    default: Any = None
+    help: str = ""
 
     @property
     def type_name(self) -> str:
-        """The type as people write it."""
+        """The type as people write it, with its range: "float, 0 or more"."""
         origin, parts = get_origin(self.annotation), get_args(self.annotation)
+        if origin is Annotated:
+            return f"{Option('', parts[0]).type_name}, {_range(parts[1:])}"
         if origin is Literal:
             return " or ".join(map(str, parts))
         if origin in (Union, types.UnionType):
-            return " | ".join(Option("", part, None, "").type_name for part in parts)
+            return " | ".join(Option("", part).type_name for part in parts)
         return getattr(self.annotation, "__name__", str(self.annotation)).replace("NoneType", "None")
 
     def parse(self, value: Any) -> Any:
-        """The value as its type, from a string or a TOML value.
+        """Return the value as the option's type, from a string or from a TOML value.
 
         Raises:
-            UsageError: it is not of that type.
+            UsageError: The value is not of the type, or out of its range.
         """
         text = str(value).strip()
-        kinds: tuple[Any, ...] = (self.annotation,)
-        if get_origin(self.annotation) in (Union, types.UnionType):
-            kinds = get_args(self.annotation)
-            if types.NoneType in kinds and text.lower() in ("none", ""):
-                return None
-        for kind in kinds:
+        for kind in self._kinds:
             if get_origin(kind) is Literal and text in map(str, get_args(kind)):
                 return next(choice for choice in get_args(kind) if str(choice) == text)
+            if kind is types.NoneType and text.lower() in ("none", ""):
+                return None
             if kind is bool and text.lower() in ("true", "false"):
                 return text.lower() == "true"
             if kind in (int, float, str):
                 try:
-                    return kind(text)
+                    converted = kind(text)
                 except ValueError:
                     continue
-        raise UsageError(f"{self.name} is {text!r}, but expected {self.type_name}")
+                return self.check(converted)
+        raise self._refusal(text)
+
+    def check(self, value: Any) -> Any:
+        """Return the value if it is of the option's type and within its range.
+
+        Raises:
+            UsageError: It is not.
+        """
+        from pydantic import ValidationError  # slow to import, and `idaa-bench --help` does without
+
+        try:
+            return _adapter(self.annotation).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise self._refusal(value) from error
+
+    @property
+    def _kinds(self) -> list[Any]:
+        """The types of a union, without their ranges; those that are None first."""
+        union = get_origin(self.annotation) in (Union, types.UnionType)
+        parts = get_args(self.annotation) if union else (self.annotation,)
+        kinds = [get_args(part)[0] if get_origin(part) is Annotated else part for part in parts]
+        return sorted(kinds, key=lambda kind: kind is not types.NoneType)
+
+    def _refusal(self, value: Any) -> UsageError:
+        finite = "a finite number: " if isinstance(value, float) and math.isinf(value) else ""
+        return UsageError(f"{self.name} is {value!r}, but expected {finite}{self.type_name}")
 
 
 def options_of(plugin: type) -> dict[str, Option]:
-    """The options of a plugin class by name, its own before its bases'."""
+    """Return the options of a plugin class by name, its own before those of its bases."""
     options: dict[str, Option] = {}
     for cls in plugin.__mro__:
         if "__init__" not in vars(cls):
             continue
         constructor = vars(cls)["__init__"]
-        signature, hints = inspect.signature(constructor), get_type_hints(constructor)
+        signature, hints = inspect.signature(constructor), get_type_hints(constructor, include_extras=True)
         for name, parameter in signature.parameters.items():
             if parameter.kind is parameter.KEYWORD_ONLY and name not in options:
                 if name not in hints or parameter.default is parameter.empty:
@@ -79,10 +129,10 @@ def options_of(plugin: type) -> dict[str, Option]:
 
 
 def parse_options(plugin: type, name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """All options of a plugin with their values, given or default.
+    """Return all options of a plugin with their values, given or default.
 
     Raises:
-        UsageError: an option is unknown or has a wrong type.
+        UsageError: An option is unknown, has a wrong type or is out of range.
     """
     options = options_of(plugin)
     for key in given:
@@ -93,24 +143,62 @@ def parse_options(plugin: type, name: str, given: dict[str, Any]) -> dict[str, A
     return {key: option.parse(given[key]) if key in given else option.default for key, option in options.items()}
 
 
+def checked(function: F) -> F:
+    """Check the arguments of a function or constructor that have a range or choices in their annotation.
+
+    Raises:
+        UsageError: When called with an argument outside of its range.
+    """
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        limited = _limited(call)
+        for name, value in signature.bind(*args, **kwargs).arguments.items() if limited else ():
+            if name in limited:
+                limited[name].check(value.item() if hasattr(value, "item") else value)  # NumPy's and torch's scalars
+        return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+def check_at_construction(plugin: type) -> None:
+    """Apply `checked` to the constructor that a class defines, if it defines one."""
+    constructor = vars(plugin).get("__init__")
+    if constructor is not None:
+        plugin.__init__ = checked(constructor)  # type: ignore[misc]
+
+
+@cache
+def _limited(function: Callable[..., Any]) -> dict[str, Option]:
+    """Return the arguments of a function that have a range or choices."""
+    hints = get_type_hints(function, include_extras=True)
+    kinds = {name: {get_origin(part) for part in (hint, *get_args(hint))} for name, hint in hints.items()}
+    return {name: Option(name, hints[name]) for name, found in kinds.items() if found & {Annotated, Literal}}
+
+
+@cache
+def _adapter(annotation: Any) -> Any:
+    from pydantic import ConfigDict, TypeAdapter
+
+    return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
+
+
+def _range(metadata: tuple[Any, ...]) -> str:
+    """Return a range as people write it."""
+    bounds = {name: value for part in metadata for name in _BOUNDS if (value := getattr(part, name, None)) is not None}
+    if len(bounds) == 1:
+        return next(_BOUNDS[name].format(value) for name, value in bounds.items())
+    low, high = bounds.values()
+    if "le" in bounds:
+        return f"{low} to {high}"
+    return f"{low} to below {high}" if "ge" in bounds else f"between {low} and {high}"
+
+
 def _described(plugin: type, name: str) -> str:
-    """The option's text under `Args:` in the docstring of the class or of one of its bases."""
+    """Return the option's text under `Args:` in the docstring of the class or of one of its bases."""
     for cls in plugin.__mro__:
         found = re.search(rf"^( +){name}: (.*(?:\n\1 +.*)*)", cls.__doc__ or "", re.MULTILINE)
         if found:
             return " ".join(found[2].split())
     return ""
-
-
-def require_at_least(least: float, **options: float) -> None:
-    """Raises UsageError for the first option that is not a finite number, `least` or more."""
-    for name, value in options.items():
-        if not (math.isfinite(value) and value >= least):
-            raise UsageError(f"{name} is {value}, but must be a finite number, {least} or more")
-
-
-def require_between(least: float, most: float, **options: float) -> None:
-    """Raises UsageError for the first option outside of [least, most]."""
-    for name, value in options.items():
-        if not least <= value <= most:
-            raise UsageError(f"{name} is {value}, but expected {least} to {most}")

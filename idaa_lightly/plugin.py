@@ -5,7 +5,6 @@ Their options are the keyword-only arguments of the constructor; see `idaa_light
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import ParamsT
 
 from idaa_lightly.losses import AdversarialLoss
-from idaa_lightly.options import require_at_least
+from idaa_lightly.options import NonNegative, check_at_construction
 from idaa_lightly.variants import LOSSES, Mode
 from idaa_lightly.views import ViewGenerator
 
@@ -33,11 +32,16 @@ class Method(nn.Module, ABC):
     """
 
     epochs: ClassVar[int] = 300
-    """Of the recipe; what `idaa-bench run` takes where nothing is said."""
+    """Epochs of the published recipe. Overridden by `--epochs`."""
     batch_size: ClassVar[int] = 256
-    """Of the recipe, likewise."""
+    """Batch size of the published recipe. Overridden by `--batch-size`."""
     multi_crop: ClassVar[bool] = False
-    """Whether `transform` gives smaller views after the first two."""
+    """True if `transform` gives smaller views after the first two."""
+
+    def __init_subclass__(cls) -> None:
+        """Check the options of every method by their annotations when it is constructed."""
+        super().__init_subclass__()
+        check_at_construction(cls)
 
     def __init__(self, backbone: nn.Module, num_features: int) -> None:
         super().__init__()
@@ -134,10 +138,13 @@ class Augmentation(ABC):
     """Whether the method is converted by `dual_batchnorm` first."""
     compiles: ClassVar[bool] = True
     """Whether it works with a compiled backbone."""
-    lr: float | None = None
+    lr: NonNegative | None = None
     """Learning rate of the loss's own parameters, if it has any; the method's where it is None."""
-    relative_cost: float = 1.9
-    """Time of a training step relative to the method's own, for the estimate at the start of a run."""
+
+    def __init_subclass__(cls) -> None:
+        """Check the options of every augmentation by their annotations when it is constructed."""
+        super().__init_subclass__()
+        check_at_construction(cls)
 
     @classmethod
     def refuses(cls, method: type[Method]) -> str:
@@ -145,11 +152,12 @@ class Augmentation(ABC):
         return ""
 
     def fit(self, context: FitContext) -> None:  # noqa: B027 - most augmentations need no fitting
-        """Prepares what the augmentation needs; called once, before `loss`."""
+        """Prepare what the augmentation needs. Called once, before `loss`.
 
-    def fit_seconds(self, context: FitContext) -> float:
-        """About how long `fit` will take."""
-        return 0.0
+        Report each pass over `context.views` by `context.progress`. To estimate how long a run takes, `fit` is also
+        called on a copy, with one batch. The copy is interrupted at its first report and then asked for its `loss`, so
+        assign what `loss` needs before the first pass ends.
+        """
 
     def fitted(self) -> dict[str, Any]:
         """What `fit` made, as JSON values for the run's record."""
@@ -174,14 +182,13 @@ class GeneratorAugmentation(Augmentation):
     """An augmentation by a view generator inside `AdversarialLoss`.
 
     Args:
-        weight: of the adversarial term, 0 or more.
+        weight: of the adversarial term.
         random: the control: a random direction of the same length instead of the search.
         mode: exact; or cheaper and approximate: reused (search on the graph of the clean pass), half (attack half of
             the batch); or shared, the ablation without an adversarial BatchNorm. See `idaa_lightly.variants`.
     """
 
-    def __init__(self, *, weight: float = 1.0, random: bool = False, mode: Mode = "exact") -> None:
-        require_at_least(0, weight=weight)
+    def __init__(self, *, weight: NonNegative = 1.0, random: bool = False, mode: Mode = "exact") -> None:
         self.weight, self.random, self.mode = weight, random, mode
         self.dual_batchnorm = mode != "shared"
 
@@ -199,14 +206,11 @@ class LearnedAugmentation(Augmentation):
     """An augmentation by a network inside `AdversarialLoss`, which is trained to raise the loss.
 
     Args:
-        weight: of the adversarial term, 0 or more.
+        weight: of the adversarial term.
         lr: learning rate of the generator; the method's where it is None.
     """
 
-    relative_cost = 1.7
-
-    def __init__(self, *, weight: float = 1.0, lr: float | None = None) -> None:
-        require_at_least(0, weight=weight, lr=lr or 0.0)
+    def __init__(self, *, weight: NonNegative = 1.0, lr: NonNegative | None = None) -> None:
         self.weight, self.lr = weight, lr
 
     def fit(self, context: FitContext) -> None:
@@ -220,13 +224,3 @@ class LearnedAugmentation(Augmentation):
     def loss(self, method: Method) -> nn.Module:
         """The method's loss on clean views, and on the generator's."""
         return AdversarialLoss(method.loss, self.generator(method), self.weight)
-
-
-def shortest(function: Callable[[], object]) -> float:
-    """Seconds of the faster of two calls, for estimates: the first one of a process is slow."""
-    times = []
-    for _ in range(2):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 from idaa_lightly.errors import PluginError, suggestion
@@ -13,7 +15,7 @@ Kind = Literal["method", "augmentation"]
 
 @dataclass(frozen=True)
 class Entry:
-    """A plugin as its distribution declares it; `target` is "module:attribute"."""
+    """A plugin as its distribution declares it. `target` is "module:attribute"."""
 
     name: str
     target: str
@@ -22,21 +24,26 @@ class Entry:
 
 
 def entries(kind: Kind, name: str | None = None) -> list[Entry]:
-    """The installed plugins of a kind, sorted, or those of a name: two where two distributions claim it."""
+    """Return the installed plugins of a kind, sorted, or those of a name: two if two distributions claim it."""
+    return [entry for entry in _scanned(kind, tuple(sys.path)) if name in (None, entry.name)]
+
+
+@cache
+def _scanned(kind: Kind, path: tuple[str, ...]) -> list[Entry]:
+    """Read the entry points of a kind from the disk, once a process and import path."""
     found = set()
     for point in importlib.metadata.entry_points(group=f"idaa_lightly.{kind}s"):
-        if name in (None, point.name):
-            facts = point.dist.metadata if point.dist else None  # read from the disk: once
-            distribution, version = ((facts and facts[key]) or "" for key in ("Name", "Version"))
-            found.add(Entry(point.name, point.value, distribution or "unknown", version))
+        facts = point.dist.metadata if point.dist else None
+        distribution, version = ((facts and facts[key]) or "" for key in ("Name", "Version"))
+        found.add(Entry(point.name, point.value, distribution or "unknown", version))
     return sorted(found, key=lambda entry: (entry.name, entry.distribution))
 
 
 def load(kind: Kind, name: str) -> Any:
-    """Imports the plugin of this name.
+    """Import the plugin of this name.
 
     Raises:
-        PluginError: no or two distributions have it, or its import fails.
+        PluginError: No distribution or two have it, or its import fails.
     """
     found = entries(kind, name)
     if not found:
@@ -62,7 +69,7 @@ def load(kind: Kind, name: str) -> Any:
 
 
 def refusals() -> tuple[dict[tuple[str, str], str], list[str]]:
-    """Why each pair of an installed method and augmentation is refused, empty where it is not; and broken plugins."""
+    """Return why each pair of an installed method and augmentation is refused (empty if not), and broken plugins."""
     plugins: dict[Kind, dict[str, Any]] = {"method": {}, "augmentation": {}}
     broken = []
     for kind, found in plugins.items():

@@ -10,16 +10,24 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+STREAMS = 2
+"""Version of the random streams. Raised when they change, since a resumed run would then differ."""
 
-def seed_of(*key: int | str) -> int:
-    """A seed of 64 bits; keys that differ give seeds that have nothing in common."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
+
+def seed_of(purpose: str, *key: int | str) -> int:
+    """Return a seed of 64 bits; different purposes and keys give independent seeds.
+
+    Args:
+        purpose: What the random numbers are for, such as "views".
+        key: What else the seed depends on, such as the seed of the run and the epoch.
+    """
+    return int.from_bytes(hashlib.blake2b(repr((purpose, *key)).encode(), digest_size=8).digest(), "little")
 
 
 @contextmanager
-def seeded(*key: int) -> Iterator[None]:
-    """Seeds the random streams that transforms draw from (torch, numpy, random) by `key`, and restores them."""
-    seed = seed_of(*key)
+def seeded(purpose: str, *key: int) -> Iterator[None]:
+    """Seed the global random streams (torch, numpy, random) for the with-block, and restore them; see `seed_of`."""
+    seed = seed_of(purpose, *key)
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)

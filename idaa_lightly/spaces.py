@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
-from idaa_lightly.options import require_between
+from idaa_lightly.options import Fraction, checked
 
 Render = Callable[[Tensor], Tensor]
+Degrees = Annotated[float, Interval(ge=0, le=180)]
+"""An angle."""
+Change = Annotated[float, Interval(ge=0, le=0.99)]
+"""The largest relative change of a factor."""
+Hue = Annotated[float, Interval(ge=0, le=0.5)]
+"""The largest shift of the hue, as a fraction of the colour circle."""
 
 
 class Space(Protocol):
@@ -148,10 +155,8 @@ class AffineSpace:
 
     starts_at_input = True
 
-    def __init__(self, *, degrees: float = 15.0, translate: float = 0.1, scale: float = 0.1) -> None:
-        require_between(0, 180, degrees=degrees)
-        require_between(0, 1, translate=translate)
-        require_between(0, 0.99, scale=scale)
+    @checked
+    def __init__(self, *, degrees: Degrees = 15.0, translate: Fraction = 0.1, scale: Change = 0.1) -> None:
         self.bounds = degrees, translate, scale
 
     def at(self, x: Tensor) -> tuple[Tensor, Render]:
@@ -187,17 +192,16 @@ class JitterSpace:
 
     starts_at_input = True
 
+    @checked
     def __init__(
         self,
         normalize: dict[str, list[float]],
         *,
-        brightness: float = 0.4,
-        contrast: float = 0.4,
-        saturation: float = 0.4,
-        hue: float = 0.1,
+        brightness: Change = 0.4,
+        contrast: Change = 0.4,
+        saturation: Change = 0.4,
+        hue: Hue = 0.1,
     ) -> None:
-        require_between(0, 0.99, brightness=brightness, contrast=contrast, saturation=saturation)
-        require_between(0, 0.5, hue=hue)
         self.bounds = brightness, contrast, saturation, hue
         self.pixels = Pixels(normalize)
 

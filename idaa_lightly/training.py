@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from idaa_lightly.evaluation.identity import batch_figures
 from idaa_lightly.files import atomic_write
 from idaa_lightly.outputs import embedding_of
 from idaa_lightly.plugin import Augmentation, Method
+from idaa_lightly.seeding import STREAMS, seed_of
 from idaa_lightly.transforms.device import DeviceViews
 
 LOG_EVERY = 10  # steps; scalars leave the device only then
@@ -81,10 +81,13 @@ class SelfSupervised(pl.LightningModule):
         optimizer, scheduler = self.method.optimizer(groups, *self.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Mark the checkpoint with the version of the random streams."""
+        checkpoint["idaa_lightly_streams"] = STREAMS
+
     def on_train_epoch_start(self) -> None:
-        """Seeds the epoch, so that a resumed run goes on as an uninterrupted one would."""
-        key = repr((self.seed, self.current_epoch, self.global_rank)).encode()
-        torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "little"))
+        """Seed the epoch, so that a resumed run goes on as an uninterrupted one would."""
+        torch.manual_seed(seed_of("epoch", self.seed, self.current_epoch, self.global_rank))
         self.sums = {}
 
     def training_step(self, batch: tuple[Any, Tensor], index: int) -> Tensor:

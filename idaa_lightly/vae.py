@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from idaa_lightly.errors import DataError, FileFormatError, NonFiniteError, UsageError
 from idaa_lightly.files import atomic_write, load_tensors
+from idaa_lightly.options import Count, NonNegative, checked
 
 
 class VAE(nn.Module):
@@ -167,12 +168,13 @@ def vae_loss(
     return error + beta * divergence, error, divergence
 
 
+@checked
 def fit_vae(
     vae: VAE,
     batches: Iterable[Tensor],
     *,
-    epochs: int,
-    beta: float = 0.1,
+    epochs: Count,
+    beta: NonNegative = 0.1,
     lr: float = 5e-4,
     seed: int = 0,
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,
@@ -198,8 +200,6 @@ def fit_vae(
         DataError: `batches` gave no batch, as an exhausted iterator does.
         NonFiniteError: the loss became NaN or infinite.
     """
-    if epochs < 1 or not (math.isfinite(beta) and beta >= 0):
-        raise UsageError(f"epochs is {epochs} and beta {beta}, but epochs must be 1 or more and beta 0 or more")
     device = next(vae.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     vae.train().requires_grad_(True)
@@ -237,7 +237,8 @@ def cached_vae(key: dict[str, object], directory: Path, fit: Callable[[], VAE]) 
         directory: of the cache; `key` is written beside each VAE.
         fit: makes the VAE if it is not there.
     """
-    path = cache_path(key, directory)
+    text = json.dumps(key, sort_keys=True)
+    path = directory / f"vae-{hashlib.sha256(text.encode()).hexdigest()[:16]}.pt"
     directory.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
@@ -245,12 +246,6 @@ def cached_vae(key: dict[str, object], directory: Path, fit: Callable[[], VAE]) 
             with atomic_write(path.with_suffix(".json")) as temporary:
                 temporary.write_text(json.dumps(key, indent=2, sort_keys=True))
         return VAE.load(path)
-
-
-def cache_path(key: dict[str, object], directory: Path) -> Path:
-    """Where the VAE of this key is kept."""
-    text = json.dumps(key, sort_keys=True)
-    return directory / f"vae-{hashlib.sha256(text.encode()).hexdigest()[:16]}.pt"
 
 
 def _joined(layers: Sequence[nn.Module]) -> list[nn.Module]:

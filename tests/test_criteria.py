@@ -73,9 +73,9 @@ def test_the_attacks_start_gradient_is_not_zero(criterion: nn.Module) -> None:
 def test_bad_arguments() -> None:
     for criterion in (InfoNCELoss, UELLoss, DebiasedLoss):
         for temperature in (0.0, -1.0, math.nan):
-            with pytest.raises(UsageError, match=r"temperature is .*, but must be a finite number above 0"):
+            with pytest.raises(UsageError, match=r"temperature is .*, but expected (a finite number: )?float, above 0"):
                 criterion(temperature)
-    with pytest.raises(UsageError, match=r"tau_plus is 1.0 and beta 0.0, but expected 0 ≤ tau_plus < 1"):
+    with pytest.raises(UsageError, match=r"tau_plus is 1.0, but expected float, 0 to below 1"):
         DebiasedLoss(tau_plus=1.0)
 
 
@@ -137,11 +137,11 @@ def test_oucl_holds_its_weights_constant() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"gamma": 0}, "gamma is 0, but must be a finite number above 0"),
-        ({"gamma": -1.5}, "gamma is -1.5, but must be a finite number above 0"),
-        ({"gamma": math.inf}, "gamma is inf, but must be a finite number above 0"),
-        ({"margin": -0.25}, "margin is -0.25, but must be a finite number, 0 or more"),
-        ({"margin": math.nan}, "margin is nan, but must be a finite number, 0 or more"),
+        ({"gamma": 0}, "gamma is 0, but expected float, above 0"),
+        ({"gamma": -1.5}, "gamma is -1.5, but expected float, above 0"),
+        ({"gamma": math.inf}, "gamma is inf, but expected a finite number: float, above 0"),
+        ({"margin": -0.25}, "margin is -0.25, but expected float, 0 or more"),
+        ({"margin": math.nan}, "margin is nan, but expected float, 0 or more"),
     ],
 )
 def test_bad_arguments_of_oucl(options: dict[str, float], text: str) -> None:

@@ -305,7 +305,7 @@ def test_torchvision_without_a_network(name: str, monkeypatch: pytest.MonkeyPatc
 def test_limit_train_is_balanced(count: int) -> None:
     data, whole = load_data("digits", limit_train=count), load_data("digits")
     assert data.train.labels.bincount(minlength=10).tolist() == 10 * [count // 10]
-    assert data.test.fingerprint() == whole.test.fingerprint()
+    assert data.test.fingerprint == whole.test.fingerprint
 
 
 def test_limit_train_is_nested_and_the_same_each_time(folder: Path) -> None:
@@ -531,26 +531,26 @@ def test_files_of_any_shape_and_mode_make_equal_batches(own_folder: Path) -> Non
 
 
 def test_fingerprint(folder: Path, own_folder: Path) -> None:
-    first = read(folder).train.fingerprint()
-    assert read(own_folder).train.fingerprint() == first
+    first = read(folder).train.fingerprint
+    assert read(own_folder).train.fingerprint == first
     with Image.open(own_folder / "train/blue/05.png") as image:
         image.load()
     red, *others = image.getpixel((3, 4))
     image.putpixel((3, 4), (red ^ 1, *others))
     image.save(own_folder / "train/blue/05.png")
     changed = read(own_folder)
-    assert changed.train.fingerprint() != first
-    assert changed.test.fingerprint() == read(folder).test.fingerprint()
+    assert changed.train.fingerprint != first
+    assert changed.test.fingerprint == read(folder).test.fingerprint
     relabelled = Images(changed.train.labels.flip(0), changed.train.pixels)
-    assert relabelled.fingerprint() != changed.train.fingerprint()
-    assert read(folder, limit_train=35).train.fingerprint() != first
+    assert relabelled.fingerprint != changed.train.fingerprint
+    assert read(folder, limit_train=35).train.fingerprint != first
 
 
 def test_fingerprint_of_files(own_folder: Path) -> None:
-    first = read(own_folder, image_size=128).train.fingerprint()
-    assert read(own_folder, image_size=128).train.fingerprint() == first
+    first = read(own_folder, image_size=128).train.fingerprint
+    assert read(own_folder, image_size=128).train.fingerprint == first
     (own_folder / "train/blue/05.png").rename(own_folder / "train/blue/05b.png")
-    assert read(own_folder, image_size=128).train.fingerprint() != first
+    assert read(own_folder, image_size=128).train.fingerprint != first
 
 
 # Views

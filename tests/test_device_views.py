@@ -26,7 +26,6 @@ from lightly.transforms.solarize import RandomSolarization
 from lightly.transforms.torchvision_v2_compatibility import ToTensor
 from lightly.transforms.vicreg_transform import VICRegTransform
 from PIL import Image
-from rich.console import Console
 from scipy.stats import ks_2samp
 from torch import Generator, Tensor
 from torchvision.transforms import InterpolationMode, v2
@@ -34,10 +33,10 @@ from torchvision.transforms import functional as TF
 
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.config import RunConfig
+from idaa_lightly.bench.run.fitting import fit_context
 from idaa_lightly.bench.run.setup import (
     Parts,
     choose_views,
-    fit_context,
     make_augmentation,
     make_parts,
     make_trainer,
@@ -316,7 +315,7 @@ def tiny(**options: Any) -> RunConfig:
 
 def parts_of(config: RunConfig) -> Parts:
     config = resolve(config)
-    return make_parts(config, make_augmentation(config), read_data(config, Console(quiet=True)))
+    return make_parts(config, make_augmentation(config), read_data(config))
 
 
 def test_pixels_come_in_the_order_of_views() -> None:
@@ -397,7 +396,7 @@ def test_what_makes_the_views(make_folder: Callable[..., Path]) -> None:
     assert (made, reason) == (None, text)
     with pytest.raises(UsageError, match=text):
         choose_views(tiny(views="device"), parts.data, strange, on_cpu=False)
-    with pytest.raises(UsageError, match="views is 'gpu', but expected loader, device or auto"):
+    with pytest.raises(UsageError, match="views is 'gpu', but expected auto or loader or device"):
         parts_of(tiny(views="gpu"))
     folder = make_folder(Path("large"), 100, {"train": 4, "test": 2})
     disk = replace(tiny(), data=f"folder:{folder}", image_size=100)

@@ -13,7 +13,7 @@ import timm
 import torch
 import torchvision
 from click.testing import CliRunner, Result
-from rich.console import Console
+from records import a_record
 from torch import Tensor, nn
 
 from idaa_lightly.backbones import create_backbone
@@ -89,7 +89,7 @@ def test_a_network_meets_other_images_as_it_was_trained(run: Path, folder: Path)
     """Two classes of three have other means; the same images must give the same features all the same."""
     shutil.copytree(folder / "train", "other/train", ignore=shutil.ignore_patterns("red"))
     shutil.copytree(folder / "test", "other/test", ignore=shutil.ignore_patterns("red"))
-    _, data = load_backbone(run, Console(quiet=True), data="folder:other")
+    _, data = load_backbone(run, data="folder:other")
     assert data.normalize == json.loads((run / "record.json").read_text())["data"]["normalize"]
     own, whole = (bench_features(path) for path in ("folder:other", f"folder:{folder}"))
     np.testing.assert_allclose(own, whole[:8], rtol=1e-5)  # blue and green come first
@@ -123,11 +123,10 @@ def folder_of_a_run(backbone: str, image_size: int) -> nn.Module:
             part.running_mean.uniform_(-0.1, 0.1)
             part.running_var.uniform_(0.5, 2)
             nn.init.uniform_(part.weight, 0.5, 1)
-    record = {"schema": 1, "config": {"backbone": backbone}}
+    record = a_record(config={"backbone": backbone}, data={"image_size": image_size, "normalize": NORMALIZE})
     Path("made").mkdir()
     torch.save(network.state_dict(), "made/backbone.pt")
-    data = {"image_size": image_size, "normalize": NORMALIZE}
-    Path("made/record.json").write_text(json.dumps(record | {"data": data}))
+    Path("made/record.json").write_text(json.dumps(record))
     return network.eval()
 
 

@@ -14,14 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightly.utils.benchmarking.knn import knn_predict
 from PIL import Image
-from rich.console import Console
 from torch.nn import functional as F
 
 from idaa_lightly import knn_classify, knn_sweep
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.config import RunConfig
+from idaa_lightly.bench.features import features_of
 from idaa_lightly.bench.run.setup import read_data
-from idaa_lightly.bench.run.train import features_of
 from idaa_lightly.cli import main
 from idaa_lightly.errors import DataError, NonFiniteError, UsageError
 from idaa_lightly.evaluation import knn
@@ -592,9 +591,9 @@ def test_a_checkpoint_of_anybodys(name, folder):
     torch.save({"state_dict": network.state_dict() | {"fc.weight": torch.ones(1)}}, "x.pth")
     options = ("--backbone", name, "--data", f"folder:{folder}")
     result = bench("x.pth", *options, "--k", "1,36")
-    data = read_data(RunConfig(data=f"folder:{folder}"), Console(quiet=True))
+    data = read_data(RunConfig(data=f"folder:{folder}"))
     features = features_of(network, data)
-    assert rows(result) == [percent(item) for item in knn_sweep(*features.values(), (1, 36), (0.1,))]
+    assert rows(result) == [percent(item) for item in knn_sweep(*features, (1, 36), (0.1,))]
     for arguments, code, text in (
         (["x.pth"], 1, "no checkpoint written by `idaa-bench run`; for a state dict of torchvision or timm name"),
         (["x.pth", *options[:2]], 2, f"--backbone is {name}, but nothing says which images to embed: add --data"),

@@ -175,5 +175,5 @@ def test_the_gradient_is_minus_the_weighted_gradient_of_the_loss(make: Callable[
 @pytest.mark.parametrize(("name", "make"), [("eps", color), ("budget", viewmaker)])
 def test_a_bad_strength(name: str, make: Callable[[float], nn.Module]) -> None:
     for value in (-0.1, 1.5, math.nan):
-        with pytest.raises(UsageError, match=f"^{re.escape(f'{name} is {value}, but expected 0 to 1')}$"):
+        with pytest.raises(UsageError, match=f"^{re.escape(f'{name} is {value}, but expected float, 0 to 1')}$"):
             make(value)

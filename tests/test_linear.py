@@ -12,7 +12,6 @@ import pytorch_lightning as pl
 import torch
 from click.testing import CliRunner
 from lightly.utils.benchmarking import LinearClassifier
-from rich.console import Console
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import recall_score
 from torch.nn import functional as F
@@ -20,8 +19,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from idaa_lightly import linear_probe
 from idaa_lightly.backbones import create_backbone
-from idaa_lightly.bench.evaluate.targets import ARRAYS, load_backbone
-from idaa_lightly.bench.run.train import features_of
+from idaa_lightly.bench.evaluate.targets import load_backbone
+from idaa_lightly.bench.features import Features, features_of
 from idaa_lightly.cli import main
 from idaa_lightly.errors import DataError, NonFiniteError, UsageError
 from idaa_lightly.evaluation import linear
@@ -247,7 +246,7 @@ def test_training_depends_on_the_seed_only(probe):
 @pytest.mark.parametrize("probe", TRAINED)
 @pytest.mark.parametrize("name", ["epochs", "batch_size"])
 def test_nothing_to_train(probe, name):
-    with pytest.raises(UsageError, match=rf"^{name} is 0, but must be 1 or more$"):
+    with pytest.raises(UsageError, match=rf"^{name} is 0, but expected int, 1 or more$"):
         probe(*noisy_case(16), **{name: 0})
 
 
@@ -319,10 +318,10 @@ def test_runs_by_all_protocols(runs):
 
 
 def test_features_are_kept_and_nothing_is_done_twice(runs):
-    features = features_of(*load_backbone(runs / "0", Console(quiet=True)))
+    features = features_of(*load_backbone(runs / "0"))
     bench("linear", runs / "0", "--protocol", "lbfgs,sgd", "--epochs", "2")
     with np.load("r/0/features.npz", allow_pickle=False) as kept:
-        assert all(np.array_equal(kept[name], features[name].numpy()) for name in ARRAYS)
+        assert all(np.array_equal(kept[name], part.numpy()) for name, part in features._asdict().items())
         assert kept["train_features"].dtype == np.float32
     files = [Path("r/0", name) for name in ("features.npz", "linear.json")]
     before = [(path.stat().st_mtime_ns, path.read_bytes()) for path in files]
@@ -358,13 +357,13 @@ def test_what_is_kept_is_never_stale(trained, own_folder):
     assert len(set(sources)) == 3
     Path("run/features.npz").write_bytes(b"PK damaged")
     assert "Note: run/features.npz cannot be read: embedded anew." in bench("linear", "run").stdout
-    network, images = load_backbone(Path("run"), Console(quiet=True))
+    network, images = load_backbone(Path("run"))
     with np.load("run/features.npz") as kept:
-        assert np.array_equal(kept["train_features"], features_of(network, images)["train_features"].numpy())
+        assert np.array_equal(kept["train_features"], features_of(network, images).train_features.numpy())
 
 
 def test_targets_of_anybodys(runs, folder):
-    parts = dict(zip(ARRAYS, noisy_case(18), strict=True))
+    parts = dict(zip(Features._fields, noisy_case(18), strict=True))
     np.savez("x.npz", **{name: values.numpy() for name, values in parts.items()})
     Path("f").mkdir()
     for name, values in parts.items():

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from records import a_record
 
 from idaa_lightly.bench.published.pages import SECTION, pages, render
 from idaa_lightly.bench.published.recipes import read_table
@@ -50,7 +51,7 @@ paper = {}
 title = "Cost of an accuracy"
 seeds = 2
 recipes = ["plain"]
-columns = ["aug", "to 30 % kNN", "to 55 % kNN", "to 70 % kNN"]
+columns = ["aug", "to_30", "to_55", "to_70"]
 reach = [30, 55, 70]
 paper = {}
 
@@ -58,7 +59,7 @@ paper = {}
 title = "Identity"
 seeds = 1
 recipes = ["clae"]
-columns = ["aug", "kNN, %"]
+columns = ["aug", "knn"]
 study = ["clae"]
 paper = {}
 
@@ -80,18 +81,16 @@ def record(
     aug = {"plain": "none", "clae": "clae"}[recipe]
     options = {"method": "simclr", "aug": aug, "data": "digits", "limit_train": 64, "backbone": "resnet9-w4"}
     options |= {"epochs": 1, "batch_size": 32, "accelerator": "cpu", "image_size": 32, "seed": seed} | config
-    content = {
-        "schema": 1,
-        "config": options | {"set": {"method": {}, "aug": {}}},
-        "initial": {"epoch": 0, "knn": 0.1, "knn_projection": 0.05, "linear": 0.2, "knn_pixels": 0.15},
-        "last": {"epoch": 1, "knn": knn, "knn_projection": knn / 2, "linear": knn},
-        "history": [{"epoch": 0, "knn": 0.1}, {"epoch": 1, "knn": knn}],
-        "time": time or {"train_s": 120.0, "images_per_s": 1.0, "flops_per_image": 1},
-        "data": {"name": "digits", "fingerprint": ["a", "b"]},
-        "versions": {"idaa-lightly": "0.1.0"},
-        "device": {"type": "cpu", "name": "a CPU", "count": 1, "torch_threads": 1},
-        "git_commit": commit,
-    }
+    content = a_record(
+        config=options,
+        initial={"knn_pixels": 0.15},
+        last={"epoch": 1, "knn": knn, "knn_projection": knn / 2, "linear": knn},
+        history=[{"epoch": 0, "knn": 0.1}, {"epoch": 1, "knn": knn}],
+        time=time or {"train_s": 120.0, "images_per_s": 1.0, "flops_per_image": 1},
+        data={"fingerprint": ["a", "b"]},
+        device={"name": "a CPU"},
+        git_commit=commit,
+    )
     folder = Path("benchmarks/records", recipe, f"seed-{seed}")
     folder.mkdir(parents=True)
     (folder / "record.json").write_text(json.dumps(content))

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from records import a_record
 
 from idaa_lightly.bench.compare.groups import Comparison, compare, read_groups
 from idaa_lightly.bench.report.curves import (
@@ -50,17 +51,14 @@ def write(
 ) -> Path:
     """A run on digits, 10 epochs."""
     chosen = {"method": method, "aug": aug, "data": "digits", "epochs": 10, "seed": seed} | config
-    record = {
-        "schema": 1,
-        "config": chosen | {"set": {"method": {}, "aug": options or {}}},
-        "last": {"epoch": 10, "knn": knn, "knn_projection": knn - 0.1, "linear": knn + 0.1},
-        "history": [{"epoch": 0, "knn": 0.1}, {"epoch": 5, "knn": 0.3}, {"epoch": 10, "knn": knn}],
-        "time": {"train_s": seconds, "images_per_s": 100.0, "flops_per_image": 10**9},
-        "data": {"name": "digits", "fingerprint": fingerprint},
-        "versions": {"idaa-lightly": "0.1.0"},
-        "device": {"type": "cpu", "name": "cpu", "count": 1, "torch_threads": 2},
-        "git_commit": commit,
-    }
+    record = a_record(
+        config=chosen | {"set": {"aug": options or {}}},
+        last={"knn": knn, "knn_projection": knn - 0.1, "linear": knn + 0.1},
+        history=[{"epoch": 0, "knn": 0.1}, {"epoch": 5, "knn": 0.3}, {"epoch": 10, "knn": knn}],
+        time={"train_s": seconds},
+        data={"fingerprint": fingerprint},
+        git_commit=commit,
+    )
     folder = Path("runs", name)
     folder.mkdir(parents=True)
     (folder / "record.json").write_text(json.dumps(record))

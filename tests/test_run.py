@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from idaa_lightly import knn_classify
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.run.cost import flops_per_image
-from idaa_lightly.bench.run.setup import Parts, fit, make_augmentation, make_parts, read_data, resolve
+from idaa_lightly.bench.run.fitting import fit, fit_context
+from idaa_lightly.bench.run.setup import Parts, make_augmentation, make_parts, read_data, resolve
 from idaa_lightly.cli import main
 from idaa_lightly.training import SelfSupervised
 
@@ -60,7 +60,7 @@ def same(first: Path, second: Path) -> bool:
 def test_the_run_folder(aug: str) -> None:
     record = tiny(aug, "run")
     assert {path.name for path in Path("run").iterdir()} == FILES
-    assert record["schema"] == 1
+    assert record["schema"] == 2
     assert [entry["epoch"] for entry in record["history"]] == [0, 1, 2]
     assert record["initial"]["epoch"] == 0
     assert 0 < record["initial"]["knn_pixels"] < 1
@@ -95,13 +95,13 @@ def test_the_flops_of_a_step() -> None:
 
 def parts_of(config: RunConfig) -> Parts:
     config = resolve(config)
-    return make_parts(config, make_augmentation(config), read_data(config, Console(quiet=True)))
+    return make_parts(config, make_augmentation(config), read_data(config))
 
 
 @pytest.mark.parametrize("aug", ["none", "clae", "color", "viewmaker", "metaug"])
 def test_counting_operations_leaves_no_trace(aug: str) -> None:
     parts = parts_of(RunConfig(aug=aug, limit_train=64, backbone="resnet9-w4", batch_size=32, accelerator="cpu"))
-    fit(parts.augmentation, parts, torch.device("cpu"))
+    fit(parts.augmentation, fit_context(parts, torch.device("cpu")), parts.config.precision)
     module = SelfSupervised(parts.method, parts.augmentation, epochs=1, steps_per_epoch=2, seed=0)
     before = copy.deepcopy(module.state_dict())
     assert flops_per_image(parts, module, torch.device("cpu")) > 0
@@ -115,7 +115,7 @@ def test_a_vae_that_is_fitted_in_half_precision_is_as_good() -> None:
     for precision in ("32-true", "bf16-mixed"):
         options = {"aug": {"width": 16, "bottleneck_dim": 32, "vae_epochs": 12}}
         parts = parts_of(RunConfig(limit_train=256, backbone="resnet9-w4", precision=precision, set=options))
-        fit(parts.augmentation, parts, torch.device("cpu"))
+        fit(parts.augmentation, fit_context(parts, torch.device("cpu")), parts.config.precision)
         errors.append(parts.augmentation.fitted()["vae"]["mse"])
     assert errors[1] == pytest.approx(errors[0], rel=0.05)
 

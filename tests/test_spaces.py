@@ -185,7 +185,9 @@ MOST |= dict.fromkeys(["scale", "brightness", "contrast", "saturation"], 0.99)
 @pytest.mark.parametrize("name", MOST)
 def test_bad_bounds(name: str) -> None:
     for value in (-0.1, 200, math.nan):
-        with pytest.raises(UsageError, match=f"^{re.escape(f'{name} is {value}, but expected 0 to {MOST[name]}')}$"):
+        with pytest.raises(
+            UsageError, match=f"^{re.escape(f'{name} is {value}, but expected float, 0 to {MOST[name]}')}$"
+        ):
             AffineSpace(**{name: value}) if name in ("degrees", "translate", "scale") else JitterSpace(
                 PLAIN, **{name: value}
             )

@@ -1,4 +1,4 @@
-"""What a run is asked to do. Imports neither torch nor lightly: the command line is made from these fields."""
+"""Configuration of a run. Imports neither torch nor lightly, since the command line is made from its fields."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import tomli_w
 
 from idaa_lightly.errors import FileFormatError, UsageError, suggestion
+from idaa_lightly.options import Count, ImageSize, NonNegativeInt, Option, Share
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,22 +28,24 @@ def _option(default: Any, help: str, **click: Any) -> Any:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A run. What is None is filled in from the data, the method's recipe or the machine."""
+    """Configuration of a run. Fields that are None are filled in from the data, the method's recipe or the machine."""
 
     method: str = _option("simclr", "Self-supervised method; see `idaa-bench plugins`.")
     aug: str = _option("idaa", "Augmentation; see `idaa-bench plugins`.")
     data: str = _option("digits", "digits, cifar10, cifar100, stl10, fashionmnist or folder:PATH.")
     data_dir: str = _option("data", "Where torchvision's data sets are, or are downloaded to.")
-    image_size: int | None = _option(None, "Pixels of a view. Default: the images' own, or 32 to 224 as they are.")
-    limit_train: int | None = _option(None, "Use this many training images only, spread over the classes.")
-    test_fraction: float = _option(0.2, "Share of test images where a folder has no split of its own.")
+    image_size: ImageSize | None = _option(
+        None, "Pixels of a view. Default: the images' own, or 32 to 224 as they are."
+    )
+    limit_train: Count | None = _option(None, "Use this many training images only, spread over the classes.")
+    test_fraction: Share = _option(0.2, "Share of test images where a folder has no split of its own.")
     backbone: str | None = _option(
         None,
         "ResNet of torchvision or timm, or a narrow one such as resnet18-w16. Default: resnet18; resnet9-w16 for "
         "digits. At 64 px and below it gets the CIFAR stem.",
     )
-    epochs: int | None = _option(None, "Default: the method's recipe; 15 for digits.")
-    batch_size: int | None = _option(None, "Default: the method's recipe; 128 for digits.")
+    epochs: Count | None = _option(None, "Default: the method's recipe; 15 for digits.")
+    batch_size: Count | None = _option(None, "Default: the method's recipe; 128 for digits.")
     lr: float | None = _option(None, "Learning rate; short for --set method.lr=...")
     vae: str | None = _option(None, "File of a VAE made by `idaa-bench vae`; short for --set aug.vae=...")
     seed: int = _option(0, "Seed; give it several times for several runs and their mean ± std.", multiple=True)
@@ -55,46 +58,46 @@ class RunConfig:
     accelerator: str = _option("auto", "As for Lightning's Trainer: auto, cpu, gpu, mps.")
     devices: str = _option("1", "Number of devices, or a list such as 0,1; as for Lightning's Trainer.")
     strategy: str = _option("auto", "As for Lightning's Trainer: auto, ddp, ...")
-    precision: str = _option("32-true", "As for Lightning's Trainer: 32-true, bf16-mixed, ...")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = _option("32-true", "As for Lightning's Trainer.")
     compile: bool = _option(False, "Compile the backbone with torch.compile.")
-    views: str = _option(
+    views: Literal["auto", "loader", "device"] = _option(
         "auto",
         "What makes the views: loader, image by image with Lightly's transform; or device, whole batches there, in the "
         "same distribution. auto: device on a GPU where it can, else loader; the run says which.",
     )
-    workers: int | None = _option(
+    workers: NonNegativeInt | None = _option(
         None, "Processes that make views with the loader. Default: 0 on the CPU, else one per core, up to 12."
     )
 
     def to_toml(self) -> str:
-        """As TOML; what is None is left out."""
+        """Return the configuration as TOML, without fields that are None."""
         return tomli_w.dumps(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values; what is None is left out."""
+        """Return plain values by field, without fields that are None."""
         return _without_none({item.name: getattr(self, item.name) for item in fields(self)})
 
     def flat(self) -> dict[str, Any]:
-        """As plain values by name, the options of plugins as method.KEY and aug.KEY; what is None is left out."""
+        """Return plain values by name, with plugin options as method.KEY and aug.KEY, without fields that are None."""
         values = self.to_dict()
         options = values.pop("set")
         return values | {f"{kind}.{key}": value for kind, items in options.items() for key, value in items.items()}
 
     def canonical(self) -> RunConfig:
-        """Without what changes no result: where the data are, and how many processes make views of them."""
+        """Return the configuration without what changes no result: the place of the data, and the number of workers."""
         return replace(self, data_dir="data", workers=None)
 
     def key(self) -> str:
-        """Six characters that tell configurations apart, whatever the seed."""
+        """Return six characters that tell configurations apart, whatever the seed."""
         text = json.dumps(replace(self.canonical(), seed=0).to_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
 def load_toml(path: str | Path) -> dict[str, Any]:
-    """The content of a TOML file.
+    """Return the content of a TOML file.
 
     Raises:
-        FileFormatError: the file is missing or no TOML.
+        FileFormatError: The file is missing or no TOML.
     """
     try:
         return tomllib.loads(Path(path).read_text())
@@ -103,29 +106,36 @@ def load_toml(path: str | Path) -> dict[str, Any]:
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """The fields that a TOML file sets.
+    """Return the fields of a configuration that a TOML file sets.
 
     Raises:
-        FileFormatError: the file is missing or no TOML.
-        UsageError: it sets something unknown.
+        FileFormatError: The file is missing or no TOML.
+        UsageError: It sets an unknown field, or a field to a value that is not of its type or range.
     """
     values = load_toml(path)
-    known = [item.name for item in fields(RunConfig)]
-    for name in values:
-        if name not in known:
-            raise UsageError(f"{path} sets {name!r}, but a run has: {', '.join(known)}.{suggestion(name, known)}")
-    hints = get_type_hints(RunConfig)
-    for name, value in values.items():
-        if name == "set":
-            good = isinstance(value, dict) and all(isinstance(items, dict) for items in value.values())
-            if not good or set(value) - {"method", "aug"}:
-                raise UsageError(f"{path} has set = {value!r}, but expected tables [set.method] and [set.aug]")
-            continue
-        kinds = get_args(hints[name]) or (hints[name],)
-        if type(value) not in kinds and not (float in kinds and type(value) is int):
-            expected = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
-            raise UsageError(f"{path} has {name} = {value!r}, but expected {expected}")
+    try:
+        check(values)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
     return values
+
+
+def check(values: Mapping[str, Any]) -> None:
+    """Check the names of fields, and their values against types and ranges.
+
+    Raises:
+        UsageError: A field is unknown, or its value is not of its type or out of its range.
+    """
+    hints = get_type_hints(RunConfig, include_extras=True)
+    for name, value in values.items():
+        if name not in hints:
+            raise UsageError(f"{name!r} is no field of a run, which has: {', '.join(hints)}.{suggestion(name, hints)}")
+        if name != "set":
+            Option(name, hints[name]).check(value)
+        elif not isinstance(value, Mapping) or not all(
+            kind in ("method", "aug") and isinstance(items, Mapping) for kind, items in value.items()
+        ):
+            raise UsageError(f"set is {value!r}, but expected tables [set.method] and [set.aug]")
 
 
 def parse_set(items: tuple[str, ...]) -> dict[str, dict[str, Any]]:

@@ -1,10 +1,11 @@
-"""`idaa-bench`: parses, calls, prints. One file a command; torch is imported only when a command needs it."""
+"""`idaa-bench`: parse, call, print. One file per command. Torch is imported only when a command needs it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import click
+from rich.console import Console
 
 from idaa_lightly.cli.compare import compare
 from idaa_lightly.cli.embed import embed
@@ -18,18 +19,21 @@ from idaa_lightly.cli.report import report
 from idaa_lightly.cli.run import run
 from idaa_lightly.cli.sweep import sweep
 from idaa_lightly.cli.table import table
+from idaa_lightly.cli.terminal import messages_on
 from idaa_lightly.cli.transfer import transfer
 from idaa_lightly.cli.vae import vae
 from idaa_lightly.errors import IDAAError
 
 
 class Commands(click.Group):
-    """Ends in one sentence and an exit code where something is wrong."""
+    """Commands that end in one sentence and an exit code if something is wrong."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command."""
+        """Run the command."""
+        ctx.obj = Console(markup=False)
         try:
-            return super().invoke(ctx)
+            with messages_on(ctx.obj):
+                return super().invoke(ctx)
         except IDAAError as error:
             text = str(error).strip()
             if "Original Traceback" in text:  # of a loader's process, the last line is the message

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from idaa_lightly.cli.options import console
+from idaa_lightly.cli.terminal import console
 from idaa_lightly.errors import UsageError
 
 ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex"}

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import click
 
-from idaa_lightly.cli.options import console
-
 
 @click.command()
 @click.argument("target", type=click.Path(path_type=Path))
@@ -30,6 +28,6 @@ def embed(target: Path, out: Path, backbone: str | None, data: str | None) -> No
     """
     from idaa_lightly.bench.evaluate.embed import embed_target
 
-    arrays = embed_target(target, out, console(), backbone=backbone, data=data)
-    shapes = ", ".join(f"{name} {tuple(values.shape)}" for name, values in arrays.items())
+    features = embed_target(target, out, backbone=backbone, data=data)
+    shapes = ", ".join(f"{name} {tuple(values.shape)}" for name, values in features._asdict().items())
     click.echo(f"Written to {out}: {shapes}")

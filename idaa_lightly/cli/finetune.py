@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from idaa_lightly.cli.linear import accuracy_table
-from idaa_lightly.cli.options import console
+from idaa_lightly.cli.terminal import accuracy_table, console
 
 
 def _shares(context: click.Context, parameter: click.Parameter, text: str) -> list[float]:
@@ -59,7 +58,7 @@ def finetune(
     from idaa_lightly.bench.evaluate.finetune import finetune as finetuned
 
     families = finetuned(
-        runs, labels, console(), epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, from_scratch=from_scratch
+        runs, labels, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, from_scratch=from_scratch
     )
     columns = {"top-1, %": lambda entry: entry["accuracy"]}
     console().print(accuracy_table(families, "labels", columns, "on the test images, after the last epoch"))

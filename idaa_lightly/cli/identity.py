@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from idaa_lightly.cli.options import console
+from idaa_lightly.cli.terminal import console
 
 
 @click.command()
@@ -36,7 +36,7 @@ def identity(run: Path, aug: str, samples: int, out: Path | None) -> None:
     from idaa_lightly.bench.evaluate.identity import study
 
     folder = out or run / "identity"
-    figures = study(run, [name.strip() for name in aug.split(",")], folder, console(), samples=samples)
+    figures = study(run, [name.strip() for name in aug.split(",")], folder, samples=samples)
     table = Table(
         "views", "lost, %", "ratio, median", "5 to 95 %", "L2, pixels", "L∞, pixels", "L2, own units", "L∞, own units"
     )

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.table import Table
+from rich.table import Column, Table
 
-from idaa_lightly.cli.options import console
+from idaa_lightly.cli.terminal import console, mean_label
 from idaa_lightly.errors import UsageError
+
+if TYPE_CHECKING:
+    from idaa_lightly.bench.evaluate.store import Family
 
 
 def _list_of(kind: type[int] | type[float]) -> Callable[[click.Context, click.Parameter, str], tuple[Any, ...]]:
-    """Numbers separated by commas."""
+    """Return a parser of numbers separated by commas."""
 
     def parse(context: click.Context, parameter: click.Parameter, text: str) -> tuple[Any, ...]:
         try:
@@ -27,7 +31,7 @@ def _list_of(kind: type[int] | type[float]) -> Callable[[click.Context, click.Pa
 
 
 @click.command()
-@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("targets", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--k", default="200", show_default=True, callback=_list_of(int), help="Neighbours that vote: 1,5,20,200.")
 @click.option(
     "--temperature",
@@ -45,7 +49,7 @@ def _list_of(kind: type[int] | type[float]) -> Callable[[click.Context, click.Pa
 )
 @click.option("--heatmap", type=click.Path(path_type=Path), help="PNG to draw: top-1 by k and temperature.")
 def knn(
-    target: Path,
+    targets: tuple[Path, ...],
     k: tuple[int, ...],
     temperature: tuple[float, ...],
     backbone: str | None,
@@ -53,31 +57,68 @@ def knn(
     index: str | None,
     heatmap: Path | None,
 ) -> None:
-    """Evaluate by weighted kNN: a run, a checkpoint of anybody's, or files of features.
+    """Evaluate runs, other checkpoints or files of features by weighted kNN.
 
-    TARGET is a run folder, its checkpoints/last.ckpt, a state dict of torchvision or timm (with --backbone and --data),
-    an .npz with train_features (N, D), train_labels (N,), test_features (M, D) and test_labels (M,), or a folder with
-    these four as .npy files, which may be larger than the memory.
+    TARGETS are run folders, folders that hold runs at any depth, checkpoints/last.ckpt of a run, state dicts of
+    torchvision or timm (with --backbone and --data), .npz files with train_features (N, D), train_labels (N,),
+    test_features (M, D) and test_labels (M,), or folders with these four as .npy files, which may be larger than the
+    memory. Runs that differ in their seed only get a mean ± standard deviation.
+
+    A run keeps its features in features.npz and its results in knn.json. What is there with the same options is not
+    computed again, unless weights or images have changed.
 
     \b
     Examples:
+      idaa-bench knn runs
       idaa-bench knn runs/RUN --k 1,5,20,200 --temperature 0.07,0.1,0.5 --heatmap knn.png
       idaa-bench knn resnet50.pth --backbone resnet50 --data folder:PATH
       idaa-bench knn FEATURES --index "IVF1024,Flat;nprobe=32"
     """
     if heatmap and (heatmap.suffix != ".png" or heatmap.is_dir()):
         raise UsageError(f"--heatmap is {heatmap}, but expected a file whose name ends in .png")
-    from idaa_lightly.bench.evaluate.targets import evaluate_knn
-    from idaa_lightly.bench.run.figures import save_knn
+    from idaa_lightly.bench.evaluate.knn import evaluate_knn
 
-    result = evaluate_knn(target, k, temperature, console(), index=index, backbone=backbone, data=data)
-    found = f"{result['queries']} queries in a bank of {result['bank']}; {result['backend']}"
-    columns = ["k", "temperature", "top-1", "top-5"]
-    table = Table(*columns, *(["recall@k", "change of top-1"] if index else []), caption=found)
-    for k_, t, top1, top5, recall, change in result["accuracies"]:
-        lost = [] if recall is None else [f"{100 * recall:.2f} %", f"{100 * change:+.2f} points"]
-        table.add_row(str(k_), str(t), f"{100 * top1:.2f} %", f"{100 * top5:.2f} %", *lost)
-    console().print(table)
+    families = evaluate_knn(targets, k, temperature, index=index, backbone=backbone, data=data)
+    found = {target: results["knn"] for family in families for target, results in family.results.items()}
+    if heatmap and len(found) > 1:
+        raise UsageError(f"--heatmap draws one target, but there are {len(found)}: name one of them")
+    first = next(iter(found.values()))
+    caption = f"{first['queries']} queries in a bank of {first['bank']}; {first['backend']}"
+    console().print(_table(families, caption))
     if heatmap:
-        save_knn(heatmap, result["accuracies"], found)
+        from idaa_lightly.bench.run.figures import save_knn
+
+        save_knn(heatmap, first["accuracies"], caption)
         click.echo(f"Heat map: {heatmap}")
+
+
+def _table(families: list[Family], caption: str) -> Table:
+    """Return a row per target, k and temperature, and the mean over runs that differ in their seed only."""
+    several = sum(len(family.results) for family in families) > 1
+    first = next(iter(families[0].results.values()))["knn"]["accuracies"]
+    approximate = first[0]["recall"] is not None
+    table = Table(
+        *([Column("target", overflow="fold")] if several else []),
+        *("k", "temperature", "top-1", "top-5"),
+        *(["recall@k", "change of top-1"] if approximate else []),
+        caption=caption,
+    )
+    for family in families:
+        for place in range(len(first)):
+            for target, results in family.results.items():
+                entry = results["knn"]["accuracies"][place]
+                pair = str(entry["k"]), str(entry["temperature"])
+                lost = [f"{100 * entry['recall']:.2f} %", f"{100 * entry['change']:+.2f} points"] if approximate else []
+                accuracies = [f"{100 * entry[name]:.2f} %" for name in ("top1", "top5")]
+                table.add_row(*([str(target)] if several else []), *pair, *accuracies, *lost)
+            if len(family.results) > 1:
+                spreads = [family.spread("knn", partial(_accuracy, place, name)) for name in ("top1", "top5")]
+                means = [f"{100 * spread[0]:.2f} ± {100 * spread[1]:.2f} %" if spread else "" for spread in spreads]
+                table.add_row(mean_label(family), *pair, *means)
+        table.add_section()
+    return table
+
+
+def _accuracy(place: int, name: str, result: dict[str, Any]) -> float:
+    value: float = result["accuracies"][place][name]
+    return value

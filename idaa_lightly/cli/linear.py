@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
-from rich.table import Column, Table
 
-from idaa_lightly.cli.options import console
-
-if TYPE_CHECKING:
-    from idaa_lightly.bench.evaluate.linear import Family
-
-Value = Callable[[dict[str, Any]], float | None]
-"""From a result to a share in [0, 1] that is shown as percent, or nothing."""
+from idaa_lightly.cli.terminal import Value, accuracy_table, console
 
 
 @click.command()
@@ -58,29 +49,10 @@ def linear(
     from idaa_lightly.bench.evaluate.linear import EPOCHS, evaluate_linear
 
     protocols = [name.strip() for name in protocol.split(",")]
-    families = evaluate_linear(targets, protocols, console(), seed=seed, epochs=epochs, backbone=backbone, data=data)
+    families = evaluate_linear(targets, protocols, seed=seed, epochs=epochs, backbone=backbone, data=data)
     columns: dict[str, Value] = {"top-1, %": lambda entry: entry["accuracy"]}
     caption = "on the test images"
     if EPOCHS.keys() & protocols:
         columns["best epoch*, %"] = lambda entry: entry["best"]["accuracy"] if "best" in entry else None
         caption += ", after the last epoch; * chosen on them: optimistic"
     console().print(accuracy_table(families, "protocol", columns, caption))
-
-
-def accuracy_table(families: list[Family], names: str, columns: Mapping[str, Value], caption: str) -> Table:
-    """A row a result, by name; below those of runs that differ in their seed only, mean ± standard deviation."""
-    table = Table(Column("target", overflow="fold"), names, *columns, caption=caption)
-    for family in families:
-        for name in next(iter(family.results.values())):
-            for target, results in family.results.items():
-                values = [value(results[name]) for value in columns.values()]
-                table.add_row(str(target), name, *("" if v is None else f"{100 * v:.2f}" for v in values))
-            if family.group and len(family.results) > 1:
-                config, spreads = family.group.config, [family.spread(name, value) for value in columns.values()]
-                table.add_row(
-                    f"{config.method} × {config.aug}, mean ± std of {len(family.results)}",
-                    name,
-                    *(f"{100 * spread[0]:.2f} ± {100 * spread[1]:.2f}" if spread else "" for spread in spreads),
-                )
-            table.add_section()
-    return table

@@ -1,4 +1,4 @@
-"""What commands share: options made from the fields of a configuration, and the console."""
+"""Options made from the fields of a configuration, which commands share."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import click
-from rich.console import Console
 
 from idaa_lightly.bench.config import RunConfig, parse_set, read_toml
 from idaa_lightly.errors import UsageError
 
 
 def config_options(*names: str) -> Callable[[Any], Any]:
-    """Click options for these fields of RunConfig; for all of them where none is named."""
+    """Return a decorator that adds Click options for these fields of RunConfig, or for all of them."""
     types = get_type_hints(RunConfig)
 
     def decorate(command: Any) -> Any:
@@ -39,9 +38,9 @@ def config_options(*names: str) -> Callable[[Any], Any]:
 
 
 def configs(given: dict[str, Any], file: Path | None, *, several: bool = True) -> list[RunConfig]:
-    """The configurations that the options, over the file's, ask for: one a seed.
+    """Return the configurations that the options and the file ask for, one per seed. Options override the file.
 
-    Where the command line names another plugin than the file, the file's options of that plugin are left out.
+    If the command line names another plugin than the file, the file's options of that plugin are left out.
     """
     values = read_toml(file) if file else {}
     other = {kind for kind in ("method", "aug") if kind in values and given.get(kind) not in (None, values[kind])}
@@ -57,8 +56,3 @@ def configs(given: dict[str, Any], file: Path | None, *, several: bool = True) -
         )
     config = RunConfig(**values, set=options)
     return [replace(config, seed=seed) for seed in seeds]
-
-
-def console(*, stderr: bool = False) -> Console:
-    """Of the terminal; markup is left alone, since a path may hold brackets."""
-    return Console(markup=False, stderr=stderr)

@@ -8,7 +8,7 @@ import click
 from rich.table import Table
 
 from idaa_lightly import registry
-from idaa_lightly.cli.options import console
+from idaa_lightly.cli.terminal import console
 from idaa_lightly.errors import UsageError, suggestion
 
 KINDS: tuple[registry.Kind, ...] = get_args(registry.Kind)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
 
-from idaa_lightly.cli.options import config_options, configs, console
+from idaa_lightly.cli.options import config_options, configs
+from idaa_lightly.cli.terminal import console
+
+if TYPE_CHECKING:
+    from idaa_lightly.bench.record import Record
 
 
 @click.command()
@@ -42,13 +46,12 @@ def run(out: Path | None, resume: bool, config_file: Path | None, dry_run: bool,
       idaa-bench run --config runs/OLD/config.toml --seed 7
     """
     asked = configs(given, config_file)
-    from idaa_lightly.bench.run import setup as prepare
-    from idaa_lightly.bench.run import train as bench
+    from idaa_lightly.bench.run.setup import make_augmentation, resolve
+    from idaa_lightly.bench.run.train import run as train
 
-    terminal = console()
-    resolved = [prepare.resolve(config) for config in asked]
+    resolved = [resolve(config) for config in asked]
     if dry_run:
-        prepare.make_augmentation(resolved[0])  # refuses values out of range
+        make_augmentation(resolved[0])  # refuses values out of range
         click.echo(resolved[0].to_toml() + f"# seeds: {', '.join(str(config.seed) for config in asked)}")
         return
     first = resolved[0]
@@ -59,18 +62,20 @@ def run(out: Path | None, resume: bool, config_file: Path | None, dry_run: bool,
         folder = base / f"seed-{config.seed}" if len(resolved) > 1 else base
         if out is None and len(resolved) == 1:
             folder = base.with_name(f"{slug}-seed{config.seed}")
-        records.append((folder, bench.run(config, folder, resume=resume, console=terminal)))
-    records = [(folder, record) for folder, record in records if record]  # of DDP's processes one reports
+        record = train(config, folder, resume=resume)
+        if record:  # of DDP's processes only the first one has it
+            records.append((folder, record))
     if records:
+        terminal = console()
         terminal.print(_run_table(records))
         terminal.print(f"Run folder: {base if len(records) > 1 else records[0][0]}", soft_wrap=True, highlight=False)
 
 
-def _run_table(records: list[tuple[Path, dict[str, Any]]]) -> Table:
-    """Accuracies of runs that differ in their seed, with mean ± standard deviation where there are several."""
+def _run_table(records: list[tuple[Path, Record]]) -> Table:
+    """Return accuracies of runs that differ in their seed, with mean ± standard deviation if there are several."""
     from statistics import mean, stdev
 
-    rows: dict[str, Callable[[dict[str, Any]], float]] = {
+    rows: dict[str, Callable[[Record], float]] = {
         "kNN at init, %": lambda record: 100 * record["initial"]["knn"],
         "kNN, %": lambda record: 100 * record["last"]["knn"],
         "kNN of the best epoch*, %": lambda record: 100 * record["best"]["knn"],

@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.cli.options import config_options, configs, console
+from idaa_lightly.cli.options import config_options, configs
+from idaa_lightly.cli.terminal import console
 from idaa_lightly.errors import UsageError
 
 SEVERAL = ("method", "aug", "seed", "set")
@@ -99,9 +100,10 @@ def sweep(
     methods, augs, numbers = _names("--method", method), _names("--aug", aug), _seeds(seeds)
     from idaa_lightly.bench.sweep.plan import plan
 
+    console().stderr = print_jobs  # commands alone go to standard output
     runs = plan(
         lambda method, aug: configs(given | {"method": method, "aug": aug}, None)[0],
-        methods, augs, numbers, chosen, out, console(stderr=print_jobs),
+        methods, augs, numbers, chosen, out,
     )  # fmt: skip
     if print_jobs:
         for run in runs:

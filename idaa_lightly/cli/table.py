@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from idaa_lightly.cli.options import console
+from idaa_lightly.cli.terminal import console
 
 
 @click.command()
@@ -58,7 +58,7 @@ def table(names: tuple[str, ...], folder: Path, out: Path, minutes: float | None
     tables = [recipes.read_table(folder, name) for name in names]
     if not render:
         for entry in tables:
-            recipes.run_missing(entry, out, terminal, minutes=minutes)
+            recipes.run_missing(entry, out, minutes=minutes)
     for entry in tables:
         click.echo(pages.render(entry))
     if (folder / "README.md").exists():

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich.table import Column, Table
 
-from idaa_lightly.cli.options import console
+from idaa_lightly.cli.terminal import console, mean_label
 
 
 @click.command()
@@ -47,17 +47,17 @@ def transfer(runs: tuple[Path, ...], to: str, data_dir: str) -> None:
     from idaa_lightly.bench.evaluate.transfer import METRICS, evaluate_transfer, metric_of, parse_sets
 
     sets = parse_sets(to)
-    families = evaluate_transfer(runs, sets, console(), data_dir=data_dir)
+    families = evaluate_transfer(runs, sets, data_dir=data_dir)
     table = Table(Column("run", overflow="fold"), caption="on the test images")
     for name in sets:
         table.add_column(f"{name}\n{METRICS[metric_of(name)]}, %", overflow="fold")
     for family in families:
         for target, results in family.results.items():
             table.add_row(str(target), *(f"{100 * results[name]['accuracy']:.2f}" for name in sets))
-        if family.group and len(family.results) > 1:
+        if len(family.results) > 1:
             spreads = [family.spread(name, lambda entry: entry["accuracy"]) or () for name in sets]
-            config, count = family.group.config, len(family.results)
-            label = f"{config.method} × {config.aug}, mean ± std of {count}"
-            table.add_row(label, *(" ± ".join(f"{100 * value:.2f}" for value in spread) for spread in spreads))
+            table.add_row(
+                mean_label(family), *(" ± ".join(f"{100 * value:.2f}" for value in spread) for spread in spreads)
+            )
         table.add_section()
     console().print(table)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from idaa_lightly.cli.options import config_options, configs, console
+from idaa_lightly.cli.options import config_options, configs
 from idaa_lightly.errors import UsageError
 
 VAE_FIELDS = (
@@ -47,5 +47,5 @@ def vae(out: Path, force: bool, **given: Any) -> None:
     (config,) = configs(given | {"aug": "idaa"}, None, several=False)
     from idaa_lightly.bench.run.vae import train_vae
 
-    error = train_vae(config, out, console())
+    error = train_vae(config, out)
     click.echo(f"Mean squared error of the reconstruction: {error:.4f}. Written to {out}")

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler
 
-from idaa_lightly.errors import DataError, NonFiniteError, UsageError
+from idaa_lightly.errors import DataError, NonFiniteError
+from idaa_lightly.options import Count, checked
 
 LEAST = 20  # training features
 PAPER_EPOCHS, SGD_EPOCHS, BATCH_SIZE = 1000, 90, 256
@@ -88,14 +89,15 @@ def linear_probe(
     return LinearResult(_accuracy(weight, test, test_labels), best, sum(shares) / len(shares))
 
 
+@checked
 def paper_probe(
     train_features: Tensor,
     train_labels: Tensor,
     test_features: Tensor,
     test_labels: Tensor,
     *,
-    epochs: int = PAPER_EPOCHS,
-    batch_size: int = BATCH_SIZE,
+    epochs: Count = PAPER_EPOCHS,
+    batch_size: Count = BATCH_SIZE,
     seed: int = 0,
     on_epoch: Callable[[str], None] | None = None,
 ) -> TrainedResult:
@@ -126,14 +128,15 @@ def paper_probe(
     return _result(_train(parts, _paper, epochs, batch_size, seed, on_epoch)[1])
 
 
+@checked
 def sgd_probe(
     train_features: Tensor,
     train_labels: Tensor,
     test_features: Tensor,
     test_labels: Tensor,
     *,
-    epochs: int = SGD_EPOCHS,
-    batch_size: int = BATCH_SIZE,
+    epochs: Count = SGD_EPOCHS,
+    batch_size: Count = BATCH_SIZE,
     seed: int = 0,
     on_epoch: Callable[[str], None] | None = None,
 ) -> TrainedResult:
@@ -193,9 +196,6 @@ def _train(
     on_epoch: Callable[[str], None] | None,
 ) -> tuple[Tensor, list[float]]:
     """Weights, trained on the features' device, and the accuracy after each epoch."""
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if value < 1:
-            raise UsageError(f"{name} is {value}, but must be 1 or more")
     x, y, test, test_labels, classes = parts
     draws = torch.Generator().manual_seed(seed)
     bound = x.shape[1] ** -0.5  # as nn.Linear has it

@@ -58,7 +58,7 @@ class DeviceViews(nn.Module):
     @torch.no_grad()
     def forward(self, pixels: Tensor, *key: int | str) -> list[Tensor]:
         """Returns the views; they depend on the pixels and the key, and on nothing else."""
-        generator = Generator().manual_seed(seed_of(*key))
+        generator = Generator().manual_seed(seed_of("device views", *key))
         pieces = math.ceil(pixels.numel() / IN_CACHE) if pixels.device.type == "cpu" else 1
         with torch.autocast(pixels.device.type, enabled=False):  # half precision is too coarse for colours
             made = [self._views(piece, generator) for piece in pixels.chunk(pieces)]

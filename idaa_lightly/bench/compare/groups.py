@@ -7,17 +7,18 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
-from scipy.stats import t as student_t
+from scipy import stats
 
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.bench.record import read_record
+from idaa_lightly.bench.record import Record, config_of, read_record
 from idaa_lightly.bench.run.setup import resolve
 from idaa_lightly.errors import FileFormatError, IDAAError, UsageError
 
-Record = Mapping[str, Any]
+Measure = Literal["knn", "knn_projection", "linear"]
+MEASURES: tuple[Measure, ...] = get_args(Measure)
 BASELINE = "none"
 CONFIDENCE = 0.95
 MARKS: dict[str, Callable[[Record], str]] = {
@@ -26,53 +27,67 @@ MARKS: dict[str, Callable[[Record], str]] = {
     "commit": lambda record: _short(record["git_commit"]) or f"version {record['versions']['idaa-lightly']}",
     "device": lambda record: "{count} × {name}, {torch_threads} CPU threads".format(**record["device"]),
 }
-"""What makes groups hard to compare where they differ in it."""
+"""Properties that make groups hard to compare if they differ."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed only: records and folders by seed; `config` is theirs with seed 0."""
+    """Runs that differ in their seed only.
+
+    Attributes:
+        config: Their configuration, with seed 0.
+        records: By seed.
+        folders: By seed.
+    """
 
     config: RunConfig
     records: Mapping[int, Record]
     folders: Mapping[int, Path]
 
     def values(self, value: Callable[[Record], float]) -> list[float]:
-        """Of each run."""
+        """Return a value of each run."""
         return [value(record) for record in self.records.values()]
+
+    def percent(self, measure: Measure) -> list[float]:
+        """Return the accuracy in percent of each run after its last epoch."""
+        return [100 * record["last"][measure] for record in self.records.values()]
 
     @property
     def seconds(self) -> float:
-        """Mean time of training."""
+        """Mean time of training, in seconds."""
         return mean(self.values(lambda record: record["time"]["train_s"]))
 
     @property
     def flops(self) -> float | None:
-        """Mean operations of the training, with its attacks, without evaluation and VAE; None if not recorded."""
-        found = self.values(lambda record: (record["time"].get("flops_per_image") or 0) * images_seen(record))
+        """Mean operations of the training with its attacks, without evaluation and VAE. None if not recorded."""
+        found = self.values(training_flops)
         return mean(found) if all(found) else None
 
     @property
     def clock(self) -> tuple[str, str]:
-        """Times of two groups can be compared where this is equal."""
+        """Data and device. Times of two groups can be compared if this is equal."""
         return self.mark("data"), self.mark("device")
 
     @property
     def setting(self) -> str:
-        """What a group and its baseline have in common."""
+        """Text that is equal for a group and its baseline."""
         config = replace(self.config, aug=BASELINE, set={**self.config.set, "aug": {}})
         return json.dumps([config.to_dict(), self.mark("data")], sort_keys=True)
 
     def mark(self, name: str) -> str:
-        """What its runs have for one of `MARKS`."""
+        """Return what its runs have for one of `MARKS`."""
         return " + ".join(sorted(set(map(MARKS[name], self.records.values()))))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Numbers, a row a group, in percent, seconds and FLOPs; what all groups share; and what to bear in mind.
+    """Figures of groups of runs.
 
-    Differences and relations are to `against`, an augmentation.
+    Attributes:
+        rows: A row per group, in percent, seconds and FLOPs.
+        shared: What all groups have in common.
+        notes: What to bear in mind, a sentence each.
+        against: The augmentation that differences and ratios refer to.
     """
 
     rows: list[dict[str, Any]]
@@ -82,15 +97,15 @@ class Comparison:
 
 
 def read_groups(targets: Iterable[Path], *, by_commit: bool = True) -> tuple[list[Group], int]:
-    """The groups below these folders, and the number of runs without a record.
+    """Return the groups below these directories, and the number of runs without a record.
 
     Args:
-        targets: run folders, or folders that hold some.
-        by_commit: runs of two commits are of two groups.
+        targets: Run directories, or directories that hold some.
+        by_commit: Runs of different commits are in different groups.
 
     Raises:
-        FileFormatError: nothing there, or a record that cannot be read.
-        UsageError: a run is there twice.
+        FileFormatError: There is no run, or a record cannot be read.
+        UsageError: A run is there twice.
     """
     folders: dict[Path, None] = {}
     unfinished: set[Path] = set()
@@ -103,13 +118,10 @@ def read_groups(targets: Iterable[Path], *, by_commit: bool = True) -> tuple[lis
     groups: dict[str, tuple[RunConfig, dict[int, Record], dict[int, Path]]] = {}
     for folder in folders:
         record = read_record(folder)
-        try:
-            config = replace(RunConfig(**record["config"]).canonical(), seed=0)
-            seed = record["config"]["seed"]
-            commit = MARKS["commit"](record) if by_commit else ""
-            key = json.dumps([config.to_dict(), record["data"]["fingerprint"], commit], sort_keys=True)
-        except (KeyError, TypeError) as error:
-            raise FileFormatError(f"{folder / 'record.json'} is not of this version: {error}") from error
+        own = config_of(record, folder)
+        config, seed = replace(own.canonical(), seed=0), own.seed
+        commit = MARKS["commit"](record) if by_commit else ""
+        key = json.dumps([config.to_dict(), record["data"]["fingerprint"], commit], sort_keys=True)
         _, records, places = groups.setdefault(key, (config, {}, {}))
         if seed in records:
             raise UsageError(f"{places[seed]} and {folder} are the same run: leave one of them out")
@@ -120,33 +132,38 @@ def read_groups(targets: Iterable[Path], *, by_commit: bool = True) -> tuple[lis
 
 
 def _short(commit: str | None) -> str:
-    """Nine characters of a commit, and its '+' where files are changed."""
+    """Return nine characters of a commit, and its '+' if files were changed."""
     return commit.removesuffix("+")[:9] + "+" * commit.endswith("+") if commit else ""
 
 
 def images_seen(record: Record) -> float:
-    """Of the whole training, each epoch's again."""
+    """Return the number of images processed during training, counting repeats across epochs."""
     return float(record["time"]["images_per_s"] * record["time"]["train_s"])
 
 
+def training_flops(record: Record) -> float:
+    """Return the operations of the training; 0 if they are not recorded."""
+    return (record["time"]["flops_per_image"] or 0) * images_seen(record)
+
+
 def interval(differences: list[float]) -> tuple[float, float] | None:
-    """Of the mean, at 95 % by Student's t; None for a single difference."""
+    """Return the 95 % confidence interval of the mean difference (Student's t). None for fewer than two values."""
     count = len(differences)
     if count < 2:
         return None
-    half = float(student_t.ppf((1 + CONFIDENCE) / 2, count - 1)) * stdev(differences) / count**0.5
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * stats.sem(differences))
     return mean(differences) - half, mean(differences) + half
 
 
 def accuracy_at(record: Record, share: float) -> float:
-    """Accuracy by kNN after this share of the training, linear between the evaluations of the history."""
+    """Return kNN accuracy after this share of the training, linear between evaluations."""
     history = record["history"]
     epochs = [entry["epoch"] for entry in history]
     return float(np.interp(share * record["config"]["epochs"], epochs, [entry["knn"] for entry in history]))
 
 
 def share_to(record: Record, accuracy: float) -> float | None:
-    """Share of the training until kNN first had this accuracy, linear between the evaluations; None if it never had."""
+    """Return the share of the training until kNN first reached this accuracy. None if it never did."""
     before, low = 0.0, 1.0
     for entry in record["history"]:
         share, value = float(entry["epoch"] / record["config"]["epochs"]), float(entry["knn"])
@@ -157,11 +174,11 @@ def share_to(record: Record, accuracy: float) -> float | None:
 
 
 def compare(targets: Iterable[Path], *, by_commit: bool = True, against: str = BASELINE) -> Comparison:
-    """Compares the runs below these folders with those of the augmentation `against`; see `read_groups`.
+    """Compare the runs below these directories with those of the augmentation `against`; see `read_groups`.
 
     Raises:
-        FileFormatError: nothing there, or a record that cannot be read.
-        UsageError: a run is there twice, or none is of that augmentation.
+        FileFormatError: There is no run, or a record cannot be read.
+        UsageError: A run is there twice, or none is of that augmentation.
     """
     groups, unfinished = read_groups(targets, by_commit=by_commit)
     there = sorted({group.config.aug for group in groups})
@@ -178,10 +195,10 @@ def compare(targets: Iterable[Path], *, by_commit: bool = True, against: str = B
         row: dict[str, Any] = {"method": group.config.method, "aug": group.config.aug}
         row["options"] = " ".join(f"{key}={value}" for key, value in own.items() if key not in common)
         row |= {name: group.mark(name) for name in differing} | {"seeds": len(group.records)}
-        for name in ("knn", "knn_projection", "linear"):
-            row |= _spread(name, [100 * record["last"][name] for record in group.records.values()])
-        for name in ("knn", "linear"):
-            row |= difference(name, group, baseline)
+        for measure in MEASURES:
+            row |= _spread(measure, group.percent(measure))
+        for measure in ("knn", "linear"):
+            row |= difference(measure, group, baseline)
         row |= _spread("train_s", group.values(lambda record: record["time"]["train_s"]))
         comparable = baseline is not None and baseline.clock == group.clock
         row["time_relative"] = group.seconds / baseline.seconds if baseline and comparable else None
@@ -204,37 +221,40 @@ def compare(targets: Iterable[Path], *, by_commit: bool = True, against: str = B
 
 
 def _baseline(group: Group, groups: list[Group], against: str) -> Group | None:
-    """That augmentation's group, with otherwise the same options and data, of the same commit if there is a choice."""
+    """Return that augmentation's group with otherwise the same options and data, of the same commit if possible."""
     same = [other for other in groups if other.config.aug == against and other.setting == group.setting]
     closest = [other for other in same if other.mark("commit") == group.mark("commit")] or same
     return closest[0] if len(closest) == 1 else None
 
 
 def _spread(name: str, values: list[float]) -> dict[str, float | None]:
-    """Empty where nothing was measured."""
+    """Return mean and standard deviation by name; None where nothing was measured."""
     center, std = mean(values) if values else None, stdev(values) if len(values) > 1 else None
     return {f"{name}_mean": center, f"{name}_std": std}
 
 
-def difference(name: str, group: Group, baseline: Group | None) -> dict[str, float | None]:
-    """Paired by seed, in percentage points; empty for the baseline itself."""
+def difference(measure: Measure, group: Group, baseline: Group | None) -> dict[str, float | None]:
+    """Return the mean difference to the baseline in points, paired by seed, with its interval.
+
+    All values are None for the baseline itself.
+    """
     seeds = group.records.keys() & baseline.records.keys() if baseline and baseline is not group else set()
     pairs = [
-        100 * (group.records[seed]["last"][name] - baseline.records[seed]["last"][name])
+        100 * (group.records[seed]["last"][measure] - baseline.records[seed]["last"][measure])
         for seed in seeds
         if baseline is not None
     ]
     low, high = interval(pairs) or (None, None)
     return {
-        f"{name}_minus_baseline": mean(pairs) if pairs else None,
-        f"{name}_minus_baseline_low": low,
-        f"{name}_minus_baseline_high": high,
-        f"{name}_pairs": len(pairs),
+        f"{measure}_minus_baseline": mean(pairs) if pairs else None,
+        f"{measure}_minus_baseline_low": low,
+        f"{measure}_minus_baseline_high": high,
+        f"{measure}_pairs": len(pairs),
     }
 
 
 def _non_default(config: RunConfig) -> dict[str, Any]:
-    """Options that are not the plugins' and the data's defaults, but for those of `MARKS`."""
+    """Return options that are not the defaults of the plugins and the data, except those in `MARKS`."""
     try:
         usual = resolve(RunConfig(method=config.method, aug=config.aug, data=config.data)).flat()
     except IDAAError:  # a plugin that is not installed here: all its options are shown

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -12,7 +11,7 @@ import torchvision
 from torch import nn
 
 from idaa_lightly.backbones import SMALL, create_backbone
-from idaa_lightly.bench.record import read_record
+from idaa_lightly.bench.record import Record, config_of, read_record
 from idaa_lightly.errors import FileFormatError, UsageError
 from idaa_lightly.files import atomic_write, load_tensors
 
@@ -22,17 +21,14 @@ LIBRARIES: dict[str, Callable[[str], bool]] = {
 }
 
 
-def run_backbone(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+def run_backbone(folder: Path) -> tuple[nn.Module, Record]:
     """The network of a finished run, on the CPU, and the run's record; its images need not be here.
 
     Raises:
         FileFormatError: the folder is no finished run, or its files do not go together.
     """
     record = read_record(folder)
-    try:
-        name, image_size = record["config"]["backbone"], record["data"]["image_size"]
-    except (KeyError, TypeError) as error:
-        raise FileFormatError(f"{folder / 'record.json'} is not of this version: {error}") from error
+    name, image_size = config_of(record, folder).backbone or "", record["data"]["image_size"]
     network, _ = create_backbone(name, image_size)
     try:
         network.load_state_dict(load_tensors(folder / "backbone.pt", "a backbone written by a run"))

@@ -1,44 +1,45 @@
 """Fine-tuning of a run's backbone on a few labels.
 
-RUN/finetune.json, schema 1, has the fields of linear.json (see `idaa_lightly.bench.evaluate.linear`) but for
-`best` and `l2`: nothing is chosen on the test images.
-Its results are named by the share of the labels: "1%", "10%", "10% from scratch".
+RUN/finetune.json is as `idaa_lightly.bench.evaluate.store` describes. Its results are named by the share of the labels:
+"1%", "10%", "10% from scratch". They add:
 
-        images        that the share is, spread evenly over the classes
-        options       {epochs, batch_size, lr, seed}: lr is for a batch of 256; batch_size is what was asked for
+        protocol      in words
+        accuracy      of the last epoch; nothing is chosen on the test images
+        images        number of images of the share, spread evenly over the classes
+        options       {epochs, batch_size, lr, seed, streams}: lr for a batch of 256, batch_size as asked for, and the
+                      version of the random streams
 """
 
 from __future__ import annotations
 
 import logging
-import time
 import warnings
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightly.utils.benchmarking import FinetuneClassifier
 from pytorch_lightning.callbacks import LambdaCallback
-from rich.console import Console
 from torch import Tensor
 from torchvision import transforms as T
 
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.config import RunConfig, read_toml
-from idaa_lightly.bench.evaluate.linear import Family, add_result, find_runs, finished, read_results, source_of
+from idaa_lightly.bench.evaluate.store import Family, Result, evaluated, find_runs, runs_only, source_of
 from idaa_lightly.bench.evaluate.targets import load_backbone
-from idaa_lightly.bench.record import environment
-from idaa_lightly.bench.run.setup import make_trainer, progress
-from idaa_lightly.bench.run.train import EVALUATION_BATCH
+from idaa_lightly.bench.features import EVALUATION_BATCH
+from idaa_lightly.bench.progress import progress
+from idaa_lightly.bench.run.setup import make_trainer
 from idaa_lightly.data import DataSet, Images
-from idaa_lightly.errors import FileFormatError, NonFiniteError, UsageError
+from idaa_lightly.errors import NonFiniteError, UsageError
 from idaa_lightly.evaluation.embed import embed
 from idaa_lightly.loading import ViewDataset, evaluation_batches, view_loader
-from idaa_lightly.seeding import seeded
+from idaa_lightly.seeding import STREAMS, seeded
 
 MANY_FROM, FEW, MANY = 0.1, 60, 30
-"""The share of labels from which on there are 30 epochs, and 60 below it."""
+"""Below this share of the labels there are 60 epochs, from it on 30."""
 PROTOCOL = (
     "backbone and a linear layer by SGD, learning rate lr × batch / 256, momentum 0.9, cosine; random resized crops "
     "and flips; tested without augmentation after the last epoch"
@@ -48,7 +49,6 @@ PROTOCOL = (
 def finetune(
     targets: Iterable[Path],
     shares: list[float],
-    console: Console,
     *,
     epochs: int | None = None,
     batch_size: int = 64,
@@ -56,9 +56,9 @@ def finetune(
     seed: int | None = None,
     from_scratch: bool = False,
 ) -> list[Family]:
-    """Trains the backbones of runs, and a linear layer on each, on a share of the labels.
+    """Train the backbones of runs, and a linear layer on each, on a share of the labels.
 
-    Each result is kept in the run's finetune.json; what is there with the same options is not done again.
+    Each result is kept in the run's finetune.json. What is there with the same options is not computed again.
 
     The protocol is `lightly.utils.benchmarking.FinetuneClassifier`'s, which is that of Chen et al., "A Simple Framework
     for Contrastive Learning of Visual Representations", ICML 2020, App. B.5: 60 epochs on 1 % of the labels, 30 on
@@ -68,59 +68,49 @@ def finetune(
     images where these are fewer, so that a small data set gets more than a step an epoch.
 
     Args:
-        targets: run folders, and folders that hold runs at any depth.
-        shares: of the run's training labels, in (0, 1].
-        console: for what is said on the way.
-        epochs: in the place of 60 below 10 % and 30 from there on.
+        targets: Run directories, and directories that hold runs at any depth.
+        shares: Shares of the run's training labels, in (0, 1].
+        epochs: Default: 60 below 10 % of the labels, 30 from there on.
         batch_size: 2 or more.
-        lr: learning rate for a batch of 256.
-        seed: of the labels, the linear layer and the crops. Default: the run's own.
-        from_scratch: train untrained backbones in the place of the runs'.
+        lr: Learning rate for a batch of 256.
+        seed: Seed of the labels, the linear layer and the crops. Default: the run's own.
+        from_scratch: Train untrained backbones instead of the runs'.
 
     Returns:
-        The runs, those of one configuration together; the results are as in finetune.json.
+        The runs, with those of one configuration together; results are as in finetune.json.
 
     Raises:
-        FileFormatError: a target is no finished run.
-        UsageError: a share is out of range or gives fewer images than classes, or a run is there twice.
-        NonFiniteError: the training diverged.
+        FileFormatError: A target is no finished run.
+        UsageError: A share is out of range or gives fewer images than classes, or a run is there twice.
+        NonFiniteError: The training diverged.
     """
     for share in shares:
         if not 0 < share <= 1:
             raise UsageError(f"a share of labels is {100 * share:g}%, but must be above 0% and up to 100%")
-    families = find_runs(targets, console)
-    for family in families:
-        for folder, results in family.results.items():
-            if family.group is None:
-                raise FileFormatError(f"{folder} holds no record.json: expected a finished run, or a folder of runs")
-            config = RunConfig(**read_toml(folder / "config.toml"))
-            pretrained, data = load_backbone(folder, console)
-            own = config.seed if seed is None else seed
-            subsets = [(share, labelled(data, share, own)) for share in shares]  # refused before any is trained on
-            source, path = source_of(folder, data), folder / "finetune.json"
-            for share, images in subsets:
-                name = f"{100 * share:g}%" + " from scratch" * from_scratch
-                length = epochs or (FEW if share < MANY_FROM else MANY)
-                options = {"epochs": length, "batch_size": batch_size, "lr": lr, "seed": own}
-                entry = finished(read_results(path).get(name), options, source)
-                if entry is None:
-                    state = None if from_scratch else pretrained.state_dict()
-                    start = time.perf_counter()
-                    accuracy, device = _finetuned(config, state, data, images, options, name)
-                    seconds = round(time.perf_counter() - start, 2)
-                    entry = {"protocol": PROTOCOL, "options": options, "images": len(images), "seconds": seconds}
-                    entry |= {"accuracy": accuracy, "source": source, **environment(device, 1)}
-                    add_result(path, name, entry)
-                results[name] = entry
-                console.print(f"{folder}: {name}, {100 * entry['accuracy']:.2f} %", highlight=False, soft_wrap=True)
+    families = find_runs(targets)
+    for folder, results in runs_only(families):
+        config = RunConfig(**read_toml(folder / "config.toml"))
+        pretrained, data = load_backbone(folder)
+        own = config.seed if seed is None else seed
+        subsets = [(share, labelled(data, share, own)) for share in shares]  # refused before any is trained on
+        source = source_of(folder, data)
+        for share, images in subsets:
+            name = f"{100 * share:g}%" + " from scratch" * from_scratch
+            length = epochs or (FEW if share < MANY_FROM else MANY)
+            options = {"epochs": length, "batch_size": batch_size, "lr": lr, "seed": own, "streams": STREAMS}
+            state = None if from_scratch else pretrained.state_dict()
+            compute = partial(_finetuned, config, state, data, images, options, name)
+            results[name] = evaluated(folder, "finetune.json", name, options, source, compute)
     return families
 
 
 def labelled(data: DataSet, share: float, seed: int) -> Images:
-    """A share of the training images, drawn by the seed, class by class in turn; a smaller share is in a larger one.
+    """Return a share of the training images, drawn by the seed, class by class in turn.
+
+    A smaller share is contained in a larger one.
 
     Raises:
-        UsageError: there are fewer of them than classes.
+        UsageError: The share has fewer images than there are classes.
     """
     labels, classes = data.train.labels, len(data.classes)
     count = round(share * len(labels))
@@ -143,10 +133,10 @@ def _finetuned(
     images: Images,
     options: dict[str, Any],
     title: str,
-) -> tuple[float, torch.device]:
-    """Accuracy after training on these images, and where it was trained; without a state from scratch."""
+) -> tuple[Result, torch.device]:
+    """Train on these images, from scratch if there is no state; return the result and the device."""
     batch = min(options["batch_size"], len(images))
-    with seeded(options["seed"]):
+    with seeded("finetune", options["seed"]):
         network, num_features = create_backbone(config.backbone or "", data.image_size)
         classifier = FinetuneClassifier(network, batch, options["lr"], num_features, len(data.classes), topk=(1,))
     if state is not None:
@@ -175,4 +165,5 @@ def _finetuned(
     logits, labels = embed(classifier.to(device), evaluation_batches(data, data.test, EVALUATION_BATCH))
     if not logits.isfinite().all():
         raise NonFiniteError("the network became NaN or infinite: lower --lr")
-    return (logits.argmax(1) == labels).double().mean().item(), device
+    accuracy = (logits.argmax(1) == labels).double().mean().item()
+    return {"protocol": PROTOCOL, "images": len(images), "accuracy": accuracy}, device

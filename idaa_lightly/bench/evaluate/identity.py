@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
 from torch import Tensor, nn
 
 from idaa_lightly.batchnorm import dual_batchnorm
 from idaa_lightly.bench.evaluate.targets import load_run
+from idaa_lightly.bench.features import pick_device
+from idaa_lightly.bench.progress import progress
 from idaa_lightly.bench.record import environment, write_json
 from idaa_lightly.bench.run.figures import save_figure, save_views
-from idaa_lightly.bench.run.setup import Parts, fit, progress
+from idaa_lightly.bench.run.fitting import fit, fit_context
+from idaa_lightly.bench.run.setup import Parts
 from idaa_lightly.errors import UsageError
 from idaa_lightly.evaluation.identity import Identity, identity, perturbation
 from idaa_lightly.options import options_of, parse_options
@@ -29,26 +31,23 @@ SECOND_VIEW = "second view"
 FAR = 2  # of the density: larger ratios are drawn here
 
 
-def study(
-    folder: Path, augmentations: list[str], out: Path, console: Console, *, samples: int = 1024
-) -> dict[str, dict[str, Any]]:
-    """Measures how hard the views of augmentations are for a run's encoder, and whose identity they lose.
+def study(folder: Path, augmentations: list[str], out: Path, *, samples: int = 1024) -> dict[str, dict[str, Any]]:
+    """Measure how hard the views of augmentations are for a run's encoder, and how often they lose the identity.
 
     Args:
-        folder: of the run.
-        augmentations: names of searched ones, such as "idaa"; the run's own options where it is the run's own.
-        out: folder for identity.json, identity.png, density.png and panels.png.
-        console: for what is said on the way.
-        samples: training images that are used, 2 or more.
+        folder: The run directory.
+        augmentations: Names of augmentations that search, such as "idaa". The run's own one has the run's options.
+        out: Directory for identity.json, identity.png, density.png and panels.png.
+        samples: Number of training images, 2 or more.
 
     Returns:
         Figures by augmentation, and for the second view of the method's own transform.
 
     Raises:
-        UsageError: an augmentation is no searched one, or there are too few images.
+        UsageError: An augmentation does not search, or there are too few images.
     """
-    parts, module = load_run(folder, console)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    parts, module = load_run(folder)
+    device = pick_device()
     module.to(device)
     losses = {name: _loss(name, parts, module.method, device) for name in augmentations}
     count = min(samples, len(parts.views))
@@ -121,7 +120,7 @@ def _loss(name: str, parts: Parts, method: Method, device: torch.device) -> tupl
     options = parts.config.set["aug"] if own else parse_options(plugin, name, _shared(plugin, parts))
     every = {"mode": "exact"} if "mode" in options else {}  # a cheaper one may leave samples out
     augmentation = plugin(**{**options, **every})
-    fit(augmentation, parts, device)
+    fit(augmentation, fit_context(parts, device), parts.config.precision)
     network = dual_batchnorm(copy.deepcopy(method)).train()
     loss: Any = augmentation.loss(network)
     loss.generator = Measured(loss.generator)

@@ -1,9 +1,7 @@
-"""Evaluates what is there already: a run folder, a checkpoint or a file of features."""
+"""What can be evaluated: a run directory, a checkpoint, a state dict or a file of features."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,95 +9,41 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.config import RunConfig, read_toml
+from idaa_lightly.bench.features import Features, features_of, pick_device
 from idaa_lightly.bench.record import read_record
-from idaa_lightly.bench.run.setup import Parts, fit, make_augmentation, make_parts, read_data, resolve
-from idaa_lightly.bench.run.train import features_of
+from idaa_lightly.bench.run.fitting import fit, fit_context
+from idaa_lightly.bench.run.setup import Parts, make_augmentation, make_parts, read_data, resolve
 from idaa_lightly.data import DataSet
 from idaa_lightly.errors import FileFormatError, UsageError
-from idaa_lightly.evaluation.knn import knn_sweep, neighbours_that_vote
-from idaa_lightly.evaluation.search import backend
 from idaa_lightly.files import load_tensors
 from idaa_lightly.training import SelfSupervised
 
-ARRAYS = ("train_features", "train_labels", "test_features", "test_labels")
 
-
-def evaluate_knn(
-    target: Path,
-    k: Sequence[int],
-    temperature: Sequence[float],
-    console: Console,
-    *,
-    index: str | None = None,
-    backbone: str | None = None,
-    data: str | None = None,
-) -> dict[str, Any]:
-    """Top-1 and top-5 accuracy for every pair of k and temperature, after one search, and how they were found.
+def read_features(target: Path, *, backbone: str | None = None, data: str | None = None) -> Features:
+    """Return the features of a target: read if it holds features, computed if it is a network.
 
     Args:
-        target: a run folder, its checkpoints/last.ckpt, a state dict of torchvision or timm, an .npz with the arrays
-            `ARRAYS`, or a folder with each of them as an .npy, which is memory-mapped.
-        k: numbers of neighbours.
-        temperature: of the votes.
-        console: for what is said on the way.
-        index: of FAISS, for an approximate search; see `knn_sweep`.
-        backbone: name of the network of a state dict.
-        data: images to embed, in the place of the run's.
-
-    Returns:
-        bank and queries: their sizes; backend: what searched; accuracies: a list of `KNNAccuracy`.
+        target: A run directory, its checkpoints/last.ckpt, a state dict of torchvision or timm, an .npz with the arrays
+            of `Features`, or a directory with each of them as an .npy, which is memory-mapped.
+        backbone: Name of the network of a state dict.
+        data: Images to embed instead of the run's.
 
     Raises:
-        FileFormatError: the target is none of these.
-        UsageError: an option does not go with the target.
-    """
-    neighbours_that_vote(k, temperature, max(k))  # refused before anything is embedded
-    features = read_features(target, console, backbone=backbone, data=data)
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always")
-        bank, labels, queries, targets = (features[name] for name in ARRAYS)
-        accuracies = knn_sweep(bank, labels, queries, targets, k, temperature, index=index)
-    for note in notes:
-        console.print(f"Note: {note.message}.", highlight=False)
-    return {
-        "bank": len(bank),
-        "queries": len(queries),
-        "backend": backend(len(queries) * queries.shape[1], index),
-        "accuracies": accuracies,
-    }
-
-
-def read_features(
-    target: Path, console: Console, *, backbone: str | None = None, data: str | None = None
-) -> dict[str, Any]:
-    """Features of a target: read where it holds them, embedded where it is a network.
-
-    Args:
-        target: as for `evaluate_knn`.
-        console: for what is said on the way.
-        backbone: name of the network of a state dict.
-        data: images to embed, in the place of the run's.
-
-    Returns:
-        The arrays or CPU tensors `ARRAYS`: train_features (N, D), train_labels (N,), and the same for test.
-
-    Raises:
-        FileFormatError: the target is none of these, or its labels do not fit its features.
-        UsageError: an option does not go with the target.
+        FileFormatError: The target is none of these, or its labels do not fit its features.
+        UsageError: An option does not go with the target.
     """
     arrays = holds_features(target)
     if (backbone or data) and arrays:
         raise UsageError(f"{target} holds features already: leave out --backbone and --data")
     if backbone and not data:
         raise UsageError(f"--backbone is {backbone}, but nothing says which images to embed: add --data")
-    features = _arrays(target) if arrays else features_of(*load_backbone(target, console, backbone=backbone, data=data))
+    features = _arrays(target) if arrays else features_of(*load_backbone(target, backbone=backbone, data=data))
     for split in ("train", "test"):
-        rows, labels = features[f"{split}_features"], features[f"{split}_labels"]
+        rows, labels = getattr(features, f"{split}_features"), getattr(features, f"{split}_labels")
         if labels.shape != (len(rows),) or not len(rows):
             raise FileFormatError(
                 f"{split}_labels has shape {tuple(labels.shape)}, but expected ({len(rows)},) for {split}_features of "
@@ -109,42 +53,42 @@ def read_features(
 
 
 def holds_features(target: Path) -> bool:
-    """The target is a file or folder of features, not a network."""
-    return target.suffix == ".npz" or (target / f"{ARRAYS[0]}.npy").exists()
+    """Return True if the target is a file or directory of features, not a network."""
+    return target.suffix == ".npz" or (target / "train_features.npy").exists()
 
 
-def _arrays(path: Path) -> dict[str, Any]:
-    """Features and labels in an .npz, or memory-mapped from the .npy files of a folder."""
+def _arrays(path: Path) -> Features:
+    """Read features and labels from an .npz, or map the .npy files of a directory into memory."""
+    names = Features._fields
     try:
         if path.is_dir():
-            found = {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS}
+            found: dict[str, Any] = {
+                name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names
+            }
         else:
             with np.load(path, allow_pickle=False) as arrays:
-                found = {name: arrays[name] for name in ARRAYS}
+                found = {name: arrays[name] for name in names}
         for name, values in found.items():
             if values.dtype.kind not in ("iu" if name.endswith("labels") else "iuf"):
                 raise ValueError(f"{name} is of type {values.dtype}")
-        return found
+        return Features(**found)
     except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, BadZipFile) as error:
-        raise FileFormatError(f"{path} is no file of features ({error}): expected {', '.join(ARRAYS)}") from error
+        raise FileFormatError(f"{path} is no file of features ({error}): expected {', '.join(names)}") from error
 
 
-def load_backbone(
-    target: Path, console: Console, *, backbone: str | None = None, data: str | None = None
-) -> tuple[nn.Module, DataSet]:
-    """The network of a run or of anybody's checkpoint, and its data.
+def load_backbone(target: Path, *, backbone: str | None = None, data: str | None = None) -> tuple[nn.Module, DataSet]:
+    """Return the network of a run or of another checkpoint, and its data.
 
     Args:
-        target: a run folder, its checkpoints/last.ckpt, or a state dict of torchvision or timm.
-        console: for what is said on the way.
-        backbone: name of the network of a state dict; else the run's.
-        data: as for `idaa-bench run --data`; else the run's. A run's network gets its own normalisation.
+        target: A run directory, its checkpoints/last.ckpt, or a state dict of torchvision or timm.
+        backbone: Name of the network of a state dict. Default: the run's.
+        data: As for `idaa-bench run --data`. Default: the run's. A run's network gets its own normalisation.
 
     Returns:
-        The backbone on the GPU where there is one, and the data.
+        The backbone on the device of `pick_device`, and the data.
 
     Raises:
-        FileFormatError: the target is none of these, or does not fit.
+        FileFormatError: The target is none of these, or does not fit.
     """
     if not target.exists():
         raise FileFormatError(f"{target} does not exist; expected a run folder, a checkpoint or an .npz file")
@@ -154,7 +98,7 @@ def load_backbone(
         raise FileFormatError(f"{folder} has no config.toml, so nothing says which network and data {target} is for")
     config = RunConfig() if backbone else RunConfig(**read_toml(folder / "config.toml"))
     config = replace(config, backbone=backbone or config.backbone, data=data or config.data)
-    images = read_data(config, console)
+    images = read_data(config)
     if data and not backbone:  # what the run's network was trained on
         images = replace(images, normalize=read_record(folder)["data"]["normalize"])
     network, _ = create_backbone(config.backbone or "", images.image_size)
@@ -162,11 +106,11 @@ def load_backbone(
         network.load_state_dict(state)
     except RuntimeError as error:
         raise FileFormatError(f"{target} does not fit the backbone {config.backbone}: {error}") from error
-    return network.to("cuda" if torch.cuda.is_available() else "cpu"), images
+    return network.to(pick_device()), images
 
 
 def _backbone_weights(target: Path, *, foreign: bool) -> dict[str, Tensor]:
-    """The state dict in a run folder, in a checkpoint of ours, or in a foreign file, without its classifier."""
+    """Read the state dict in a run directory, a checkpoint of ours or a foreign file, without its classifier."""
     if target.is_dir():
         if not (target / "backbone.pt").exists():
             raise FileFormatError(
@@ -190,11 +134,11 @@ def _backbone_weights(target: Path, *, foreign: bool) -> dict[str, Tensor]:
     return state
 
 
-def load_run(folder: Path, console: Console) -> tuple[Parts, SelfSupervised]:
-    """A run as its last checkpoint holds it: method, augmentation and their weights, on the CPU.
+def load_run(folder: Path) -> tuple[Parts, SelfSupervised]:
+    """Return a run as its last checkpoint holds it: method, augmentation and their weights, on the CPU.
 
     Raises:
-        FileFormatError: the folder is no run, or has no checkpoint.
+        FileFormatError: The directory is no run, or has no checkpoint.
     """
     checkpoint = folder / "checkpoints" / "last.ckpt"
     for path in (folder / "config.toml", checkpoint):
@@ -202,8 +146,8 @@ def load_run(folder: Path, console: Console) -> tuple[Parts, SelfSupervised]:
             raise FileFormatError(f"{path} does not exist; expected the folder of a run of `idaa-bench run`")
     config = resolve(RunConfig(**read_toml(folder / "config.toml")))
     augmentation = make_augmentation(config)
-    parts = make_parts(config, augmentation, read_data(config, console))
-    fit(augmentation, parts, torch.device("cpu"))
+    parts = make_parts(config, augmentation, read_data(config))
+    fit(augmentation, fit_context(parts, torch.device("cpu")), config.precision)
     steps = len(parts.views) // parts.batch_size
     module = SelfSupervised(parts.method, augmentation, epochs=parts.epochs, steps_per_epoch=steps, seed=config.seed)
     try:

@@ -7,7 +7,7 @@ Framework for Contrastive Learning of Visual Representations", ICML 2020, App. B
 Differs from the papers: features are standardised, five L2 strengths are tried on a tenth of train, not 45 on a
 validation set of its own, and images have the size and the normalisation that the run was trained with.
 
-RUN/transfer.json, schema 1, is like RUN/linear.json (`idaa_lightly.bench.evaluate.linear`), its results by data set:
+RUN/transfer.json is as `idaa_lightly.bench.evaluate.store` describes. Its results, by data set, add:
 
     metric        top1 or mean_per_class: the data set's convention
     accuracy      by that metric, in [0, 1], on all test images; the figure to cite
@@ -16,35 +16,34 @@ RUN/transfer.json, schema 1, is like RUN/linear.json (`idaa_lightly.bench.evalua
     data          {name, train, test, classes, image_size, normalize, fingerprint, notes}
     options       {data}: its name for torchvision, or folder:PATH
     source        hash of weights, network, image size and normalisation
-    protocol, seconds, versions, device, git_commit
+    protocol      in words
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import time
+import logging
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import nn
 
 from idaa_lightly.bench.evaluate.export import run_backbone
-from idaa_lightly.bench.evaluate.linear import Family, add_result, find_runs, finished, read_results
-from idaa_lightly.bench.evaluate.targets import ARRAYS
-from idaa_lightly.bench.record import environment
-from idaa_lightly.bench.run.setup import progress
-from idaa_lightly.bench.run.train import features_of
+from idaa_lightly.bench.evaluate.store import Family, Result, evaluated, find_runs, runs_only
+from idaa_lightly.bench.features import features_of, pick_device
+from idaa_lightly.bench.progress import progress
 from idaa_lightly.data import NAMES, DataSet, load_data
-from idaa_lightly.errors import FileFormatError, UsageError, suggestion
+from idaa_lightly.errors import UsageError, suggestion
 from idaa_lightly.evaluation.linear import linear_probe
 from idaa_lightly.loading import require_trainable
 
 MEAN_PER_CLASS = ("aircraft", "caltech101", "flowers102", "pets")
 """Data sets whose convention is the mean per-class accuracy, Kornblith et al., Table 1; top-1 for all others."""
+log = logging.getLogger(__name__)
 METRICS = {"top1": "top-1", "mean_per_class": "mean per class"}
 PROTOCOL = (
     "L-BFGS on standardised frozen features of images without augmentation, L2 strength chosen on a tenth of train; "
@@ -53,15 +52,15 @@ PROTOCOL = (
 
 
 def metric_of(name: str) -> str:
-    """The data set's convention: a key of `METRICS`."""
+    """Return the metric that the field uses for a data set, a key of `METRICS`."""
     return "mean_per_class" if name in MEAN_PER_CLASS else "top1"
 
 
 def parse_sets(text: str) -> dict[str, str]:
-    """From "dtd,cub200=folder:PATH" to what `load_data` takes, by name; paths become absolute.
+    """Parse "dtd,cub200=folder:PATH" into what `load_data` takes, by name, with absolute paths.
 
     Raises:
-        UsageError: a name is unknown, is there twice, or is missing.
+        UsageError: A name is unknown, is there twice, or is missing.
     """
     sets: dict[str, str] = {}
     for item in filter(None, map(str.strip, text.split(","))):
@@ -83,50 +82,34 @@ def parse_sets(text: str) -> dict[str, str]:
     return sets
 
 
-def evaluate_transfer(
-    targets: Iterable[Path], sets: dict[str, str], console: Console, *, data_dir: str = "data"
-) -> list[Family]:
-    """Evaluates runs on data sets; what is in their transfer.json already is not done again.
+def evaluate_transfer(targets: Iterable[Path], sets: dict[str, str], *, data_dir: str = "data") -> list[Family]:
+    """Evaluate runs on data sets. What is in their transfer.json already is not computed again.
 
     Args:
-        targets: run folders, or folders that hold runs at any depth.
-        sets: from names to what `load_data` takes; see `parse_sets`.
-        console: for what is said on the way.
-        data_dir: where torchvision's data sets are, or are downloaded to.
+        targets: Run directories, or directories that hold runs at any depth.
+        sets: From names to what `load_data` takes; see `parse_sets`.
+        data_dir: Where torchvision's data sets are, or are downloaded to.
 
     Returns:
-        The runs, those of one configuration together; the results are by data set, as in transfer.json.
+        The runs, with those of one configuration together; results are by data set, as in transfer.json.
 
     Raises:
-        FileFormatError: a target holds no finished run.
-        DataError: a data set cannot be read, or is too small.
-        NonFiniteError: features hold NaN or infinity.
+        FileFormatError: A target holds no finished run.
+        DataError: A data set cannot be read, or is too small.
+        NonFiniteError: Features hold NaN or infinity.
     """
-    families = find_runs(targets, console)
-    for family in families:
-        if family.group is None:
-            raise FileFormatError(f"{next(iter(family.results))} holds no record.json: expected a finished run")
-    runs = {folder: (results, *_network(folder)) for family in families for folder, results in family.results.items()}
+    families = find_runs(targets)
+    runs = {folder: (results, *_network(folder)) for folder, results in runs_only(families)}
     for name, place in sets.items():
-        loaded: dict[str, DataSet] = {}
+        images = _Images(place, data_dir)
         for folder, (results, network, expected, source) in runs.items():
-            entry = finished(read_results(folder / "transfer.json").get(name), {"data": place}, source)
-            if entry is None:
-                key = json.dumps(expected)
-                if key not in loaded:
-                    loaded.clear()  # runs of one image size and normalisation share it; others take turns
-                    loaded[key] = _load(place, expected, data_dir, console)
-                entry = _evaluate(network, loaded[key], metric_of(name))
-                entry |= {"options": {"data": place}, "source": source}
-                add_result(folder / "transfer.json", name, entry)
-            results[name] = entry
-            metric = METRICS[entry["metric"]]
-            console.print(f"{folder}: {name} {100 * entry['accuracy']:.2f} % {metric}", highlight=False, soft_wrap=True)
+            compute = partial(_evaluate, network, images, expected, metric_of(name))
+            results[name] = evaluated(folder, "transfer.json", name, {"data": place}, source, compute)
     return families
 
 
 def _network(folder: Path) -> tuple[nn.Module, dict[str, Any], str]:
-    """A run's network, the images that it expects, and a hash of both."""
+    """Return a run's network, the images that it expects, and a hash of both."""
     network, record = run_backbone(folder)
     expected = {name: record["data"][name] for name in ("image_size", "normalize")}
     digest = hashlib.sha256((folder / "backbone.pt").read_bytes())
@@ -134,28 +117,31 @@ def _network(folder: Path) -> tuple[nn.Module, dict[str, Any], str]:
     return network, expected, digest.hexdigest()[:16]
 
 
-def _load(place: str, expected: dict[str, Any], data_dir: str, console: Console) -> DataSet:
-    data = load_data(place, data_dir=data_dir, progress=progress, **expected)
-    require_trainable(data, 1)
-    for note in data.notes:
-        console.print(f"Note: {data.name}: {note}.", highlight=False)
-    return data
+class _Images:
+    """A data set, kept for runs of one image size and normalisation; others take turns."""
+
+    def __init__(self, place: str, data_dir: str) -> None:
+        self.place, self.data_dir = place, data_dir
+        self.expected: dict[str, Any] = {}
+
+    def load(self, expected: dict[str, Any]) -> DataSet:
+        if expected != self.expected:
+            self.data = load_data(self.place, data_dir=self.data_dir, progress=progress, **expected)
+            self.expected = expected
+            require_trainable(self.data, 1)
+            for note in self.data.notes:
+                log.info(f"Note: {self.data.name}: {note}.")
+        return self.data
 
 
-def _evaluate(network: nn.Module, data: DataSet, metric: str) -> dict[str, Any]:
-    start = time.perf_counter()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _evaluate(
+    network: nn.Module, images: _Images, expected: dict[str, Any], metric: str
+) -> tuple[Result, torch.device]:
+    data = images.load(expected)
+    device = pick_device()
     features = features_of(network.to(device), data)
     network.cpu()
-    probe = linear_probe(*(features[name].to(device) for name in ARRAYS))
+    probe = linear_probe(*(part.to(device) for part in features))
     found = {"top1": probe.accuracy, "mean_per_class": probe.mean_per_class}
-    return {
-        "protocol": PROTOCOL,
-        "metric": metric,
-        "accuracy": found[metric],
-        **found,
-        "l2": probe.l2,
-        "data": data.facts(),
-        "seconds": round(time.perf_counter() - start, 2),
-        **environment(device, 1),
-    }
+    about = {"protocol": PROTOCOL, "metric": metric, "accuracy": found[metric], "l2": probe.l2, "data": data.facts()}
+    return about | found, device

@@ -13,6 +13,7 @@ and a page that `idaa_lightly.bench.published.pages` renders.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Iterator
@@ -20,17 +21,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from idaa_lightly.bench.compare.groups import BASELINE
 from idaa_lightly.bench.config import RunConfig, load_toml, read_toml
 from idaa_lightly.bench.evaluate.identity import study
-from idaa_lightly.bench.record import read_record
+from idaa_lightly.bench.record import config_of, read_record
 from idaa_lightly.bench.run.setup import resolve
 from idaa_lightly.bench.run.train import run
 from idaa_lightly.errors import BusyError, DataError, FileFormatError, NonFiniteError, UsageError, suggestion
 from idaa_lightly.files import atomic_write
 
+log = logging.getLogger(__name__)
 PUBLISHED = "ResNet-18, CIFAR-10, 300 epochs; best epoch on the test images; kNN on the projection"
 
 
@@ -60,10 +60,10 @@ class Table:
         published: how those were obtained.
         folder: that holds recipes and records.
         against: augmentation that differences are to.
-        columns: titles of those to show; all that hold something where it is empty.
+        columns: Keys of the columns to show; all that are not empty if there are none.
         reach: accuracies by kNN, in percent, whose cost is told.
         study: augmentations by which the identity of views is studied, on the encoder of each recipe's seed 0.
-        pairs: names of two recipes each, whose difference is a row, in the place of the recipes' own rows.
+        pairs: Pairs of recipes whose difference is a row, instead of the recipes' own rows.
     """
 
     name: str
@@ -155,20 +155,19 @@ def _read_tables(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _require_same(config: RunConfig, folder: Path) -> None:
     """A record that was made with other options than its recipe's must not stand for it."""
-    there = resolve(RunConfig(**read_record(folder)["config"])).canonical()  # with options that are newer than it
+    there = resolve(config_of(read_record(folder), folder)).canonical()  # with options that are newer than it
     wanted = replace(resolve(config), image_size=there.image_size).canonical()
     if there.to_dict() != wanted.to_dict():
         raise FileFormatError(f"{folder} is of another configuration than its recipe: remove it, or mend the recipe")
 
 
-def run_missing(table: Table, runs: Path, console: Console, *, minutes: float | None = None) -> int:
-    """Runs or resumes what is missing, and keeps the records.
+def run_missing(table: Table, runs: Path, *, minutes: float | None = None) -> int:
+    """Run or resume what is missing, and keep the records.
 
     Args:
-        table: whose units.
-        runs: folder for the run folders; processes that share it divide the work.
-        console: for what is said on the way.
-        minutes: no unit is begun that would end later, as far as those before it tell; one is begun in any case.
+        table: The table.
+        runs: Directory for the run directories. Processes that share it divide the work.
+        minutes: Begin no unit that would end later, judged by those before it. One is begun in any case.
 
     Returns:
         The number of units that are still missing.
@@ -179,13 +178,13 @@ def run_missing(table: Table, runs: Path, console: Console, *, minutes: float | 
         if (table.records(recipe) / f"seed-{seed}" / "record.json").exists():
             continue  # of another process
         if minutes is not None and start - begun + longest > 60 * minutes:
-            console.print("No time for another unit.")
+            log.info("No time for another unit.")
             break
         folder = runs / recipe.name / f"seed-{seed}"
         try:
-            run(recipe.run_of(seed), folder, resume=True, console=console)
+            run(recipe.run_of(seed), folder, resume=True)
         except (BusyError, DataError, NonFiniteError) as error:
-            console.print(f"Left out: {recipe.name} seed {seed}: {error}", highlight=False, soft_wrap=True)
+            log.info(f"Left out: {recipe.name} seed {seed}: {error}")
             continue
         kept = table.records(recipe) / f"seed-{seed}" / "record.json"
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -195,5 +194,5 @@ def run_missing(table: Table, runs: Path, console: Console, *, minutes: float | 
     for recipe in table.recipes if table.study else ():
         kept, folder = table.studied(recipe), runs / recipe.name / "seed-0"
         if not (kept / "identity.json").exists() and (folder / "record.json").exists():
-            study(folder, list(table.study), kept, console)
+            study(folder, list(table.study), kept)
     return len(list(table.missing()))

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from markupsafe import Markup
 
-from idaa_lightly.bench.compare.groups import BASELINE, MARKS, Group, Record
+from idaa_lightly.bench.compare.groups import BASELINE, MARKS, Group, Measure, training_flops
 from idaa_lightly.bench.report.svg import COLOURS, Line, curves, spread
 
 T = TypeVar("T")
@@ -20,7 +20,7 @@ K = TypeVar("K")
 UNITS = {15: "P", 12: "T", 9: "G", 6: "M"}
 IDENTITY = {"lost": ("identities lost, %", 100), "information": ("log N − L_NCE, nats", 1)}
 """Figures that are logged in training: what they are, and the factor to that unit."""
-MEASURES = {"knn": ("kNN", "kNN top-1, %"), "linear": ("linear", "linear top-1, %")}
+MEASURES: dict[Measure, tuple[str, str]] = {"knn": ("kNN", "kNN top-1, %"), "linear": ("linear", "linear top-1, %")}
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def flops_curves(groups: list[Shown], everyone: list[Shown], missing: list[str])
 
     Adds to `missing` the groups whose records are too old to have them.
     """
-    costs = {item.index: mean(values) for item in everyone if all(values := item.group.values(_flops))}
+    costs = {item.index: mean(values) for item in everyone if all(values := item.group.values(training_flops))}
     part = [item for item in groups if item.index in costs]
     missing += [f"{item.label}: no FLOPs in a record, so no accuracy by FLOPs." for item in groups if item not in part]
     if not part:
@@ -144,12 +144,6 @@ def flops_curves(groups: list[Shown], everyone: list[Shown], missing: list[str])
     power, unit = next(((10**power, unit) for power, unit in UNITS.items() if most >= 10**power), (1, ""))
     scaled = [(item, costs[item.index] / power) for item in part]
     return [_by_cost("flops", "kNN accuracy by FLOPs", f"training, {unit}FLOP", scaled, budget / power)]
-
-
-def _flops(record: Record) -> float:
-    """Of the whole training; 0 where they are not recorded."""
-    time = record["time"]
-    return float((time.get("flops_per_image") or 0) * time["images_per_s"] * time["train_s"])
 
 
 def _by_cost(name: str, caption: str, xlabel: str, costs: list[tuple[Shown, float]], budget: float) -> Figure:

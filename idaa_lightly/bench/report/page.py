@@ -16,8 +16,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from idaa_lightly.bench.compare.groups import Comparison, Record, compare, read_groups
-from idaa_lightly.bench.compare.text import cells
+from idaa_lightly.bench.compare.groups import Comparison, compare, read_groups
+from idaa_lightly.bench.compare.text import columns
+from idaa_lightly.bench.record import Record
 from idaa_lightly.bench.report.curves import (
     Block,
     Figure,
@@ -31,21 +32,6 @@ from idaa_lightly.bench.report.curves import (
 )
 from idaa_lightly.bench.report.sensitivity import sensitivity_figures
 from idaa_lightly.files import atomic_write
-
-NUMBERS = {
-    "seeds": "seeds",
-    "kNN, %": "knn_mean",
-    "kNN on the projection, %": "knn_projection_mean",
-    "linear, %": "linear_mean",
-    "Δ kNN [95 %]": "knn_minus_baseline",
-    "Δ linear [95 %]": "linear_minus_baseline",
-    "training, s": "train_s_mean",
-    "× none": "time_relative",
-    "images/s": "images_per_s",
-    "FLOPs": "flops",
-    "FLOPs × none": "flops_relative",
-}
-"""What a column of `tables.cells` is sorted by; that of equal compute is called by its FLOPs."""
 
 
 def write_report(targets: Sequence[Path], out: Path) -> list[str]:
@@ -114,28 +100,21 @@ def _curves(block: Block, everyone: list[Shown], missing: list[str]) -> dict[str
 
 
 def table(comparison: Comparison) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
-    """Columns {name, numeric} and rows of cells {text, key, interval} of the comparison.
+    """Return columns {name, numeric} and rows of cells {text, key, interval} of the comparison.
 
-    A key is what the cell is sorted by, None where it is empty. An interval is that of the mean difference to `none`:
-    low, center and high, in % of the width of a picture with 0 in its middle.
+    A key is what the cell is sorted by, None if it is empty. An interval is that of the mean difference to the
+    baseline: low, center and high, in % of the width of a picture with 0 in its middle.
     """
-    header, texts = cells(comparison)
-    columns = [_column(name) for name in header]
-    rows: list[list[dict[str, Any]]] = [[] for _ in texts]
-    for index, (name, number) in enumerate(zip(header, columns, strict=True)):
-        differences = number if number and number.endswith("_minus_baseline") else ""
-        limits = [_interval(row, differences) for row in comparison.rows] if differences else []
+    shown = columns(comparison)
+    rows: list[list[dict[str, Any]]] = [[] for _ in comparison.rows]
+    for column in shown:
+        limits = [_interval(row, column.number) if column.measure else [] for row in comparison.rows]
         widest = max((abs(value) for limit in limits for value in limit), default=0) or 1
-        for place, (row, line) in enumerate(zip(comparison.rows, texts, strict=True)):
-            key = row[number] if number else row.get(name)
-            scaled = [round(50 + 48 * value / widest, 2) for value in limits[place]] if limits else []
-            rows[place].append({"text": line[index], "key": None if key == "" else key, "interval": scaled})
-    return [{"name": name, "numeric": bool(number)} for name, number in zip(header, columns, strict=True)], rows
-
-
-def _column(name: str) -> str | None:
-    """Of the comparison's rows, the column of numbers that is shown under this name."""
-    return "knn_at_budget_mean" if name.startswith("kNN at ") else NUMBERS.get(name)
+        for cells, row, limit in zip(rows, comparison.rows, limits, strict=True):
+            key = row[column.number] if column.number else row.get(column.key)
+            scaled = [round(50 + 48 * value / widest, 2) for value in limit]
+            cells.append({"text": column.text(row), "key": None if key == "" else key, "interval": scaled})
+    return [{"name": column.title, "numeric": bool(column.number)} for column in shown], rows
 
 
 def _interval(row: Mapping[str, Any], name: str) -> list[float]:
@@ -238,16 +217,16 @@ def _configuration(record: Record) -> str:
 
 
 def _facts(record: Record) -> dict[str, str]:
-    """How a run was made, but for its configuration; an old record may lack some of it."""
-    data = dict(record["data"])
+    """Return how a run was made, except for its configuration."""
+    data: dict[str, Any] = dict(record["data"])
     notes = data.pop("notes", [])
     return {
         "commit": record["git_commit"] or "none: installed from a wheel",
         "device": _listed(record["device"]),
         "data": _listed(data),
         "notes on the data": " ".join(notes) or "none",
-        "evaluation": _listed(record.get("evaluation", {})) or "not recorded",
-        "fitted before the training": _listed(record.get("fitted", {})) or "nothing",
+        "evaluation": _listed(record["evaluation"]),
+        "fitted before the training": _listed(record["fitted"]) or "nothing",
         "versions": _listed(record["versions"]),
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from idaa_lightly.bench.compare.groups import BASELINE, MARKS, Group, Record
+from idaa_lightly.bench.compare.groups import BASELINE, MARKS, Group, Measure
 from idaa_lightly.bench.report.curves import MEASURES, Figure, Shown, figure, line, style
 from idaa_lightly.bench.report.svg import COLOURS, Line, sensitivity
 
@@ -21,7 +21,7 @@ def swept(groups: list[Group]) -> dict[str, list[list[int]]]:
     for option in sorted({name for own in options for name in own} - {"method", "aug", "data"}):
         families: dict[str, list[int]] = {}
         for index, (group, own) in enumerate(zip(groups, options, strict=True)):
-            record: Record = next(iter(group.records.values()))
+            record = next(iter(group.records.values()))
             images = record["data"]["fingerprint"][option == "limit_train" :]
             rest = {name: value for name, value in own.items() if name != option}
             key = json.dumps([rest, images, MARKS["commit"](record)], sort_keys=True)
@@ -48,22 +48,18 @@ def sensitivity_figures(groups: list[Shown]) -> list[Figure]:
             items = [groups[index] for index in family]
             facets.setdefault(_facet(option, items[0]), []).append(items)
         for (where, data), part in facets.items():
-            for key, (measure, ylabel) in MEASURES.items():
-                values, lines, levels = swept_lines(option, part, groups, key)
+            for measure, (name, ylabel) in MEASURES.items():
+                values, lines, levels = swept_lines(option, part, groups, measure)
                 plot = sensitivity(lines, values, f"swept{len(made)}", option, ylabel, levels)
-                caption = f"{measure} accuracy by {option}{where}" + (f" on {data}" if several else "")
+                caption = f"{name} accuracy by {option}{where}" + (f" on {data}" if several else "")
                 made.append(figure(plot, caption, [*lines, *levels], legend=len(lines) + len(levels) > 1))
     return made
 
 
 def swept_lines(
-    option: str, families: list[list[Shown]], groups: list[Shown], key: str
+    option: str, families: list[list[Shown]], groups: list[Shown], measure: Measure
 ) -> tuple[list[Any], list[Line], list[Line]]:
     """The values of an option in order, a line a family whose x are places among them, and the lines of `none`."""
-
-    def percent(item: Shown) -> list[float]:
-        return item.group.values(lambda record: 100 * record["last"][key])
-
     values: list[Any] = []
     for value in sorted((item.group.config.flat().get(option) for family in families for item in family), key=_rank):
         values += [value] if value not in values else []
@@ -71,10 +67,10 @@ def swept_lines(
     for number, (family, name) in enumerate(zip(families, _family_names(option, families), strict=True)):
         x = [values.index(item.group.config.flat().get(option)) for item in family]
         members = tuple(item.index for item in family)
-        lines.append(line(name, members, style(number), x, [percent(item) for item in family]))
+        lines.append(line(name, members, style(number), x, [item.group.percent(measure) for item in family]))
     levels = {level.index: level for family in families if (level := _level(family, groups))}
     dashed = [
-        line(level.label, level.groups, COLOURS * number, [0], [percent(level)])
+        line(level.label, level.groups, COLOURS * number, [0], [level.group.percent(measure)])
         for number, level in enumerate(levels.values(), start=1)
     ]
     return values, lines, dashed

@@ -1,50 +1,81 @@
-"""About how long a run will take, from a few timed images, and how many operations."""
+"""How long a run will take, from one timed step of its training and fitting, and how many operations a step has."""
 
 from __future__ import annotations
 
 import copy
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from idaa_lightly.bench.run.fitting import fit
 from idaa_lightly.bench.run.setup import Parts
-from idaa_lightly.plugin import FitContext, shortest
-from idaa_lightly.training import SelfSupervised, to_fast_layout
+from idaa_lightly.plugin import Augmentation, FitContext
+from idaa_lightly.training import SelfSupervised
 
-SAMPLE = 16 * 32**2  # pixels; at least 16 images
+SAMPLE = 16 * 32**2  # pixels of a timed step on the CPU; at least 16 images
 
 
-def estimate(parts: Parts, context: FitContext) -> float:
-    """Seconds: making views, training, fitting, and about eleven evaluations. Right to a factor of about 1.5."""
-    with torch.random.fork_rng(devices=[]):
-        method = copy.deepcopy(parts.method).to(context.device)
-        to_fast_layout(method)
-        batches = _sample(parts, context.device)
-        count = len(batches[0])
-        views_time = shortest(lambda: [parts.views[0, index] for index in range(count)]) / max(
-            1, parts.config.workers or 0
-        )
-        if (make := parts.device_views) is not None and parts.data.train.pixels is not None:
-            pixels = parts.data.train.pixels[:count].to(context.device)
-            views_time = shortest(lambda: make(pixels, 0))
+class Estimate(NamedTuple):
+    """Estimated seconds of a run, right to a factor of about 1.5.
+
+    Attributes:
+        fit: Fitting of the augmentation; 0 if it needs none or is cached.
+        train: Training, with its views.
+        evaluate: Online evaluations.
+    """
+
+    fit: float
+    train: float
+    evaluate: float
+
+
+def estimate(parts: Parts, context: FitContext) -> Estimate:
+    """Time one real step of the training, and one of the fitting where something has to be fitted.
+
+    All is done by copies and leaves no trace in the parts or the random state.
+
+    Args:
+        parts: Parts of the run, before its augmentation is fitted.
+        context: What the augmentation is fitted with.
+    """
+    device, epochs = context.device, parts.epochs
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        batches = _sample(parts, device)
+        count, images = len(batches[0]), len(parts.views)
+        views = _seconds_of_views(parts, count, device) / count  # of an image
+        augmentation = copy.deepcopy(parts.augmentation)
+        fitting = _fit_seconds(augmentation, context, parts.config.precision, views / len(batches))
+        module = SelfSupervised(
+            copy.deepcopy(parts.method), augmentation, epochs=epochs, steps_per_epoch=1, seed=parts.config.seed
+        ).to(device)
+        optimizer = module.configure_optimizers()["optimizer"]
 
         def step() -> None:
-            method.loss(*[method.embed(batch) for batch in batches]).backward()
-            if context.device.type == "cuda":
-                torch.cuda.synchronize()
+            module.method.before_step(0, *module.schedule)
+            optimizer.zero_grad()
+            module.objective(module.method, *batches).total.backward()
+            optimizer.step()
 
-        step_time = shortest(step) / count
-    per_image = step_time * parts.augmentation.relative_cost + views_time / count
-    evaluations = 1 + min(parts.epochs, 10)
-    evaluated = evaluations * (len(parts.data.train) + len(parts.data.test)) * step_time / 6
-    return per_image * len(parts.views) * parts.epochs + evaluated + parts.augmentation.fit_seconds(context)
+        @torch.no_grad()
+        def embed() -> None:
+            module.method.backbone(batches[0])
+
+        train, forward = (_shortest(function, device) / count for function in (step, embed))
+    evaluations = 1 + min(epochs, 10)
+    evaluated = evaluations * (images + len(parts.data.test))
+    return Estimate(fitting, (train + views) * images * epochs, forward * evaluated)
 
 
 def flops_per_image(parts: Parts, module: SelfSupervised, device: torch.device) -> int:
-    """Floating-point operations of a training step, divided by its images: attack, forward and backward passes.
+    """Count the floating-point operations of a training step, divided by its images.
 
-    A multiplication with its addition counts as two, as in `torch.utils.flop_counter`. The step is done by a copy.
+    Attack, forward and backward passes count, a multiplication with its addition as two operations, as in
+    `torch.utils.flop_counter`. A copy does the step.
     """
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         twin, batches = copy.deepcopy(module).to(device), _sample(parts, device)
@@ -55,17 +86,80 @@ def flops_per_image(parts: Parts, module: SelfSupervised, device: torch.device) 
     return round(total / len(batches[0]))
 
 
-def _sample(parts: Parts, device: torch.device) -> list[Tensor]:
-    """A few images' views, (N, C, H, W) each."""
-    count = min(max(16, SAMPLE // parts.data.image_size**2), len(parts.views))
-    samples = [parts.views[0, index][0] for index in range(count)]
-    return [torch.stack(view).to(device) for view in zip(*samples, strict=True)]
-
-
 def in_words(seconds: float) -> str:
-    """As people say it."""
+    """Return a duration as people say it."""
     if seconds < 90:
         return f"{max(10, round(seconds, -1)):.0f} s"
     if seconds < 90 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+class _Interrupted(Exception):
+    """Ends a rehearsal of `Augmentation.fit` after one step."""
+
+
+def _fit_seconds(augmentation: Augmentation, context: FitContext, precision: str, views: float) -> float:
+    """Fit to one batch, once; return how long the whole fitting will take.
+
+    Args:
+        augmentation: A copy, which can give its loss afterwards.
+        context: Context of the real fitting.
+        precision: Precision of the run.
+        views: Seconds to make a view of an image.
+    """
+    batch: list[Tensor] = []
+    passes, start, seconds = 0, 0.0, 0.0
+
+    def one_batch(batch_size: int) -> Iterable[Tensor]:
+        nonlocal start
+        batch[:] = [next(iter(context.views(batch_size)))]
+        start = time.perf_counter()
+        return batch
+
+    def progress(title: str, total: int) -> Callable[[str], None]:
+        nonlocal passes
+        passes = total
+
+        def step(text: str) -> None:
+            nonlocal seconds
+            seconds = time.perf_counter() - start
+            raise _Interrupted
+
+        return step
+
+    try:
+        fit(augmentation, replace(context, views=one_batch, progress=progress), precision)
+    except _Interrupted:
+        return passes * context.images * (seconds / len(batch[0]) + views)
+    return 0.0
+
+
+def _seconds_of_views(parts: Parts, count: int, device: torch.device) -> float:
+    """Return how long it takes to make all views of `count` images."""
+    if (make := parts.device_views) is not None and parts.data.train.pixels is not None:
+        pixels = parts.data.train.pixels[:count].to(device)
+        return _shortest(lambda: make(pixels, 0), device)
+    return _shortest(lambda: [parts.views[0, index] for index in range(count)], device) / max(
+        1, parts.config.workers or 0
+    )
+
+
+def _sample(parts: Parts, device: torch.device) -> list[Tensor]:
+    """Return the views of some images, (N, C, H, W) each: a whole batch on an accelerator, fewer on the CPU."""
+    few = max(16, SAMPLE // parts.data.image_size**2) if device.type == "cpu" else parts.batch_size
+    count = min(few, parts.batch_size, len(parts.views))
+    samples = [parts.views[0, index][0] for index in range(count)]
+    return [torch.stack(view).to(device) for view in zip(*samples, strict=True)]
+
+
+def _shortest(function: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of the faster of two calls, since the first one of a process is slow."""
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times)

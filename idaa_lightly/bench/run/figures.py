@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from idaa_lightly.evaluation.knn import KNNAccuracy
 from idaa_lightly.files import atomic_write
 
 AMPLIFIED = 4  # x' − x is shown times this, around grey
@@ -57,10 +57,10 @@ def save_views(path: Path, rows: dict[str, Tensor], normalize: dict[str, list[fl
     save_figure(figure, path)
 
 
-def save_knn(path: Path, accuracies: list[KNNAccuracy], title: str) -> None:
+def save_knn(path: Path, accuracies: list[dict[str, Any]], title: str) -> None:
     """Draws top-1 accuracies by k and temperature as a heat map, each with its number, in %."""
-    ks, ts = (sorted({getattr(item, name) for item in accuracies}) for name in ("k", "temperature"))
-    cells = torch.tensor([100 * item.top1 for item in accuracies]).view(len(ks), len(ts)).T
+    ks, ts = (sorted({item[name] for item in accuracies}) for name in ("k", "temperature"))
+    cells = torch.tensor([100 * item["top1"] for item in accuracies]).view(len(ks), len(ts)).T
     figure = Figure(figsize=(2.6 + 0.7 * len(ks), 1.6 + 0.5 * len(ts)), layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(cells.numpy(), aspect="auto", cmap="viridis")

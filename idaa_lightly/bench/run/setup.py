@@ -1,49 +1,52 @@
-"""From a configuration to the parts of a run."""
+"""The parts of a run, made from its configuration."""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from rich.console import Console
-from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from idaa_lightly.backbones import create_backbone
-from idaa_lightly.bench.config import RunConfig
+from idaa_lightly.bench.config import RunConfig, check
+from idaa_lightly.bench.progress import progress
 from idaa_lightly.data import IN_MEMORY, DataSet, load_data
 from idaa_lightly.errors import UsageError
-from idaa_lightly.loading import PixelDataset, ViewDataset, describe, view_loader
+from idaa_lightly.loading import PixelDataset, ViewDataset, view_loader
 from idaa_lightly.options import options_of, parse_options
-from idaa_lightly.plugin import Augmentation, FitContext, Method
+from idaa_lightly.plugin import Augmentation, Method
 from idaa_lightly.registry import load
 from idaa_lightly.transforms.device import DeviceViews
 
-HALF = "bf16-mixed"
+log = logging.getLogger(__name__)
 DIGITS: dict[str, Any] = {
     "backbone": "resnet9-w16",
     "epochs": 15,
     "batch_size": 128,
     "aug": {"width": 32, "bottleneck_dim": 128},
 }
-"""What lets the embedded default end within 3 minutes on 2 cores; no recipe of any paper."""
+"""Settings that let the embedded default end within 3 minutes on 2 cores. They are no recipe of a paper."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a resolved configuration stands for.
+    """Parts of a run.
 
     Attributes:
-        views: one image at a time, by the method's transform.
-        device_views: the same of whole batches, where they train the network in place of `views`.
-        views_reason: why they do, or do not.
+        config: The resolved configuration.
+        epochs: Epochs of the training.
+        batch_size: Images of a training step, over all devices.
+        data: Images of both splits.
+        method: The network and its loss.
+        augmentation: Not fitted yet.
+        views: Views of one image at a time, made by the method's transform.
+        device_views: Makes the views of whole batches on the device. None if the data loader makes them.
+        views_reason: Why `device_views` is used or not.
     """
 
     config: RunConfig
@@ -57,19 +60,20 @@ class Parts:
     views_reason: str
 
     def loader(self, batch_size: int, *, ranks: int = 1, rank: int = 0) -> DataLoader[Any]:
-        """Shuffled batches of views and labels; or of pixels and labels, for the device to make views of."""
+        """Return shuffled batches of views and labels, or of pixels and labels where the device makes the views."""
         if self.device_views is not None:
             return view_loader(PixelDataset(self.data.train, self.config.seed), batch_size, ranks=ranks, rank=rank)
         return view_loader(self.views, batch_size, workers=self.config.workers or 0, ranks=ranks, rank=rank)
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """Fills in what does not need the data: the recipe, the options with their defaults, the workers.
+    """Fill in what does not need the data: the recipe, the options with their defaults, the workers.
 
     Raises:
-        UsageError: an option is unknown or out of range.
-        PluginError: there is no such method or augmentation.
+        UsageError: An option is unknown or out of range.
+        PluginError: There is no such method or augmentation.
     """
+    check({item.name: getattr(config, item.name) for item in fields(config)})
     method, augmentation = load("method", config.method), load("augmentation", config.aug)
     if reason := augmentation.refuses(method):
         raise UsageError(f"{config.aug!r} does not go with {config.method!r}: {reason}")
@@ -85,16 +89,6 @@ def resolve(config: RunConfig) -> RunConfig:
             given[kind][name] = value
     for name in options_of(augmentation).keys() & digits["aug"]:
         given["aug"].setdefault(name, digits["aug"][name])
-    for name in ("epochs", "batch_size", "image_size", "limit_train"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UsageError(f"{name} is {value}, but must be 1 or more")
-    if config.workers is not None and config.workers < 0:
-        raise UsageError(f"workers is {config.workers}, but must be 0 or more")
-    if config.precision.endswith("-true") and config.precision != "32-true":
-        raise UsageError(f"precision is {config.precision}, but expected 32-true, bf16-mixed or 16-mixed")
-    if config.views not in ("loader", "device", "auto"):
-        raise UsageError(f"views is {config.views!r}, but expected loader, device or auto")
     return replace(
         config,
         backbone=config.backbone or digits.get("backbone", "resnet18"),
@@ -111,13 +105,13 @@ def resolve(config: RunConfig) -> RunConfig:
 
 
 def make_augmentation(config: RunConfig) -> Augmentation:
-    """The augmentation of a resolved configuration."""
+    """Return the augmentation of a resolved configuration."""
     augmentation: Augmentation = load("augmentation", config.aug)(**config.set["aug"])
     return augmentation
 
 
 def make_parts(config: RunConfig, augmentation: Augmentation, data: DataSet) -> Parts:
-    """Builds the network of a resolved configuration, and its views."""
+    """Build the network and the views of a resolved configuration."""
     torch.manual_seed(config.seed)
     backbone, num_features = create_backbone(config.backbone or "", data.image_size)
     method: Method = load("method", config.method)(backbone, num_features, **config.set["method"])
@@ -131,10 +125,10 @@ def _on_cpu(config: RunConfig) -> bool:
 
 
 def choose_views(config: RunConfig, data: DataSet, transform: Any, *, on_cpu: bool) -> tuple[DeviceViews | None, str]:
-    """What makes the views on the device, or None where the loader does; and why.
+    """Return what makes the views on the device, or None if the data loader makes them; and the reason.
 
     Raises:
-        UsageError: the configuration wants the device to make them, and it cannot.
+        UsageError: The configuration asks for views on the device, and they cannot be made there.
     """
     if config.views == "loader":
         return None, "as asked for"
@@ -156,17 +150,17 @@ def choose_views(config: RunConfig, data: DataSet, transform: Any, *, on_cpu: bo
 
 
 def make_trainer(config: RunConfig, **options: Any) -> pl.Trainer:
-    """Lightning's Trainer on the devices of a configuration.
+    """Return Lightning's Trainer on the devices of a configuration.
 
     Raises:
-        UsageError: they are not there, or do not go together.
+        UsageError: The devices are not there, or do not go with the strategy or precision.
     """
     try:
         return pl.Trainer(
             accelerator=config.accelerator,
             devices=int(config.devices) if config.devices.isdigit() else config.devices,
             strategy=config.strategy,
-            precision=config.precision,  # type: ignore[arg-type]
+            precision=config.precision,
             enable_model_summary=False,
             **options,
         )
@@ -177,8 +171,13 @@ def make_trainer(config: RunConfig, **options: Any) -> pl.Trainer:
         ) from error
 
 
-def read_data(config: RunConfig, console: Console) -> DataSet:
-    """Reads the data of a configuration, and says what was done to it."""
+def read_data(config: RunConfig, *, quiet: bool = False) -> DataSet:
+    """Read the data of a configuration, and log what was done to it.
+
+    Args:
+        config: Need not be resolved.
+        quiet: Log nothing.
+    """
     data = load_data(
         config.data,
         data_dir=config.data_dir,
@@ -187,76 +186,6 @@ def read_data(config: RunConfig, console: Console) -> DataSet:
         test_fraction=config.test_fraction,
         progress=progress,
     )
-    for note in data.notes:
-        console.print(f"Note: {note}.")
+    for note in () if quiet else data.notes:
+        log.info(f"Note: {note}.")
     return data
-
-
-def fit(augmentation: Augmentation, parts: Parts, device: torch.device) -> None:
-    """Fits an augmentation, in bfloat16 where the run has it."""
-    half = parts.config.precision == HALF  # without a cache, which would keep the weights of the first step
-    with torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False):
-        augmentation.fit(fit_context(parts, device))
-
-
-def fit_context(parts: Parts, device: torch.device) -> FitContext:
-    """What the augmentation may use before the training starts."""
-    return FitContext(
-        views=lambda batch_size: FirstViews(parts, batch_size, device),
-        key={
-            "data": parts.data.train.fingerprint(),
-            "transform": describe(parts.views.transform),
-            "image_size": parts.data.image_size,
-        }
-        | ({"views": "device"} if parts.device_views else {})
-        | ({"precision": HALF} if parts.config.precision == HALF else {}),
-        images=len(parts.views),
-        image_size=parts.data.image_size,
-        channels=3,
-        normalize=parts.data.normalize,
-        epochs=parts.epochs,
-        seed=parts.config.seed,
-        device=device,
-        cache_dir=cache_dir(),
-        progress=progress,
-    )
-
-
-def cache_dir() -> Path:
-    """$IDAA_LIGHTLY_CACHE, else idaa-lightly in the user's cache folder."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("IDAA_LIGHTLY_CACHE") or base / "idaa-lightly")
-
-
-def progress(title: str, total: int) -> Callable[[str], None]:
-    """A progress bar, on a terminal only; call the result after each step."""
-    bar = tqdm(total=total, desc=title, leave=False, disable=None)
-
-    def step(text: str) -> None:
-        bar.set_postfix_str(text, refresh=False)
-        bar.update()
-        if bar.n >= total:
-            bar.close()
-
-    return step
-
-
-class FirstViews:
-    """Batches (N, C, H, W) of the first view of each image; other views each time it is iterated."""
-
-    def __init__(self, parts: Parts, batch_size: int, device: torch.device) -> None:
-        self.single = parts.views.transform.transforms[0]  # type: ignore[attr-defined]
-        first = replace(parts, views=ViewDataset(parts.data.train, self._view, parts.config.seed))
-        self.loader, self.epoch = first.loader(min(batch_size, len(parts.views))), 0
-        self.make = parts.device_views and parts.device_views.first()
-        self.seed, self.device = parts.config.seed, device
-
-    def __iter__(self) -> Iterator[Tensor]:
-        self.loader.sampler.set_epoch(self.epoch)  # type: ignore[attr-defined]
-        epoch, self.epoch = self.epoch, self.epoch + 1
-        for step, (views, _) in enumerate(self.loader):
-            make = self.make
-            yield views[0] if make is None else make(views.to(self.device), self.seed, "first", epoch, step)[0]
-
-    def _view(self, image: Any) -> list[Tensor]:
-        return [self.single(image)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from idaa_lightly.bench.sweep.plan import Run
 from idaa_lightly.errors import BusyError, SweepError, UsageError
 from idaa_lightly.files import claim
 
+log = logging.getLogger(__name__)
 YEAR, DAY = 60 * 24 * 365, 60 * 24  # minutes; submitit's own limits are 2 for a process and 5 for Slurm
 POLL = 0.5  # seconds
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -34,7 +36,7 @@ class Jobs:
     Args:
         runs: of the sweep.
         out: gets a folder .jobs for submitit's files and the runs' output.
-        console: for the progress of the whole.
+        console: Where the progress bar is drawn.
         limit: of jobs at a time; all at once where it is None.
         cluster: "local" or "slurm".
         options: parameters of submitit's executor for Slurm, such as partition.
@@ -124,7 +126,7 @@ class Jobs:
         done = len(self.runs) - len(self.waiting) - len(self.running)
         state = f"{len(self.running)} running, {len(self.waiting)} to come, {len(self.failed)} failed"
         self.progress.update(self.bar, completed=done, description=state)
-        self.progress.console.print(f"[{done}/{len(self.runs)}] {run.name}: {text}", highlight=False, soft_wrap=True)
+        log.info(f"[{done}/{len(self.runs)}] {run.name}: {text}")
 
 
 def _executor(folder: Path, cluster: str, options: Mapping[str, Any]) -> submitit.AutoExecutor:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from idaa_lightly.bench.config import RunConfig, read_toml
 from idaa_lightly.bench.run.setup import make_augmentation, read_data, resolve
@@ -17,6 +16,7 @@ from idaa_lightly.errors import IDAAError, UsageError, suggestion
 from idaa_lightly.options import options_of
 from idaa_lightly.registry import Kind, load
 
+log = logging.getLogger(__name__)
 KINDS: dict[str, Kind] = {"method": "method", "aug": "augmentation"}
 Settings = Mapping[str, Mapping[str, Sequence[str]]]
 """Values to try, by scope ("method", "aug" or a plugin's name) and option."""
@@ -48,38 +48,36 @@ def plan(
     seeds: Sequence[int],
     settings: Settings,
     out: Path,
-    console: Console,
 ) -> list[Run]:
-    """Every combination once, all of a seed before the next seed; says what is left out and what does not apply.
+    """Return every combination once, all of a seed before the next seed. Log what is left out or does not apply.
 
     Args:
-        base: from the names of a method and an augmentation to what all runs of the pair share.
-        methods: names.
-        augs: names.
-        seeds: one run of each configuration for each.
-        settings: those of "method" and "aug" go to the plugins that have the option; those of a name go before them.
-        out: holds the runs; what is in it already is recognised by its configuration, wherever it is.
-        console: for what is said.
+        base: From the names of a method and an augmentation to what all runs of the pair share.
+        methods: Names of methods.
+        augs: Names of augmentations.
+        seeds: Each configuration is run with each of them.
+        settings: Those of "method" and "aug" go to the plugins that have the option. Those of a plugin override them.
+        out: Directory of the runs. Those that are there are recognised by their configuration, whatever their name.
 
     Raises:
-        UsageError: an option belongs to no plugin of the sweep, a value cannot be used, or nothing is left to run.
-        PluginError: there is no such method or augmentation.
+        UsageError: An option belongs to no plugin of the sweep, a value cannot be used, or nothing is left to run.
+        PluginError: There is no such method or augmentation.
     """
     if unknown := settings.keys() - {*KINDS, *methods, *augs}:
         raise UsageError(f"--set got {min(unknown)!r}, but this sweep has: {', '.join([*KINDS, *methods, *augs])}")
     pairs = []
     for method, aug in product(methods, augs):
         if reason := load("augmentation", aug).refuses(load("method", method)):
-            console.print(f"Left out: {method} × {aug}: {reason}.", highlight=False, soft_wrap=True)
+            log.info(f"Left out: {method} × {aug}: {reason}.")
         else:
             pairs.append((method, aug))
     if not pairs:
         raise UsageError("no pair of these methods and augmentations is left: see `idaa-bench plugins --matrix`")
-    _say_where_options_apply(pairs, settings, console)
+    _say_where_options_apply(pairs, settings)
     asked = [choice for pair in pairs for choice in _choices(base(*pair), settings)]
     for config, _ in asked:
-        make_augmentation(resolve(config))  # a bad value is said before anything is read
-    size = read_data(asked[0][0], Console(quiet=True)).image_size
+        make_augmentation(resolve(config))  # a bad value is reported before anything is read
+    size = read_data(asked[0][0], quiet=True).image_size
     there = _folders(out)
     runs: dict[str, Run] = {}
     for seed, (shared, name) in product(seeds, asked):
@@ -91,8 +89,8 @@ def plan(
     return list(runs.values())
 
 
-def _say_where_options_apply(pairs: list[tuple[str, str]], settings: Settings, console: Console) -> None:
-    """Options for all plugins of a kind need one that has them; those that lack them are named."""
+def _say_where_options_apply(pairs: list[tuple[str, str]], settings: Settings) -> None:
+    """Refuse options that no plugin of their kind has, and log which plugins lack the others."""
     for (scope, kind), column in zip(KINDS.items(), zip(*pairs, strict=True), strict=True):
         options = {name: options_of(load(kind, name)) for name in dict.fromkeys(column)}
         for key in settings.get(scope, {}):
@@ -101,11 +99,7 @@ def _say_where_options_apply(pairs: list[tuple[str, str]], settings: Settings, c
                 known = {other for having in options.values() for other in having}
                 raise UsageError(f"--set {scope}.{key}: {', '.join(lacking)} has no {key!r}.{suggestion(key, known)}")
             if lacking:
-                console.print(
-                    f"Not applicable: {scope}.{key} to {', '.join(lacking)}, which runs without it.",
-                    highlight=False,
-                    soft_wrap=True,
-                )
+                log.info(f"Not applicable: {scope}.{key} to {', '.join(lacking)}, which runs without it.")
 
 
 def _choices(config: RunConfig, settings: Settings) -> Iterator[tuple[RunConfig, str]]:

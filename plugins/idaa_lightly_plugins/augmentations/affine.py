@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from idaa_lightly import FGSM, AffineSpace, ViewGenerator
+from idaa_lightly.options import Fraction
 from idaa_lightly.plugin import GeneratorAugmentation
+from idaa_lightly.spaces import Change, Degrees
 
 
 class Affine(GeneratorAugmentation):
@@ -14,12 +16,14 @@ class Affine(GeneratorAugmentation):
     Source: the geometric attacks of Lubana & Aldeeb, "Adversarial Augmentations for Contrastive Learning".
 
     Args:
-        degrees: largest angle, 0 to 180.
-        translate: largest shift as a fraction of the image's size, 0 to 1.
-        scale: largest change of the size, as a fraction, 0 to 0.99.
+        degrees: largest angle.
+        translate: largest shift as a fraction of the image's size.
+        scale: largest change of the size, as a fraction.
     """
 
-    def __init__(self, *, degrees: float = 15.0, translate: float = 0.1, scale: float = 0.1, **options: Any) -> None:
+    def __init__(
+        self, *, degrees: Degrees = 15.0, translate: Fraction = 0.1, scale: Change = 0.1, **options: Any
+    ) -> None:
         super().__init__(**options)
         self.space = AffineSpace(degrees=degrees, translate=translate, scale=scale)
 

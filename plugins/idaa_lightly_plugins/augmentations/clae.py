@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from idaa_lightly import FGSM, PixelSpace, ViewGenerator
+from idaa_lightly.options import NonNegative
 from idaa_lightly.plugin import GeneratorAugmentation
 
 
@@ -14,10 +15,10 @@ class CLAE(GeneratorAugmentation):
     Source: Ho & Vasconcelos, "Contrastive Learning with Adversarial Examples", NeurIPS 2020, Sec. 3.2.
 
     Args:
-        eps: L∞ radius in units of the normalised image, 0 or more.
+        eps: L∞ radius in units of the normalised image.
     """
 
-    def __init__(self, *, eps: float = 0.03, **options: Any) -> None:
+    def __init__(self, *, eps: NonNegative = 0.03, **options: Any) -> None:
         super().__init__(**options)
         self.ascent = FGSM(eps)
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from idaa_lightly import LearnedColor
-from idaa_lightly.options import require_between
+from idaa_lightly.options import Fraction
 from idaa_lightly.plugin import LearnedAugmentation, Method
 
 
@@ -18,12 +18,11 @@ class Color(LearnedAugmentation):
     Source: Lubana & Aldeeb, "Adversarial Augmentations for Contrastive Learning", colour mixing.
 
     Args:
-        eps: largest share of other channels in a channel, 0 to 1.
+        eps: largest share of other channels in a channel.
     """
 
-    def __init__(self, *, eps: float = 1.0, **options: Any) -> None:
+    def __init__(self, *, eps: Fraction = 1.0, **options: Any) -> None:
         super().__init__(**options)
-        require_between(0, 1, eps=eps)
         self.eps = eps
 
     def generator(self, method: Method) -> nn.Module:

@@ -6,7 +6,7 @@ from typing import Any
 
 from idaa_lightly import FGSM, ColorSpace, ViewGenerator
 from idaa_lightly.ascent import Norm
-from idaa_lightly.options import require_between
+from idaa_lightly.options import Fraction
 from idaa_lightly.plugin import FitContext, GeneratorAugmentation
 
 
@@ -17,13 +17,12 @@ class ColorFGSM(GeneratorAugmentation):
     instead of learned.
 
     Args:
-        eps: largest share of other channels in a channel, 0 to 1.
+        eps: largest share of other channels in a channel.
         norm: of the ball.
     """
 
-    def __init__(self, *, eps: float = 0.5, norm: Norm = "linf", **options: Any) -> None:
+    def __init__(self, *, eps: Fraction = 0.5, norm: Norm = "linf", **options: Any) -> None:
         super().__init__(**options)
-        require_between(0, 1, eps=eps)
         self.ascent = FGSM(eps, norm)
 
     def fit(self, context: FitContext) -> None:

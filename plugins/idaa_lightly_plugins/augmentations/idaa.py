@@ -10,9 +10,9 @@ from torch import Tensor
 from idaa_lightly import FGSM, PGD, VAE, LatentSpace, ViewGenerator, fit_vae
 from idaa_lightly.ascent import Ascent, Norm
 from idaa_lightly.errors import UsageError
-from idaa_lightly.options import require_at_least
-from idaa_lightly.plugin import FitContext, GeneratorAugmentation, shortest
-from idaa_lightly.vae import cache_path, cached_vae
+from idaa_lightly.options import Count, NonNegative
+from idaa_lightly.plugin import FitContext, GeneratorAugmentation
+from idaa_lightly.vae import cached_vae
 
 BATCH_SIZE = 128  # of the VAE's training: Yang et al., ICML 2022, appendix on training
 
@@ -24,12 +24,12 @@ class IDAA(GeneratorAugmentation):
     Sec. 3.
 
     Args:
-        eps: radius of the ball in units of the bottleneck, 0 or more; the paper studies 0.1 to 0.3.
+        eps: radius of the ball in units of the bottleneck; the paper studies 0.1 to 0.3.
         steps: 1 is FGSM, as in the paper; more are PGD.
         norm: of the ball.
         decompose: false leaves the residual out, x' = D(z + δ): the paper's ablation.
         vae: file of a VAE made by `idaa-bench vae`; where it is None, one is fitted and cached.
-        beta: weight of the KL term in the VAE's loss, 0 or more; best at 0.1 on CIFAR, at 10 on miniImageNet.
+        beta: weight of the KL term in the VAE's loss; best at 0.1 on CIFAR, at 10 on miniImageNet.
         bottleneck_dim: dimension of the bottleneck; the paper takes 512 on CIFAR and 3072 on ImageNet.
         width: channels of the VAE's innermost feature map.
         vae_epochs: of the VAE's training; as many as the method's where it is None, as in the paper (300 and 300).
@@ -38,67 +38,54 @@ class IDAA(GeneratorAugmentation):
     def __init__(
         self,
         *,
-        eps: float = 0.15,
-        steps: int = 1,
+        eps: NonNegative = 0.15,
+        steps: Count = 1,
         norm: Norm = "linf",
         decompose: bool = True,
         vae: str | None = None,
-        beta: float = 0.1,
-        bottleneck_dim: int = 512,
-        width: int = 128,
-        vae_epochs: int | None = None,
+        beta: NonNegative = 0.1,
+        bottleneck_dim: Count = 512,
+        width: Count = 128,
+        vae_epochs: Count | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        require_at_least(0, beta=beta)
-        require_at_least(
-            1, bottleneck_dim=bottleneck_dim, width=width, vae_epochs=1 if vae_epochs is None else vae_epochs
-        )
         if self.mode == "reused" and (steps > 1 or not decompose):
             raise UsageError(f"mode is reused, with steps {steps} and decompose {decompose}: it needs 1 and true")
         self.ascent: Ascent = FGSM(eps, norm) if steps == 1 else PGD(eps, steps=steps, norm=norm)
         self.decompose = decompose
-        self.relative_cost = 1.55 + 0.35 * steps * (not self.random)
         self.file, self.beta, self.epochs = vae, beta, vae_epochs
         self.size = {"bottleneck_dim": bottleneck_dim, "width": width}
         self.vae: VAE | None = None
 
     def fit(self, context: FitContext) -> None:
-        """Loads the VAE, or fits one on the method's views."""
-        if self.file is not None:
-            self.vae = VAE.load(self.file)
-            for name, wanted in (("image_size", context.image_size), ("channels", context.channels)):
-                if self.vae.config[name] != wanted:
-                    raise UsageError(
-                        f"the VAE {self.file} has {name} {self.vae.config[name]}, but the data has {wanted}: give "
-                        "another VAE, or leave it out to fit one"
-                    )
+        """Load the VAE from its file or the cache, or fit one on the method's views."""
+        if self.file is None:
+            self.vae = cached_vae(self._key(context), context.cache_dir, lambda: self._fit(context))
             return
+        self.vae = VAE.load(self.file)
+        for name, wanted in (("image_size", context.image_size), ("channels", context.channels)):
+            if self.vae.config[name] != wanted:
+                raise UsageError(
+                    f"the VAE {self.file} has {name} {self.vae.config[name]}, but the data has {wanted}: give "
+                    "another VAE, or leave it out to fit one"
+                )
+
+    def _fit(self, context: FitContext) -> VAE:
         epochs = self.epochs or context.epochs
-
-        def fitted() -> VAE:
-            step = context.progress("VAE", epochs)
-            vae = self._new(context)
-            fit_vae(
-                vae,
-                context.views(BATCH_SIZE),
-                epochs=epochs,
-                beta=self.beta,
-                seed=context.seed,
-                on_epoch=lambda _, loss: step(f"mse {loss['mse']:.3f}, kl {loss['kl']:.2f}"),
-            )
-            return vae
-
-        self.vae = cached_vae(self._key(context), context.cache_dir, fitted)
-
-    def fit_seconds(self, context: FitContext) -> float:
-        """Times a step on a few images."""
-        if self.file is not None or cache_path(self._key(context), context.cache_dir).exists():
-            return 0.0
-        images = next(iter(context.views(BATCH_SIZE)))[:16]
-        vae = self._new(context)
-        per_image = shortest(lambda: fit_vae(vae, [images], epochs=1)) / len(images)
-        return per_image * context.images * (self.epochs or context.epochs)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(context.seed)
+            self.vae = VAE(context.image_size, context.channels, **self.size).to(context.device)
+        step = context.progress("VAE", epochs)
+        fit_vae(
+            self.vae,
+            context.views(BATCH_SIZE),
+            epochs=epochs,
+            beta=self.beta,
+            seed=context.seed,
+            on_epoch=lambda _, loss: step(f"mse {loss['mse']:.3f}, kl {loss['kl']:.2f}"),
+        )
+        return self.vae
 
     def fitted(self) -> dict[str, Any]:
         """How the VAE was trained, by this run or by an earlier one."""
@@ -124,8 +111,3 @@ class IDAA(GeneratorAugmentation):
         """What the VAE depends on."""
         epochs = self.epochs or context.epochs
         return context.key | self.size | {"beta": self.beta, "epochs": epochs, "seed": context.seed}
-
-    def _new(self, context: FitContext) -> VAE:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(context.seed)
-            return VAE(context.image_size, context.channels, **self.size).to(context.device)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from idaa_lightly import FeatureGenerator, MetAugLoss
-from idaa_lightly.options import require_at_least
+from idaa_lightly.options import Count, NonNegative
 from idaa_lightly.outputs import embedding_of
 from idaa_lightly.plugin import FitContext, Method
 from idaa_lightly_plugins.augmentations.oucl import OUCL
@@ -45,19 +45,18 @@ class MetAug(OUCL):
         lr: learning rate of the generators; the method's where it is None.
     """
 
-    relative_cost = 6.7
     compiles = False
 
     def __init__(
         self,
         *,
         preset: Literal["tuned", "released"] = "tuned",
-        feature_weight: float | None = None,
-        margin_weight: float | None = None,
+        feature_weight: NonNegative | None = None,
+        margin_weight: NonNegative | None = None,
         form: Literal["weighted", "released"] | None = None,
-        inner_lr: float = 1e-3,
-        hidden_dim: int = 2048,
-        lr: float | None = None,
+        inner_lr: NonNegative = 1e-3,
+        hidden_dim: Count = 2048,
+        lr: NonNegative | None = None,
         **options: Any,
     ) -> None:
         preset_weights = PRESETS[preset]
@@ -67,8 +66,6 @@ class MetAug(OUCL):
             "margin_weight": preset_weights[1] if margin_weight is None else margin_weight,
             "inner_lr": inner_lr,
         }
-        require_at_least(0, **self.settings, lr=lr or 0.0)
-        require_at_least(1, hidden_dim=hidden_dim)
         self.hidden_dim, self.lr = hidden_dim, lr
 
     def fit(self, context: FitContext) -> None:

@@ -29,7 +29,6 @@ class CleanLoss(nn.Module):
 class NoAugmentation(Augmentation):
     """No adversarial view: the method's own loss and nothing else."""
 
-    relative_cost = 1.0
     dual_batchnorm = False
 
     def loss(self, method: Method) -> nn.Module:

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from idaa_lightly import OUCLLoss
+from idaa_lightly.options import NonNegative, Positive
 from idaa_lightly.outputs import embedding_of
 from idaa_lightly.plugin import Augmentation, Method
 
@@ -35,16 +36,15 @@ class OUCL(Augmentation):
     Source: Li et al., "MetAug: Contrastive Learning via Meta Feature Augmentation", ICML 2022, Sec. 3.3.
 
     Args:
-        gamma: scale, above 0.
-        margin: of the similarities, 0 or more.
+        gamma: scale.
+        margin: of the similarities.
         form: weighted as in the paper, or the default of the released program, without weights and margins.
     """
 
-    relative_cost = 1.0
     dual_batchnorm = False
 
     def __init__(
-        self, *, gamma: float = 16.0, margin: float = 0.25, form: Literal["weighted", "released"] = "weighted"
+        self, *, gamma: Positive = 16.0, margin: NonNegative = 0.25, form: Literal["weighted", "released"] = "weighted"
     ) -> None:
         self.contrast = OUCLLoss(gamma, margin, weighted=form == "weighted")
 

@@ -8,6 +8,7 @@ from idaa_lightly import PGD as Ascent
 from idaa_lightly import PixelSpace, ViewGenerator
 from idaa_lightly.ascent import Norm
 from idaa_lightly.errors import UsageError
+from idaa_lightly.options import Count, NonNegative
 from idaa_lightly.plugin import GeneratorAugmentation
 
 
@@ -18,8 +19,8 @@ class PGD(GeneratorAugmentation):
     augmentation of contrastive learning: Kim et al., "Adversarial Self-Supervised Contrastive Learning", NeurIPS 2020.
 
     Args:
-        eps: radius of the ball in units of the normalised image, 0 or more.
-        steps: number of steps, 1 or more.
+        eps: radius of the ball in units of the normalised image.
+        steps: number of steps.
         step_size: length of a step; 2.5 · eps / steps where it is None.
         norm: of the ball.
         random_start: start from a random point of the ball, not from the image.
@@ -28,9 +29,9 @@ class PGD(GeneratorAugmentation):
     def __init__(
         self,
         *,
-        eps: float = 0.03,
-        steps: int = 5,
-        step_size: float | None = None,
+        eps: NonNegative = 0.03,
+        steps: Count = 5,
+        step_size: NonNegative | None = None,
         norm: Norm = "linf",
         random_start: bool = True,
         **options: Any,
@@ -38,7 +39,6 @@ class PGD(GeneratorAugmentation):
         super().__init__(**options)
         if self.mode == "reused":
             raise UsageError("mode is reused, which serves a search of one step from the input: choose clae, or exact")
-        self.relative_cost = 1.55 + 0.35 * steps * (not self.random)
         self.ascent = Ascent(eps, steps=steps, step_size=step_size, norm=norm, random_start=random_start)
 
     def generator(self) -> ViewGenerator:

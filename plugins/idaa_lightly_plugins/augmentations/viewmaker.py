@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from idaa_lightly import Viewmaker as Network
-from idaa_lightly.options import require_at_least, require_between
+from idaa_lightly.options import Count, Fraction
 from idaa_lightly.plugin import LearnedAugmentation, Method
 
 
@@ -17,14 +17,12 @@ class Viewmaker(LearnedAugmentation):
     Source: Tamkin et al., "Viewmaker Networks: Learning Views for Unsupervised Representation Learning", ICLR 2021.
 
     Args:
-        budget: mean absolute perturbation of a pixel in [0, 1], 0 to 1.
+        budget: mean absolute perturbation of a pixel in [0, 1].
         width: channels of the network's first layer.
     """
 
-    def __init__(self, *, budget: float = 0.05, width: int = 32, **options: Any) -> None:
+    def __init__(self, *, budget: Fraction = 0.05, width: Count = 32, **options: Any) -> None:
         super().__init__(**options)
-        require_between(0, 1, budget=budget)
-        require_at_least(1, width=width)
         self.budget, self.width = budget, width
 
     def generator(self, method: Method) -> nn.Module:

@@ -8,7 +8,7 @@ from lightly.loss import BarlowTwinsLoss
 from lightly.models.modules.heads import ProjectionHead
 from torch import nn
 
-from idaa_lightly.options import require_at_least
+from idaa_lightly.options import Count, NonNegative
 from idaa_lightly.plugin import PairMethod
 from idaa_lightly_plugins.methods.recipe import LightlyRecipe
 
@@ -29,13 +29,11 @@ class BarlowTwins(LightlyRecipe, PairMethod):
         backbone: nn.Module,
         num_features: int,
         *,
-        redundancy: float = 5e-3,
-        projection_dim: int = 2048,
+        redundancy: NonNegative = 5e-3,
+        projection_dim: Count = 2048,
         **options: Any,
     ) -> None:
         super().__init__(backbone, num_features, **options)
-        require_at_least(0, redundancy=redundancy)
-        require_at_least(1, projection_dim=projection_dim)
         self.head = ProjectionHead(
             [
                 (num_features, projection_dim, nn.BatchNorm1d(projection_dim), nn.ReLU()),

@@ -8,7 +8,7 @@ from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
 from torch import Tensor, nn
 
-from idaa_lightly.options import require_at_least
+from idaa_lightly.options import Count
 from idaa_lightly_plugins.methods.recipe import MomentumRecipe
 
 Pair = tuple[Tensor, Tensor]
@@ -32,11 +32,10 @@ class BYOL(MomentumRecipe):
         backbone: nn.Module,
         num_features: int,
         *,
-        hidden_dim: int = 1024,
-        projection_dim: int = 256,
+        hidden_dim: Count = 1024,
+        projection_dim: Count = 256,
         **options: Any,
     ) -> None:
-        require_at_least(1, hidden_dim=hidden_dim, projection_dim=projection_dim)
         head = BYOLProjectionHead(num_features, hidden_dim, projection_dim)
         super().__init__(backbone, num_features, head, **options)
         self.predictor = BYOLPredictionHead(projection_dim, hidden_dim, projection_dim)

@@ -8,7 +8,7 @@ from lightly.loss import DCLLoss
 from lightly.models.modules import SimCLRProjectionHead
 from torch import nn
 
-from idaa_lightly.options import require_at_least
+from idaa_lightly.options import Count, Positive
 from idaa_lightly.plugin import PairMethod
 from idaa_lightly_plugins.methods.recipe import LightlyRecipe
 
@@ -19,7 +19,7 @@ class DCL(LightlyRecipe, PairMethod):
     Source: Yeh et al., "Decoupled Contrastive Learning", ECCV 2022, Sec. 3; recipe of Lightly's CIFAR-10 benchmark.
 
     Args:
-        temperature: scales the cosines, above 0.
+        temperature: scales the cosines.
         projection_dim: dimension of the projection.
     """
 
@@ -28,12 +28,10 @@ class DCL(LightlyRecipe, PairMethod):
         backbone: nn.Module,
         num_features: int,
         *,
-        temperature: float = 0.1,
-        projection_dim: int = 128,
+        temperature: Positive = 0.1,
+        projection_dim: Count = 128,
         **options: Any,
     ) -> None:
         super().__init__(backbone, num_features, **options)
-        require_at_least(1e-8, temperature=temperature)
-        require_at_least(1, projection_dim=projection_dim)
         self.head = SimCLRProjectionHead(num_features, num_features, projection_dim)
         self.criterion = DCLLoss(temperature, gather_distributed=True)

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler
 from torch.optim.optimizer import ParamsT
 
 from idaa_lightly.criteria import DebiasedLoss
+from idaa_lightly.options import BelowOne, Count, NonNegative, Positive
 from idaa_lightly_plugins.methods.simclr import SimCLR
 
 
@@ -23,8 +24,8 @@ class Debiased(SimCLR):
     learning rate 1e-3, weight decay 1e-6, 400 epochs, batch 256, ResNet-50, a head with BatchNorm of 512 and 128.
 
     Args:
-        temperature: scales the cosines, above 0.
-        tau_plus: probability that a negative is of the anchor's class, in [0, 1).
+        temperature: scales the cosines.
+        tau_plus: probability that a negative is of the anchor's class.
         lr: learning rate of Adam.
         projection_dim: dimension of the projection.
         jitter: strength of the colour jitter, a factor on (0.4, 0.4, 0.4, 0.1).
@@ -38,10 +39,10 @@ class Debiased(SimCLR):
         backbone: nn.Module,
         num_features: int,
         *,
-        temperature: float = 0.5,
-        tau_plus: float = 0.1,
-        lr: float = 1e-3,
-        projection_dim: int = 128,
+        temperature: Positive = 0.5,
+        tau_plus: BelowOne = 0.1,
+        lr: NonNegative = 1e-3,
+        projection_dim: Count = 128,
         **options: Any,
     ) -> None:
         super().__init__(backbone, num_features, lr=lr, projection_dim=projection_dim, **options)

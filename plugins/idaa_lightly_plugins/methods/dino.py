@@ -12,7 +12,7 @@ from lightly.transforms.multi_view_transform import MultiViewTransform
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from idaa_lightly.options import require_at_least
+from idaa_lightly.options import Count, NonNegativeInt
 from idaa_lightly_plugins.methods.recipe import MomentumRecipe, local_size
 
 Pair = tuple[Tensor, Tensor]
@@ -42,14 +42,12 @@ class DINO(MomentumRecipe):
         backbone: nn.Module,
         num_features: int,
         *,
-        hidden_dim: int = 2048,
-        bottleneck_dim: int = 256,
-        projection_dim: int = 2048,
-        local_views: int = 6,
+        hidden_dim: Count = 2048,
+        bottleneck_dim: Count = 256,
+        projection_dim: Count = 2048,
+        local_views: NonNegativeInt = 6,
         **options: Any,
     ) -> None:
-        require_at_least(1, hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim, projection_dim=projection_dim)
-        require_at_least(0, local_views=local_views)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # Lightly's weight_norm, which cannot be copied
             head = DINOProjectionHead(num_features, hidden_dim, bottleneck_dim, projection_dim, batch_norm=True)

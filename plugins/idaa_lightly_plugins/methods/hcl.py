@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from idaa_lightly.criteria import DebiasedLoss
+from idaa_lightly.options import NonNegative
 from idaa_lightly_plugins.methods.debiased import Debiased
 
 
@@ -17,9 +18,9 @@ class HCL(Debiased):
     is that of Chuang et al., NeurIPS 2020.
 
     Args:
-        beta: concentration on hard negatives, 0 or more.
+        beta: concentration on hard negatives.
     """
 
-    def __init__(self, backbone: nn.Module, num_features: int, *, beta: float = 1.0, **options: Any) -> None:
+    def __init__(self, backbone: nn.Module, num_features: int, *, beta: NonNegative = 1.0, **options: Any) -> None:
         super().__init__(backbone, num_features, **options)
         self.criterion = DebiasedLoss(self.criterion.temperature, self.criterion.tau_plus, beta)

@@ -9,7 +9,7 @@ from lightly.loss import NTXentLoss
 from lightly.models.modules import MoCoProjectionHead
 from torch import Tensor, nn
 
-from idaa_lightly.options import require_at_least
+from idaa_lightly.options import Count, Positive
 from idaa_lightly_plugins.methods.recipe import MomentumRecipe, keep_in_checkpoints
 
 Pair = tuple[Tensor, Tensor]
@@ -27,7 +27,7 @@ class MoCo(MomentumRecipe):
     Differs from the paper: no shuffling of batches over devices before the momentum network.
 
     Args:
-        temperature: scales the cosines, above 0.
+        temperature: scales the cosines.
         projection_dim: dimension of the projection.
         queue: number of keys kept.
     """
@@ -37,13 +37,11 @@ class MoCo(MomentumRecipe):
         backbone: nn.Module,
         num_features: int,
         *,
-        temperature: float = 0.1,
-        projection_dim: int = 128,
-        queue: int = 8192,
+        temperature: Positive = 0.1,
+        projection_dim: Count = 128,
+        queue: Count = 8192,
         **options: Any,
     ) -> None:
-        require_at_least(1e-8, temperature=temperature)
-        require_at_least(1, projection_dim=projection_dim, queue=queue)
         head = MoCoProjectionHead(num_features, num_features, projection_dim)
         super().__init__(backbone, num_features, head, **options)
         self.criterion = NTXentLoss(temperature, memory_bank_size=(queue, projection_dim), gather_distributed=True)

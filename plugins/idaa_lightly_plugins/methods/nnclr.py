@@ -9,7 +9,7 @@ from lightly.models.modules import NNCLRPredictionHead, NNMemoryBankModule
 from lightly.models.modules.heads import ProjectionHead
 from torch import Tensor, nn
 
-from idaa_lightly.options import require_at_least
+from idaa_lightly.options import Count, Positive
 from idaa_lightly_plugins.methods.recipe import LightlyRecipe, keep_in_checkpoints
 
 Pair = tuple[Tensor, Tensor]
@@ -24,7 +24,7 @@ class NNCLR(LightlyRecipe):
     benchmark, with its projection head of two layers.
 
     Args:
-        temperature: scales the cosines, above 0.
+        temperature: scales the cosines.
         hidden_dim: width of the projection head; the predictor's is twice that.
         projection_dim: dimension of the projection.
         bank: number of projections kept.
@@ -35,15 +35,13 @@ class NNCLR(LightlyRecipe):
         backbone: nn.Module,
         num_features: int,
         *,
-        temperature: float = 0.5,
-        hidden_dim: int = 2048,
-        projection_dim: int = 256,
-        bank: int = 8192,
+        temperature: Positive = 0.5,
+        hidden_dim: Count = 2048,
+        projection_dim: Count = 256,
+        bank: Count = 8192,
         **options: Any,
     ) -> None:
         super().__init__(backbone, num_features, **options)
-        require_at_least(1e-8, temperature=temperature)
-        require_at_least(1, hidden_dim=hidden_dim, projection_dim=projection_dim, bank=bank)
         norms = nn.BatchNorm1d(hidden_dim), nn.BatchNorm1d(projection_dim)
         self.head = ProjectionHead(
             [(num_features, hidden_dim, norms[0], nn.ReLU()), (hidden_dim, projection_dim, norms[1], None)]

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.optimizer import ParamsT
 
 from idaa_lightly.criteria import InfoNCELoss
-from idaa_lightly.options import require_at_least
+from idaa_lightly.options import Count, NonNegative, Positive
 from idaa_lightly.plugin import PairMethod
 
 
@@ -24,7 +24,7 @@ class Plain(PairMethod):
     128, crops of 0.2 to 1, jitter 0.4.
 
     Args:
-        temperature: scales the cosines, above 0.
+        temperature: scales the cosines.
         lr: learning rate of the first 120 of 240 epochs; of other lengths, in proportion.
         projection_dim: dimension of the embedding.
     """
@@ -38,13 +38,11 @@ class Plain(PairMethod):
         backbone: nn.Module,
         num_features: int,
         *,
-        temperature: float = 0.1,
-        lr: float = 0.03,
-        projection_dim: int = 128,
+        temperature: Positive = 0.1,
+        lr: NonNegative = 0.03,
+        projection_dim: Count = 128,
     ) -> None:
         super().__init__(backbone, num_features)
-        require_at_least(0, lr=lr)
-        require_at_least(1, projection_dim=projection_dim)
         self.head = nn.Linear(num_features, projection_dim)
         self.criterion = self.criterion_class(temperature)
         self.lr = lr

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.optimizer import ParamsT
 
-from idaa_lightly.options import require_at_least, require_between
+from idaa_lightly.options import Fraction, NonNegative
 from idaa_lightly.plugin import Method
 
 
@@ -31,9 +31,8 @@ class LightlyRecipe(Method):
     batch_size = 512
     head: nn.Module
 
-    def __init__(self, backbone: nn.Module, num_features: int, *, lr: float = 0.24) -> None:
+    def __init__(self, backbone: nn.Module, num_features: int, *, lr: NonNegative = 0.24) -> None:
         super().__init__(backbone, num_features)
-        require_at_least(0, lr=lr)
         self.lr = lr
 
     def transform(self, image_size: int, normalize: dict[str, list[float]]) -> MultiViewTransform:
@@ -57,14 +56,19 @@ class MomentumRecipe(LightlyRecipe):
     """Adds copies of backbone and head that follow them slowly.
 
     Args:
-        momentum: of the copies, 0 to 1.
+        momentum: of the copies.
     """
 
     def __init__(
-        self, backbone: nn.Module, num_features: int, head: nn.Module, *, lr: float = 0.24, momentum: float = 0.99
+        self,
+        backbone: nn.Module,
+        num_features: int,
+        head: nn.Module,
+        *,
+        lr: NonNegative = 0.24,
+        momentum: Fraction = 0.99,
     ) -> None:
         super().__init__(backbone, num_features, lr=lr)
-        require_between(0, 1, momentum=momentum)
         self.head, self.momentum = head, momentum
         self.momentum_backbone, self.momentum_head = copy.deepcopy(backbone), copy.deepcopy(head)
         deactivate_requires_grad(self.momentum_backbone)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.optimizer import ParamsT
 
-from idaa_lightly.options import require_at_least
+from idaa_lightly.options import Count, NonNegative, Positive
 from idaa_lightly.plugin import PairMethod
 
 
@@ -25,7 +25,7 @@ class SimCLR(PairMethod):
     projection head 512-512-64 without BatchNorm, no blur.
 
     Args:
-        temperature: of NT-Xent, above 0.
+        temperature: of NT-Xent.
         lr: learning rate of Adam.
         projection_dim: dimension of the projection.
         jitter: strength of the colour jitter, a factor on (0.8, 0.8, 0.8, 0.2).
@@ -39,15 +39,12 @@ class SimCLR(PairMethod):
         backbone: nn.Module,
         num_features: int,
         *,
-        temperature: float = 0.5,
-        lr: float = 3e-4,
-        projection_dim: int = 64,
-        jitter: float = 1.0,
+        temperature: Positive = 0.5,
+        lr: NonNegative = 3e-4,
+        projection_dim: Count = 64,
+        jitter: NonNegative = 1.0,
     ) -> None:
         super().__init__(backbone, num_features)
-        require_at_least(1e-8, temperature=temperature)
-        require_at_least(0, lr=lr, jitter=jitter)
-        require_at_least(1, projection_dim=projection_dim)
         self.head = SimCLRProjectionHead(num_features, num_features, projection_dim, batch_norm=False)
         self.criterion = NTXentLoss(temperature, gather_distributed=True)
         self.lr, self.jitter = lr, jitter

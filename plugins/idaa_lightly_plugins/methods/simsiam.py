@@ -9,7 +9,7 @@ from lightly.transforms.multi_view_transform import MultiViewTransform
 from lightly.transforms.simclr_transform import SimCLRTransform
 from torch import Tensor, nn
 
-from idaa_lightly.options import require_at_least
+from idaa_lightly.options import Count
 from idaa_lightly_plugins.methods.recipe import LightlyRecipe
 
 Pair = tuple[Tensor, Tensor]
@@ -40,11 +40,10 @@ class SimSiam(LightlyRecipe):
         num_features: int,
         *,
         lr: float = 0.06,
-        projection_dim: int = 2048,
-        prediction_dim: int = 512,
+        projection_dim: Count = 2048,
+        prediction_dim: Count = 512,
     ) -> None:
         super().__init__(backbone, num_features, lr=lr)
-        require_at_least(1, projection_dim=projection_dim, prediction_dim=prediction_dim)
         hidden, out = nn.BatchNorm1d(projection_dim), nn.BatchNorm1d(projection_dim, affine=False)
         self.head = ProjectionHead(
             [(num_features, projection_dim, hidden, nn.ReLU()), (projection_dim, projection_dim, out, None)]

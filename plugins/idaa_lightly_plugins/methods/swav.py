@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import ParamsT
 
-from idaa_lightly.options import require_at_least
+from idaa_lightly.options import Count, NonNegativeInt
 from idaa_lightly_plugins.methods.recipe import LightlyRecipe, cosine, local_size
 
 
@@ -43,14 +43,12 @@ class SwaV(LightlyRecipe):
         num_features: int,
         *,
         lr: float = 4e-3,
-        projection_dim: int = 128,
-        prototypes: int = 512,
-        local_views: int = 6,
+        projection_dim: Count = 128,
+        prototypes: Count = 512,
+        local_views: NonNegativeInt = 6,
         **options: Any,
     ) -> None:
         super().__init__(backbone, num_features, lr=lr, **options)
-        require_at_least(1, projection_dim=projection_dim, prototypes=prototypes)
-        require_at_least(0, local_views=local_views)
         self.head = SwaVProjectionHead(num_features, num_features, projection_dim)
         self.prototypes = SwaVPrototypes(projection_dim, prototypes)
         self.criterion = SwaVLoss(sinkhorn_gather_distributed=True)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import ParamsT
 
-from idaa_lightly.options import require_at_least
+from idaa_lightly.options import Count, NonNegative
 from idaa_lightly.plugin import PairMethod
 
 
@@ -34,10 +34,10 @@ class VICReg(PairMethod):
     epochs = 1000
     batch_size = 256
 
-    def __init__(self, backbone: nn.Module, num_features: int, *, lr: float = 0.3, projection_dim: int = 2048) -> None:
+    def __init__(
+        self, backbone: nn.Module, num_features: int, *, lr: NonNegative = 0.3, projection_dim: Count = 2048
+    ) -> None:
         super().__init__(backbone, num_features)
-        require_at_least(0, lr=lr)
-        require_at_least(1, projection_dim=projection_dim)
         self.head = BarlowTwinsProjectionHead(num_features, projection_dim, projection_dim)
         self.criterion = VICRegLoss(gather_distributed=True)
         self.lr = lr

@@ -1,0 +1,95 @@
+"""Frozen features of a data set, and their kNN accuracy: what runs and evaluations share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from idaa_lightly.bench.progress import progress
+from idaa_lightly.data import DataSet
+from idaa_lightly.evaluation.embed import embed
+from idaa_lightly.evaluation.knn import knn_classify
+from idaa_lightly.loading import evaluation_batches
+from idaa_lightly.outputs import embedding_of
+from idaa_lightly.plugin import Method
+
+KNN_K, KNN_TEMPERATURE = 200, 0.1
+EVALUATION_BATCH = 256
+
+
+class Features(NamedTuple):
+    """Features of both splits of a data set, on the CPU.
+
+    Attributes:
+        train_features: (N, D), float32.
+        train_labels: Classes (N,).
+        test_features: (M, D), float32.
+        test_labels: Classes (M,).
+    """
+
+    train_features: Tensor
+    train_labels: Tensor
+    test_features: Tensor
+    test_labels: Tensor
+
+
+def pick_device() -> torch.device:
+    """Return the device for evaluations: CUDA, else MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def features_of(network: nn.Module, data: DataSet) -> Features:
+    """Return the frozen features of images without augmentation.
+
+    Args:
+        network: Images (N, 3, H, W) to features (N, D).
+        data: Images of both splits.
+    """
+    step = progress("features", sum(-(-len(part) // EVALUATION_BATCH) for part in (data.train, data.test)))
+    parts = [
+        embed(network, evaluation_batches(data, images, EVALUATION_BATCH), lambda _: step(""))
+        for images in (data.train, data.test)
+    ]
+    return Features(*parts[0], *parts[1])
+
+
+def features_and_projections(method: Method, data: DataSet) -> tuple[Features, Features]:
+    """Return the features of a method's backbone, and what its loss compares, from one pass over the images.
+
+    Args:
+        method: Of several networks, the one that is trained is used.
+        data: Images of both splits.
+    """
+    both = features_of(_WithProjection(method), data)
+    width = method.num_features
+    train, test = both.train_features, both.test_features
+    features = both._replace(train_features=train[:, :width], test_features=test[:, :width])
+    return features, both._replace(train_features=train[:, width:], test_features=test[:, width:])
+
+
+class _WithProjection(nn.Module):
+    """Images (N, C, H, W) to backbone features and the method's embedding side by side, (N, num_features + D)."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: list[Tensor] = []
+        with self.method.backbone.register_forward_hook(lambda *call: found.append(call[2])):
+            embedding = embedding_of(self.method(images))
+        features = found[0] if found else self.method.backbone(images)
+        return torch.cat([features.flatten(1), embedding], 1)
+
+
+def knn_accuracy(features: Features, k: int = KNN_K, temperature: float = KNN_TEMPERATURE) -> float:
+    """Return the top-1 accuracy in [0, 1] of the test features, with the train features as the bank."""
+    ranked = knn_classify(
+        features.train_features, features.train_labels, features.test_features, min(k, len(features.train_labels)),
+        temperature,
+    )  # fmt: skip
+    return (ranked[:, 0] == features.test_labels).double().mean().item()

@@ -1,0 +1,82 @@
+"""What an augmentation is fitted with before the training starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from idaa_lightly.bench.progress import progress
+from idaa_lightly.bench.run.setup import Parts
+from idaa_lightly.loading import ViewDataset, describe
+from idaa_lightly.plugin import Augmentation, FitContext
+
+HALF = "bf16-mixed"
+
+
+def fit(augmentation: Augmentation, context: FitContext, precision: str) -> None:
+    """Fit an augmentation, in bfloat16 if the run trains in bfloat16.
+
+    Args:
+        augmentation: Fitted in place.
+        context: What it may use.
+        precision: Precision of the run, as for Lightning's Trainer.
+    """
+    half = precision == HALF  # without a cache, which would keep the weights of the first step
+    with torch.autocast(context.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+        augmentation.fit(context)
+
+
+def fit_context(parts: Parts, device: torch.device) -> FitContext:
+    """Return what an augmentation may use before the training starts on `device`."""
+    return FitContext(
+        views=lambda batch_size: FirstViews(parts, batch_size, device),
+        key={
+            "data": parts.data.train.fingerprint,
+            "transform": describe(parts.views.transform),
+            "image_size": parts.data.image_size,
+        }
+        | ({"views": "device"} if parts.device_views else {})
+        | ({"precision": HALF} if parts.config.precision == HALF else {}),
+        images=len(parts.views),
+        image_size=parts.data.image_size,
+        channels=3,
+        normalize=parts.data.normalize,
+        epochs=parts.epochs,
+        seed=parts.config.seed,
+        device=device,
+        cache_dir=cache_dir(),
+        progress=progress,
+    )
+
+
+def cache_dir() -> Path:
+    """Return $IDAA_LIGHTLY_CACHE, or idaa-lightly in the user's cache directory."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("IDAA_LIGHTLY_CACHE") or base / "idaa-lightly")
+
+
+class FirstViews:
+    """Batches (N, C, H, W) of the first view of each image; new views each time it is iterated."""
+
+    def __init__(self, parts: Parts, batch_size: int, device: torch.device) -> None:
+        self.single = parts.views.transform.transforms[0]  # type: ignore[attr-defined]
+        first = replace(parts, views=ViewDataset(parts.data.train, self._view, parts.config.seed))
+        self.loader, self.epoch = first.loader(min(batch_size, len(parts.views))), 0
+        self.make = parts.device_views and parts.device_views.first()
+        self.seed, self.device = parts.config.seed, device
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.loader.sampler.set_epoch(self.epoch)  # type: ignore[attr-defined]
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        for step, (views, _) in enumerate(self.loader):
+            make = self.make
+            yield views[0] if make is None else make(views.to(self.device), self.seed, "first", epoch, step)[0]
+
+    def _view(self, image: Any) -> list[Tensor]:
+        return [self.single(image)]
