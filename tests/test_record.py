@@ -1,0 +1,102 @@
+"""The record's schema, and what belongs to an earlier version."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from records import a_record
+
+from idaa_lightly.bench.record import config_of, read_record
+from idaa_lightly.cli import main
+from idaa_lightly.errors import FileFormatError
+from idaa_lightly.seeding import STREAMS, seed_of, seeded
+
+RECORDS = sorted((Path(__file__).parents[1] / "benchmarks" / "records").rglob("record.json"))
+
+
+def written(record: Any) -> Path:
+    Path("run").mkdir(exist_ok=True)
+    Path("run/record.json").write_text(json.dumps(record))
+    return Path("run")
+
+
+def test_every_committed_record_is_read() -> None:
+    assert len(RECORDS) > 90
+    assert {read_record(path.parent)["schema"] for path in RECORDS} <= {1, 2}
+    assert all(config_of(read_record(path.parent), path.parent).seed >= 0 for path in RECORDS)
+
+
+def test_fields_of_later_versions_do_no_harm() -> None:
+    record = a_record(last={"rankme": 3.5}, colour="blue")
+    assert read_record(written(record)) == record
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"last": {"knn": 1.5}}, "last.knn: Input should be less than or equal to 1"),
+        ({"last": {"knn": float("nan")}}, "last.knn: "),
+        ({"last": {"linear": "high"}}, "last.linear: Input should be a valid number"),
+        ({"history": [{"epoch": 0, "knn": 0.1}, {"epoch": "x", "knn": 0.1}]}, "history.1.epoch: "),
+        ({"time": None}, "time: "),
+        ({"data": {"fingerprint": ["a"]}}, "data.fingerprint"),
+        ({"config": 3}, "config: "),
+    ],
+)
+def test_a_damaged_record_is_refused_with_the_place(change: dict[str, Any], text: str) -> None:
+    with pytest.raises(FileFormatError, match=r"^run/record.json is damaged: ") as caught:
+        read_record(written(a_record(**change)))
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ({"epochs": 0}, "epochs is 0, but expected int, 1 or more"),
+        ({"colour": "red"}, "'colour' is no field of a run"),
+        ({"seed": "x"}, "seed is 'x', but expected int"),
+    ],
+)
+def test_a_damaged_configuration_is_refused(config: dict[str, Any], text: str) -> None:
+    with pytest.raises(FileFormatError, match=text):
+        config_of(read_record(written(a_record(config=config))), Path("run"))
+
+
+def test_a_checkpoint_of_other_random_streams_is_not_resumed_but_read(folder: Path) -> None:
+    options = ["run", "--aug", "none", "--data", f"folder:{folder}", "--backbone", "resnet9-w2", "--epochs", "2"]
+    options += ["--batch-size", "12", "--accelerator", "cpu", "--out", "run"]
+    assert CliRunner().invoke(main, options).exit_code == 0
+    path = Path("run/checkpoints/last.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint.pop("idaa_lightly_streams") == STREAMS
+    torch.save(checkpoint, path)
+    Path("run/record.json").unlink()
+    refused = CliRunner().invoke(main, [*options, "--resume"])
+    assert refused.exit_code == 1
+    assert "last.ckpt was written by a version of idaa-lightly with other random streams" in refused.stderr
+    assert "start anew with another --out" in refused.stderr
+    assert CliRunner().invoke(main, ["knn", str(path)]).exit_code == 0
+
+
+def test_seeds_depend_on_purpose_and_key() -> None:
+    keys = [("views", 0, 1), ("views", 1, 0), ("views", 0, 1, 0), ("views", "0", 1), ("noise", 0, 1), ("views", 0)]
+    seeds = {seed_of(*key) for key in keys}
+    assert len(seeds) == len(keys)
+    assert all(0 <= seed < 2**64 for seed in seeds)
+    assert seed_of("views", 0, 1) == seed_of("views", 0, 1)
+
+
+def test_a_seeded_block_leaves_the_global_streams_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with seeded("views", 0, 1):
+        first = torch.rand(2)
+    assert torch.equal(torch.rand(3), expected)
+    with seeded("views", 0, 1):
+        assert torch.equal(torch.rand(2), first)
