@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from idaa_lightly.errors import require_extra
 from idaa_lightly.options import require_between
 
 Render = Callable[[Tensor], Tensor]
@@ -149,6 +150,7 @@ class AffineSpace:
     starts_at_input = True
 
     def __init__(self, *, degrees: float = 15.0, translate: float = 0.1, scale: float = 0.1) -> None:
+        require_extra("kornia", "vision", "AffineSpace")
         require_between(0, 180, degrees=degrees)
         require_between(0, 1, translate=translate)
         require_between(0, 0.99, scale=scale)
@@ -196,6 +198,7 @@ class JitterSpace:
         saturation: float = 0.4,
         hue: float = 0.1,
     ) -> None:
+        require_extra("kornia", "vision", "JitterSpace")
         require_between(0, 0.99, brightness=brightness, contrast=contrast, saturation=saturation)
         require_between(0, 0.5, hue=hue)
         self.bounds = brightness, contrast, saturation, hue
