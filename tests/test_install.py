@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -127,7 +128,7 @@ Bare = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Bare:
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bare]:
     """Commands of a fresh venv that holds our wheel and its core dependencies only."""
     place = tmp_path_factory.mktemp("bare")
     python = place / "venv" / "bin" / "python"
@@ -150,7 +151,8 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Bare:
     uv = [sys.executable, "-m", "uv"]
     subprocess.run([*uv, "venv", "--python", sys.executable, place / "venv"], check=True)
     subprocess.run([*uv, "pip", "install", "--python", python, next(place.glob("*.whl"))], check=True)
-    return call
+    yield call
+    shutil.rmtree(place)  # torch is large
 
 
 @pytest.mark.slow
