@@ -1,7 +1,13 @@
-# make demo: venv, install, the main job. make test: the same venv, all tests. make lint: format, lint, types.
+# make demo: venv, install, the main job.
+# make test: the fast tests. make test-slow: the slow ones. make test-all: both. make test-oldest: the fast tests with
+# the oldest versions that pyproject.toml declares. make lint: format, lint, types.
 # make matrix: a few steps of every allowed pair of a method and an augmentation, where make test takes a selection.
 VENV ?= .venv
+VENV_OLDEST ?= .venv-oldest
 PYTHON ?= python3
+# The oldest declared Python if this machine has it, else $(PYTHON). Each is tried, because pyenv's shims may not work.
+PYTHON_OLDEST ?= $(shell for python in python3.10 $(HOME)/.pyenv/versions/3.10*/bin/python; do \
+	$$python -c "" 2>/dev/null && echo $$python && exit; done; echo $(PYTHON))
 # FAISS for this machine: faiss-gpu with an NVIDIA GPU, else faiss-cpu. Never both: they own the same module.
 EXTRA ?= $(shell [ "$$(uname -m)" = x86_64 ] && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 OTHER := $(if $(filter gpu,$(EXTRA)),cpu,gpu)
@@ -9,17 +15,28 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv pip
 INSTALL = $(UV) uninstall --quiet --python $(BIN)/python faiss-$(OTHER); rm -f $(VENV)/.$(OTHER)*; \
 	$(UV) install --quiet --compile-bytecode --python $(BIN)/python --editable
+PYTEST := python -m pytest -n auto --maxprocesses 4
 
-.PHONY: demo test matrix lint clean
+.PHONY: demo test test-slow test-all test-oldest matrix lint clean
 
 demo: $(VENV)/.$(EXTRA)
 	$(BIN)/idaa-bench run --method simclr --aug idaa --resume
 
 test: $(VENV)/.$(EXTRA)-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not matrix"
+	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST)
+
+test-slow: $(VENV)/.$(EXTRA)-test
+	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) -m "slow and not matrix"
+
+test-all: $(VENV)/.$(EXTRA)-test
+	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) -m "not matrix"
+
+test-oldest: $(VENV_OLDEST)/.test
+	@echo "Oldest declared versions on $$($(VENV_OLDEST)/bin/python -V). Declared: $$(grep ^requires-python pyproject.toml)."
+	OMP_NUM_THREADS=1 $(VENV_OLDEST)/bin/$(PYTEST)
 
 matrix: $(VENV)/.$(EXTRA)-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 -m "matrix or not matrix" tests/test_matrix.py -k trains -v
+	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) -m "matrix or not matrix" tests/test_matrix.py -k trains -v
 
 lint: $(VENV)/.$(EXTRA)-lint
 	$(BIN)/ruff format --check .
@@ -27,20 +44,26 @@ lint: $(VENV)/.$(EXTRA)-lint
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV_OLDEST)
 
 $(BIN)/uv:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
 
 $(VENV)/.$(EXTRA): pyproject.toml | $(BIN)/uv
-	$(INSTALL) ".[$(EXTRA)]"
+	$(INSTALL) ".[all,$(EXTRA)]"
 	touch $@
 
 $(VENV)/.$(EXTRA)-test: pyproject.toml | $(BIN)/uv
-	$(INSTALL) ".[$(EXTRA),test]"
+	$(INSTALL) ".[all,$(EXTRA),test]"
 	touch $@
 
 $(VENV)/.$(EXTRA)-lint: pyproject.toml | $(BIN)/uv
-	$(INSTALL) ".[$(EXTRA),test,lint]"
+	$(INSTALL) ".[all,$(EXTRA),test,lint]"
+	touch $@
+
+$(VENV_OLDEST)/.test: pyproject.toml | $(BIN)/uv
+	$(PYTHON_OLDEST) -m venv --clear $(VENV_OLDEST)
+	$(UV) install --quiet --compile-bytecode --python $(VENV_OLDEST)/bin/python --resolution lowest-direct \
+		--editable ".[all,cpu,test]"
 	touch $@

@@ -8,4 +8,13 @@ from __future__ import annotations
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_public_name, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name, or read `__version__` from the installed distribution, on first use."""
+    if name != "__version__":
+        return _public_name(name)
+    from importlib.metadata import version
+
+    return version("idaa-lightly")

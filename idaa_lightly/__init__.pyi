@@ -19,6 +19,8 @@ from .vae import VAE, fit_vae
 from .variants import HalfBatchLoss, ReusedGraphLoss
 from .views import CLAE, IDAA, ViewGenerator
 
+__version__: str
+
 __all__ = [
     "CLAE",
     "FGSM",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 
-import timm
 import torchvision
 from lightly.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from idaa_lightly.errors import UsageError, suggestion
+from idaa_lightly.errors import UsageError, require_extra, suggestion
 
 SMALL = 64  # px; up to here a ResNet gets the CIFAR stem
 NARROW_LAYERS = {"resnet9": [1, 1, 1, 1], "resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6, 3]}
@@ -53,6 +52,7 @@ def create_backbone(name: str, image_size: int) -> tuple[nn.Module, int]:
 
     Raises:
         UsageError: there is no such ResNet.
+        MissingExtraError: torchvision has no such ResNet, and timm is not installed.
     """
     narrow = re.fullmatch(r"(resnet\d+)-w(\d+)", name)
     if narrow and narrow[1] in NARROW_LAYERS and int(narrow[2]) > 0:
@@ -63,15 +63,16 @@ def create_backbone(name: str, image_size: int) -> tuple[nn.Module, int]:
         model = torchvision.models.get_model(name)
         num_features = model.fc.in_features
         model.fc = nn.Identity()
-    elif timm.is_model(name.removeprefix("timm/")):
+    else:
+        timm = require_extra("timm", "vision", f"backbone {name!r}, which torchvision does not have")
+        if not timm.is_model(name.removeprefix("timm/")):
+            resnets = [n for n in ours if "resne" in n] + timm.list_models("*resne*")
+            raise UsageError(
+                f"no backbone {name!r}; known are the ResNets of torchvision and timm, and narrow ones such as "
+                f"'resnet18-w16'.{suggestion(name, resnets)}"
+            )
         model = timm.create_model(name.removeprefix("timm/"), num_classes=0)
         num_features = model.num_features
-    else:
-        resnets = [n for n in ours if "resne" in n] + timm.list_models("*resne*")
-        raise UsageError(
-            f"no backbone {name!r}; known are the ResNets of torchvision and timm, and narrow ones such as "
-            f"'resnet18-w16'.{suggestion(name, resnets)}"
-        )
     if not (hasattr(model, "conv1") and hasattr(model, "maxpool")):
         raise UsageError(f"backbone {name!r} is no ResNet: it has no conv1 and maxpool")
     if image_size <= SMALL:

@@ -7,7 +7,9 @@ exits with `exit_code`; library users catch `IDAAError`, or the built-in type be
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from types import ModuleType
 
 
 class IDAAError(Exception):
@@ -24,6 +26,12 @@ class UsageError(IDAAError, ValueError):
 
 class PluginError(IDAAError):
     """A plugin is unknown, ambiguous or fails to import."""
+
+    exit_code = 2
+
+
+class MissingExtraError(IDAAError, ImportError):
+    """A package of an optional extra is not installed."""
 
     exit_code = 2
 
@@ -56,6 +64,27 @@ class SweepError(IDAAError):
 
 class NonFiniteError(IDAAError, ArithmeticError):
     """Features or a loss hold NaN or infinity."""
+
+
+def require_extra(package: str, extra: str, purpose: str) -> ModuleType:
+    """Import a package that only an optional extra installs.
+
+    Args:
+        package: Name of the package and of its top-level module.
+        extra: Extra of idaa-lightly that installs it, such as "vision".
+        purpose: What needs the package. Ends the message.
+
+    Raises:
+        MissingExtraError: The package is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:  # the package is there, but one of its own dependencies is not
+            raise
+        raise MissingExtraError(
+            f'{package} is not installed: pip install "idaa-lightly[{extra}]" to use {purpose}', name=package
+        ) from None
 
 
 def suggestion(got: str, known: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ import torch
 from annotated_types import Interval
 from torch import Tensor, nn
 
+from idaa_lightly.errors import require_extra
 from idaa_lightly.options import Fraction, checked
 
 Render = Callable[[Tensor], Tensor]
@@ -157,6 +158,7 @@ class AffineSpace:
 
     @checked
     def __init__(self, *, degrees: Degrees = 15.0, translate: Fraction = 0.1, scale: Change = 0.1) -> None:
+        require_extra("kornia", "vision", "AffineSpace")
         self.bounds = degrees, translate, scale
 
     def at(self, x: Tensor) -> tuple[Tensor, Render]:
@@ -202,6 +204,7 @@ class JitterSpace:
         saturation: Change = 0.4,
         hue: Hue = 0.1,
     ) -> None:
+        require_extra("kornia", "vision", "JitterSpace")
         self.bounds = brightness, contrast, saturation, hue
         self.pixels = Pixels(normalize)
 

@@ -12,7 +12,7 @@ import click
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.cli.options import config_options, configs
 from idaa_lightly.cli.terminal import console
-from idaa_lightly.errors import UsageError
+from idaa_lightly.errors import UsageError, require_extra
 
 SEVERAL = ("method", "aug", "seed", "set")
 
@@ -86,6 +86,8 @@ def sweep(
     """
     if slurm and cluster != "slurm":
         raise UsageError(f"--slurm is {slurm[0]!r}, but --cluster is {cluster}: add --cluster slurm")
+    if cluster == "slurm" and not print_jobs:
+        require_extra("submitit", "slurm", "--cluster slurm")
     chosen: dict[str, dict[str, list[str]]] = {}
     for item in settings:
         name, values = _pair("--set", item)

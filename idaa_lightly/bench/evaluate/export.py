@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import importlib.util
 from pathlib import Path
 
-import timm
 import torch
 import torchvision
 from torch import nn
 
 from idaa_lightly.backbones import SMALL, create_backbone
 from idaa_lightly.bench.record import Record, config_of, read_record
-from idaa_lightly.errors import FileFormatError, UsageError
+from idaa_lightly.errors import FileFormatError, UsageError, require_extra
 from idaa_lightly.files import atomic_write, load_tensors
-
-LIBRARIES: dict[str, Callable[[str], bool]] = {
-    "torchvision": lambda name: name in torchvision.models.list_models(module=torchvision.models),
-    "timm": timm.is_model,
-}
 
 
 def run_backbone(folder: Path) -> tuple[nn.Module, Record]:
@@ -52,13 +47,16 @@ def export(folder: Path, out: Path, form: str | None = None) -> str:
     Raises:
         FileFormatError: the folder is no finished run.
         UsageError: the library has no such network, or `out` is a folder.
+        MissingExtraError: the network or `form` needs timm, which is not installed.
     """
+    if form == "timm":
+        require_extra("timm", "vision", "--format timm")
     if out.is_dir():
         raise UsageError(f"--out is {out}, a folder, but expected a file such as {out / 'backbone.pth'}")
     network, record = run_backbone(folder)
     backbone, image_size = record["config"]["backbone"], record["data"]["image_size"]
     name = backbone.removeprefix("timm/")
-    holders = [library for library, has in LIBRARIES.items() if has(name)]
+    holders = _libraries_with(name)
     if form and form not in holders:
         raise UsageError(
             f"{form} has no {name}: "
@@ -76,6 +74,16 @@ def export(folder: Path, out: Path, form: str | None = None) -> str:
     with atomic_write(out) as temporary:
         torch.save(state, temporary)
     return "\n".join(lines)
+
+
+def _libraries_with(name: str) -> list[str]:
+    """Return which of torchvision and timm have the network. Skip timm if it is not installed."""
+    libraries = []
+    if name in torchvision.models.list_models(module=torchvision.models):
+        libraries.append("torchvision")
+    if importlib.util.find_spec("timm") and importlib.import_module("timm").is_model(name):
+        libraries.append("timm")
+    return libraries
 
 
 def _lines(library: str, name: str, image_size: int, state: dict[str, torch.Tensor]) -> list[str]:

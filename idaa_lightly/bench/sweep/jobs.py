@@ -5,25 +5,23 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import submitit
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from idaa_lightly.bench.record import read_record
 from idaa_lightly.bench.sweep.command import Command
+from idaa_lightly.bench.sweep.executors import Job, create_executor
 from idaa_lightly.bench.sweep.plan import Run
-from idaa_lightly.errors import BusyError, SweepError, UsageError
+from idaa_lightly.errors import BusyError, SweepError
 from idaa_lightly.files import claim
 
 log = logging.getLogger(__name__)
-YEAR, DAY = 60 * 24 * 365, 60 * 24  # minutes; submitit's own limits are 2 for a process and 5 for Slurm
 POLL = 0.5  # seconds
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 
@@ -35,7 +33,7 @@ class Jobs:
 
     Args:
         runs: of the sweep.
-        out: gets a folder .jobs for submitit's files and the runs' output.
+        out: Gets a directory .jobs for the runs' output and submitit's files.
         console: Where the progress bar is drawn.
         limit: of jobs at a time; all at once where it is None.
         cluster: "local" or "slurm".
@@ -43,6 +41,7 @@ class Jobs:
 
     Raises:
         UsageError: there is no such cluster here, or an option of it is wrong.
+        MissingExtraError: the cluster needs submitit, which is not installed.
     """
 
     def __init__(
@@ -57,9 +56,9 @@ class Jobs:
     ) -> None:
         self.runs, self.local, self.limit = runs, cluster == "local", limit or len(runs)
         self.waiting = [run for run in runs if not run.finished]
-        self.running: dict[int, tuple[Run, submitit.Job[int]]] = {}
+        self.running: dict[int, tuple[Run, Job]] = {}
         self.failed: list[Run] = []
-        self.executor = _executor(out / ".jobs", cluster, options)
+        self.submit = create_executor(out / ".jobs", cluster, options)
         self.gpus = _gpus() if self.local else []
         self.progress = Progress(*COLUMNS, console=console, disable=not console.is_terminal)
         self.bar = self.progress.add_task("", total=len(runs))
@@ -93,12 +92,12 @@ class Jobs:
             del self.running[slot]
             if run.finished:
                 self._say(run, _result(run))
-            elif _exit_code(job) == BusyError.exit_code:
+            elif job.exit_code() == BusyError.exit_code:
                 self.waiting.append(run)
                 self._say(run, "is being run by another process")
             else:
                 self.failed.append(run)
-                self._say(run, f"failed: {_last_line(job.stderr())}; all it said: {job.paths.stderr}")
+                self._say(run, f"failed: {_last_line(job.log)}; all it said: {job.log}")
 
     def _start(self) -> None:
         for run in list(self.waiting):
@@ -109,11 +108,11 @@ class Jobs:
                 slot = min(set(range(self.limit)) - self.running.keys())
                 command = [sys.executable, "-m", "idaa_lightly.cli", *run.arguments]
                 self.waiting.remove(run)
-                self.running[slot] = run, self.executor.submit(Command(command, self._environment(run, slot)))
-                self._say(run, f"started as job {self.running[slot][1].job_id}")
+                self.running[slot] = run, self.submit(Command(command, self._environment(run, slot)))
+                self._say(run, f"started as job {self.running[slot][1].name}")
 
     def _environment(self, run: Run, slot: int) -> dict[str, str]:
-        """A GPU for each run, in turn, but all of them for one that says --devices; submitit would hide them."""
+        """A GPU for each run, in turn, but all of them for one that says --devices."""
         if not self.gpus:
             return {}
         return {
@@ -127,18 +126,6 @@ class Jobs:
         state = f"{len(self.running)} running, {len(self.waiting)} to come, {len(self.failed)} failed"
         self.progress.update(self.bar, completed=done, description=state)
         log.info(f"[{done}/{len(self.runs)}] {run.name}: {text}")
-
-
-def _executor(folder: Path, cluster: str, options: Mapping[str, Any]) -> submitit.AutoExecutor:
-    folder.mkdir(parents=True, exist_ok=True)
-    own = tempfile.mkdtemp(dir=folder)  # job ids are those of processes, and machines may share `out`
-    limits = {"local": {"timeout_min": YEAR}, "slurm": {"slurm_time": DAY}}[cluster]
-    try:
-        executor = submitit.AutoExecutor(own, cluster=cluster)
-        executor.update_parameters(**limits, **{f"slurm_{key}": value for key, value in options.items()})
-    except (RuntimeError, NameError, AssertionError, ValueError) as error:
-        raise UsageError(f"--cluster {cluster} cannot be used: {error}") from error
-    return executor
 
 
 def _gpus() -> list[str]:
@@ -155,16 +142,8 @@ def _busy(folder: Path) -> bool:
         return True
 
 
-def _exit_code(job: submitit.Job[int]) -> int | None:
-    """None where the job was killed."""
-    try:
-        return job.result()
-    except submitit.core.utils.UncompletedJobError:
-        return None
-
-
-def _last_line(text: str | None) -> str:
-    lines = (text or "").strip().splitlines()
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
     return lines[-1].removeprefix("Error: ") if lines else "it was stopped without a word"
 
 

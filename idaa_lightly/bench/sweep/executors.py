@@ -1,0 +1,116 @@
+"""Jobs as processes of this machine, or as jobs of a cluster through submitit."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from idaa_lightly.bench.sweep.command import Command
+from idaa_lightly.errors import UsageError, require_extra
+
+if TYPE_CHECKING:
+    import submitit
+
+DAY = 60 * 24  # minutes; submitit's own limit is 5
+
+
+class Job(Protocol):
+    """A submitted command.
+
+    Attributes:
+        name: Name of the job in messages.
+        log: File with what the command writes to stderr.
+    """
+
+    name: str
+    log: Path
+
+    def done(self) -> bool:
+        """Return whether the command has ended."""
+
+    def exit_code(self) -> int | None:
+        """Return the exit code of a command that has ended. None or negative if it was killed."""
+
+    def cancel(self) -> None:
+        """Interrupt the command, like Ctrl-C."""
+
+
+Submit = Callable[[Command], Job]
+
+
+class LocalJob:
+    """A command as a process of this machine. It outlives a sweep that is killed."""
+
+    def __init__(self, command: Command, folder: Path, number: int) -> None:
+        self.name, self.log = str(number), folder / f"{number}_log.err"
+        with (folder / f"{number}_log.out").open("wb") as out, self.log.open("wb") as err:
+            self.process = subprocess.Popen(
+                command.arguments, env=command.environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err
+            )
+
+    def done(self) -> bool:
+        """Return whether the process has ended."""
+        return self.process.poll() is not None
+
+    def exit_code(self) -> int | None:
+        """Return the exit code."""
+        return self.process.poll()
+
+    def cancel(self) -> None:
+        """Send SIGINT."""
+        self.process.send_signal(signal.SIGINT)
+
+
+class ClusterJob:
+    """A job of submitit."""
+
+    def __init__(self, job: submitit.Job[int]) -> None:
+        self.job, self.name, self.log = job, job.job_id, job.paths.stderr
+
+    def done(self) -> bool:
+        """Return whether the cluster has ended the job."""
+        return self.job.done()
+
+    def exit_code(self) -> int | None:
+        """Return the exit code. None if the job was killed."""
+        from submitit.core.utils import UncompletedJobError
+
+        try:
+            return self.job.result()
+        except UncompletedJobError:
+            return None
+
+    def cancel(self) -> None:
+        """Remove the job from the queue, or stop it."""
+        self.job.cancel()
+
+
+def create_executor(folder: Path, cluster: str, options: Mapping[str, Any]) -> Submit:
+    """Create a function that submits commands.
+
+    Args:
+        folder: Folder for the files of the jobs. Several machines may share it.
+        cluster: "local" or "slurm".
+        options: Parameters of submitit's Slurm executor, such as partition.
+
+    Raises:
+        UsageError: The cluster is not available here, or an option is wrong.
+        MissingExtraError: The cluster needs submitit, which is not installed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    own = Path(tempfile.mkdtemp(dir=folder))  # numbers of jobs are unique within one sweep only
+    if cluster == "local":
+        numbers = itertools.count(1)
+        return lambda command: LocalJob(command, own, next(numbers))
+    submitit = require_extra("submitit", "slurm", f"--cluster {cluster}")
+    try:
+        executor = submitit.AutoExecutor(own, cluster=cluster)
+        executor.update_parameters(slurm_time=DAY, **{f"slurm_{key}": value for key, value in options.items()})
+    except (RuntimeError, NameError, AssertionError, ValueError) as error:
+        raise UsageError(f"--cluster {cluster} cannot be used: {error}") from error
+    return lambda command: ClusterJob(executor.submit(command))
