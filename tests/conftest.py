@@ -1,19 +1,34 @@
-"""What all tests share: an image folder, and a place of their own to write to."""
+"""Fixtures of all tests: an image folder, two trained runs, and a directory of their own to write to."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from filelock import FileLock
 from hypothesis import settings
 from PIL import Image
+
+from idaa_lightly.cli import main
 
 settings.register_profile("ours", deadline=None, derandomize=True)  # no timing decides a test
 settings.load_profile("ours")
 
 COLOURS = {"blue": (40, 40, 210), "green": (40, 200, 40), "red": (220, 40, 40)}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let an idle worker take over tests of a busy one: slow tests stand beside each other."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getoption("dist") == "load" else None
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +56,39 @@ def make_folder() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def folder(make_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """36 training and 12 test images of 16 px in 3 classes. Not to be changed: the `own_folder` of a test is."""
-    return make_folder(tmp_path_factory.mktemp("images"))
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Return a function that fills a directory once per test session, shared by the workers of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        place, unfinished = root / f"shared-{name}", root / f"unfinished-{name}"
+        with FileLock(root / f"{name}.lock"):
+            if not place.exists():
+                shutil.rmtree(unfinished, ignore_errors=True)
+                fill(unfinished)
+                unfinished.rename(place)
+        return place
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def folder(make_folder: Callable[..., Path], made_once: Callable[..., Path]) -> Path:
+    """36 training and 12 test images of 16 px in 3 classes. Read-only: change `own_folder` instead."""
+    return made_once("images", make_folder)
+
+
+@pytest.fixture(scope="session")
+def trained(folder: Path, made_once: Callable[..., Path]) -> Path:
+    """Two runs on `folder`, `seed-0` and `seed-1`: SimCLR without augmentation, one epoch. Read-only: copy them."""
+
+    def train(out: Path) -> None:
+        options = "--aug none --backbone resnet9-w2 --epochs 1 --batch-size 8 --accelerator cpu --seed 0 --seed 1"
+        result = CliRunner().invoke(main, ["run", "--data", f"folder:{folder}", *options.split(), "--out", str(out)])
+        assert result.exit_code == 0, result.output
+
+    return made_once("runs", train)
 
 
 @pytest.fixture

@@ -65,16 +65,10 @@ def images_of(data: Path, split: str, name: str) -> list[Path]:
     return sorted((data / split / name).iterdir())
 
 
-@pytest.fixture(scope="module")
-def finished_run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "finished"
-    done(run(folder, "--out", out))
-    return out
-
-
 @pytest.fixture
-def finished(finished_run: Path) -> Path:
-    return Path(shutil.copytree(finished_run, "finished"))
+def finished(trained: Path) -> Path:
+    """A run with the options of `run`."""
+    return Path(shutil.copytree(trained / "seed-0", "finished"))
 
 
 # Options

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -372,16 +370,6 @@ def test_a_run_that_is_resumed_has_the_views_of_one_that_is_not() -> None:
     assert not any("device_views" in name for name in whole.state_dict())
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
-
-
-@pytest.mark.slow
-def test_two_devices() -> None:
-    options = ["--limit-train", "96", "--backbone", "resnet9-w4", "--batch-size", "32", "--accelerator", "cpu"]
-    more = ["--aug", "none", "--views", "device", "--epochs", "1", "--devices", "2", "--strategy", "ddp"]
-    command = [sys.executable, "-m", "idaa_lightly.cli", "run", *options, *more, "--out", "two"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(Path("two/record.json").read_text())["device"]["count"] == 2
 
 
 def test_what_makes_the_views(make_folder: Callable[..., Path]) -> None:

@@ -20,8 +20,6 @@ from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.evaluate.targets import load_backbone
 from idaa_lightly.cli import main
 
-TINY = ("--aug", "none", "--backbone", "resnet9-w2", "--epochs", "1", "--batch-size", "8", "--accelerator", "cpu")
-
 
 def bench(*arguments: object, code: int = 0) -> Result:
     result = CliRunner().invoke(main, list(map(str, arguments)), prog_name="idaa-bench", env={"COLUMNS": "150"})
@@ -42,16 +40,9 @@ def accuracies(*arguments: object) -> list[str]:
     return [line for line in lines if line.startswith("│")]
 
 
-@pytest.fixture(scope="module")
-def finished_run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "run"
-    bench("run", "--data", f"folder:{folder}", *TINY, "--out", out)
-    return out
-
-
 @pytest.fixture
-def run(finished_run: Path) -> Path:
-    return Path(shutil.copytree(finished_run, "run"))
+def run(trained: Path) -> Path:
+    return Path(shutil.copytree(trained / "seed-0", "run"))
 
 
 # embed

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from itertools import product
 from multiprocessing import get_context
@@ -85,31 +86,42 @@ def test_the_readme_shows_parts_of_the_examples() -> None:
         assert any(all(hunk in example for hunk in hunks) for example in examples), part
 
 
+def ranks_of(example: str) -> int:
+    return WORLD if example.startswith("ddp_") else 1
+
+
+@pytest.fixture(scope="module")
+def trained_examples(folder: Path, made_once: Callable[..., Path]) -> Path:
+    """A directory per example, with what both scripts did. One process runs all of them."""
+
+    def train(root: Path) -> None:
+        for example in EXAMPLES:
+            place = root / example.stem
+            place.mkdir(parents=True)
+            torch.manual_seed(0)
+            VAE(32, bottleneck_dim=8, width=4).save(place / "vae.pt")
+            (place / "images").symlink_to(folder / "train")
+            loop = example.stem.partition("_")[0]
+            for side, code in zip(SIDES, sides(example), strict=True):
+                (place / f"{side}.py").write_text(smaller(code, loop == "ddp", loop != "pytorch"))
+        done = subprocess.run(
+            [sys.executable, __file__, *(str(root / example.stem) for example in EXAMPLES)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout
+
+    return made_once("examples", train)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("loop", ["ddp", "lightning", "pytorch"])
-def test_trains_before_and_after(loop: str, folder: Path, tmp_path: Path) -> None:
-    examples = [example for example in EXAMPLES if example.stem.startswith(f"{loop}_")]
-    for example in examples:
-        place = tmp_path / example.stem
-        place.mkdir()
-        torch.manual_seed(0)
-        VAE(32, bottleneck_dim=8, width=4).save(place / "vae.pt")
-        (place / "images").symlink_to(folder / "train")
-        for side, code in zip(SIDES, sides(example), strict=True):
-            (place / f"{side}.py").write_text(smaller(code, loop == "ddp", loop != "pytorch"))
-    ranks = WORLD if loop == "ddp" else 1
-    done = subprocess.run(
-        [sys.executable, __file__, str(ranks), *(str(tmp_path / example.stem) for example in examples)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout
-    for example in examples:
-        records = [[torch.load(tmp_path / example.stem / f"{s}.{rank}.pt") for rank in range(ranks)] for s in SIDES]
-        check(example.stem, *records)
+def test_trains_before_and_after(loop: str, trained_examples: Path) -> None:
+    for example in (example.stem for example in EXAMPLES if example.stem.startswith(f"{loop}_")):
+        place, ranks = trained_examples / example, range(ranks_of(example))
+        check(example, *([torch.load(place / f"{side}.{rank}.pt") for rank in ranks] for side in SIDES))
 
 
 def check(example: str, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> None:
@@ -145,13 +157,13 @@ def check(example: str, before: list[dict[str, Any]], after: list[dict[str, Any]
             torch.testing.assert_close(bank[:BATCH], old["banks"][name][1][:BATCH])  # the keys of clean views
 
 
-def run(ranks: int, *places: str) -> None:
+def run(*places: str) -> None:
     """Runs both scripts of each folder; each rank is a process, and all share the imports, which take longest."""
     for name in ("lightly.loss", "lightly.models.modules", "lightly.transforms", "torchvision"):
         importlib.import_module(name)
     for place, side in product(places, SIDES):
         os.chdir(place)
-        port = find_free_network_port()
+        port, ranks = find_free_network_port(), ranks_of(Path(place).name)
         processes = [get_context("fork").Process(target=watch, args=(side, rank, port)) for rank in range(ranks)]
         for process in processes:
             process.start()
@@ -212,4 +224,4 @@ def watch(side: str, rank: int, port: int) -> None:
 
 
 if __name__ == "__main__":
-    run(int(sys.argv[1]), *sys.argv[2:])
+    run(*sys.argv[1:])

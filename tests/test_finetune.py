@@ -37,22 +37,11 @@ def stored(folder: str) -> dict[str, dict[str, Any]]:
     return results
 
 
-@pytest.fixture(scope="module")
-def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs on 36 images of 3 classes that differ in their seed."""
-    root = tmp_path_factory.mktemp("trained")
-    for seed in (0, 1):
-        bench(
-            "run", "--aug", "none", "--data", f"folder:{folder}", "--backbone", "resnet9-w2", "--batch-size", "16",
-            "--epochs", "1", "--accelerator", "cpu", "--seed", seed, "--out", root / str(seed),
-        )  # fmt: skip
-    return root
-
-
 @pytest.fixture(autouse=True)
 def runs(trained: Path) -> None:
-    """A copy of them for each test."""
-    shutil.copytree(trained, "r")
+    """Two runs on 36 images of 3 classes that differ in their seed."""
+    for seed in (0, 1):
+        shutil.copytree(trained / f"seed-{seed}", f"r/{seed}")
 
 
 @pytest.fixture

@@ -270,22 +270,11 @@ def stored(folder):
     return json.loads(Path(folder, "linear.json").read_text())["results"]
 
 
-@pytest.fixture(scope="module")
-def trained(folder, tmp_path_factory):
-    """Two runs that differ in their seed."""
-    root = tmp_path_factory.mktemp("trained")
-    for seed in (0, 1):
-        bench(
-            "run", "--aug", "none", "--data", f"folder:{folder}", "--backbone", "resnet9-w2", "--batch-size", "16",
-            "--epochs", "1", "--accelerator", "cpu", "--seed", seed, "--out", root / str(seed),
-        )  # fmt: skip
-    return root
-
-
 @pytest.fixture
 def runs(trained):
-    """A copy of them, beside which nothing else is."""
-    shutil.copytree(trained, "r")
+    """Two runs that differ in their seed, in a directory without other runs."""
+    for seed in (0, 1):
+        shutil.copytree(trained / f"seed-{seed}", f"r/{seed}")
     return Path("r")
 
 
@@ -338,7 +327,7 @@ def test_features_are_kept_and_nothing_is_done_twice(runs):
 
 def test_what_is_kept_is_never_stale(trained, own_folder):
     """Other weights, other images or a damaged file: embedded anew, and results of before are dropped."""
-    shutil.copytree(trained / "0", "run")
+    shutil.copytree(trained / "seed-0", "run")
     config = Path("run/config.toml")
     data = next(line for line in config.read_text().splitlines() if line.startswith("data ="))
     config.write_text(config.read_text().replace(data, f'data = "folder:{own_folder}"'))

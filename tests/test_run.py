@@ -6,7 +6,6 @@ import copy
 import csv
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -33,6 +32,7 @@ TINY = [
     "--limit-train", "96", "--backbone", "resnet9-w4", "--batch-size", "32", "--accelerator", "cpu",
 ]  # fmt: skip
 SMALL_VAE = ["--set", "aug.width=8", "--set", "aug.bottleneck_dim=16"]
+NARROW = [*TINY, "--backbone", "resnet9-w2"]  # the last --backbone counts
 FILES = {
     "config.toml", "record.json", "metrics.csv", "checkpoints", "backbone.pt", "curves.png", "views.png",
 }  # fmt: skip
@@ -188,26 +188,34 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "idaa_lightly.cli", *arguments]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_an_interrupted_run_resumes_to_the_bit(sent: signal.Signals) -> None:
-    """With random directions, whose noise has a state of its own."""
-    options = ["run", "--aug", "random", *TINY, *SMALL_VAE, "--epochs", "10"]
-    bench(*options, "--out", "whole")
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's children ignore Ctrl-C
-    process = subprocess.Popen(command(*options, "--out", "parts"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    signal.signal(signal.SIGINT, handler)
+def interrupted(sent: signal.Signals, *arguments: str) -> str:
+    """Run a command up to its next checkpoint, send it a signal, and return its output."""
     checkpoint = Path("parts/checkpoints/last.ckpt")
-    deadline = time.monotonic() + 300
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+
+    def written() -> int:
+        return checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+
+    before = written()
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's children ignore Ctrl-C
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    signal.signal(signal.SIGINT, handler)
+    while written() == before and process.poll() is None:
+        time.sleep(0.02)
     process.send_signal(sent)
     output = process.communicate()[0].decode()
-    assert process.returncode != 0, output
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}[sent], output
+    return output
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_resumes_to_the_bit() -> None:
+    """Interrupted by Ctrl-C, resumed, killed, resumed. Random directions draw noise, which has a state of its own."""
+    options = ["run", "--aug", "random", *NARROW, *SMALL_VAE, "--set", "aug.vae_epochs=1", "--epochs", "20"]
+    bench(*options, "--out", "whole")
+    outputs = [interrupted(sent, *options, "--out", "parts", "--resume") for sent in (signal.SIGINT, signal.SIGKILL)]
+    assert "--resume goes on after the last finished epoch" in outputs[0]
+    assert "Going on after epoch" in outputs[1]
     assert not Path("parts/record.json").exists()
-    if sent == signal.SIGINT:
-        assert process.returncode == 130
-        assert "--resume goes on after the last finished epoch" in output
     assert "Going on after epoch" in bench(*options, "--out", "parts", "--resume").output
     assert same(Path("whole"), Path("parts"))
     histories = [json.loads(Path(run, "record.json").read_text())["history"] for run in ("whole", "parts")]
@@ -217,21 +225,46 @@ def test_an_interrupted_run_resumes_to_the_bit(sent: signal.Signals) -> None:
 
 @pytest.mark.slow
 def test_the_default_run_learns() -> None:
-    """What `make demo` runs: SimCLR with IDAA on digits, VAE included."""
-    bench("run", "--out", "demo")
+    """What `make demo` runs: SimCLR with IDAA on digits, VAE included, for a few epochs.
+
+    Within three epochs kNN accuracy rises by 22 points even with `--lr 0`, through the statistics of batch norm alone.
+    On projections it stays at its start then, so that it shows whether the network learns.
+    """
+    bench("run", "--epochs", "3", "--set", "aug.vae_epochs=2", "--out", "demo")
     record = json.loads(Path("demo/record.json").read_text())
     assert record["last"]["knn"] > record["initial"]["knn"] + 0.05
+    assert record["last"]["knn_projection"] > record["initial"]["knn_projection"] + 0.1
+
+
+COMMANDS = """
+import json, sys
+from idaa_lightly.cli import main
+for arguments in json.loads(sys.argv[1]):
+    print("Command:", *arguments, flush=True)
+    if code := main(arguments, standalone_mode=False):
+        sys.exit(code)
+"""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "pair", [["--aug", "idaa", *SMALL_VAE], ["--method", "moco", "--aug", "viewmaker"], ["--aug", "metaug"]]
-)
-def test_two_devices(pair: list[str]) -> None:
-    arguments = command("run", *pair, *TINY, "--epochs", "1", "--devices", "2", "--strategy", "ddp")
-    done = subprocess.run([*arguments, "--out", "two"], capture_output=True, text=True, env=os.environ, check=False)
-    assert done.returncode == 0, done.stderr
-    assert {path.name for path in Path("two").iterdir()} == FILES
+def test_two_devices() -> None:
+    """Several runs in one pair of processes. The VAE is fitted in the first run, before Lightning starts rank 1."""
+    runs = {
+        "idaa": ["--aug", "idaa", *SMALL_VAE],
+        "viewmaker": ["--method", "moco", "--aug", "viewmaker"],
+        "metaug": ["--aug", "metaug"],
+        "device-views": ["--aug", "none", "--views", "device"],
+    }
+    common = [*NARROW, "--epochs", "1", "--devices", "2", "--strategy", "ddp"]
+    Path("commands.py").write_text(COMMANDS)
+    arguments = json.dumps([["run", *options, *common, "--out", name] for name, options in runs.items()])
+    done = subprocess.run([sys.executable, "commands.py", arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in runs:
+        assert {path.name for path in Path(name).iterdir()} == FILES, name
+        record = json.loads(Path(name, "record.json").read_text())
+        assert record["device"]["count"] == 2
+    assert record["data"]["views"]["by"] == "device"
 
 
 def test_the_command_line_names_another_plugin_than_the_file() -> None:

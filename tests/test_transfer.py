@@ -23,7 +23,6 @@ from idaa_lightly.cli import main
 from idaa_lightly.errors import UsageError
 
 Folder = Callable[..., Path]
-TINY = ("--aug", "none", "--backbone", "resnet9-w2", "--epochs", "1", "--batch-size", "8", "--accelerator", "cpu")
 
 
 def bench(*arguments: object, code: int = 0) -> Result:
@@ -45,16 +44,9 @@ def table(result: Result) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if line[:1] == "│"]
 
 
-@pytest.fixture(scope="module")
-def two_runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "runs"
-    bench("run", "--data", f"folder:{folder}", *TINY, "--seed", 0, "--seed", 1, "--out", out)
-    return out
-
-
 @pytest.fixture
-def runs(two_runs: Path) -> Path:
-    return Path(shutil.copytree(two_runs, "runs"))
+def runs(trained: Path) -> Path:
+    return Path(shutil.copytree(trained, "runs"))
 
 
 @pytest.fixture

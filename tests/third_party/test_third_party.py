@@ -28,10 +28,28 @@ def call(*command, **env):
     return done.stdout
 
 
+COMMANDS = """
+import json, sys
+from contextlib import redirect_stdout
+from idaa_lightly.cli import main
+for name, arguments in json.loads(sys.argv[1]).items():
+    with open(name, "w") as file, redirect_stdout(file):
+        code = main(arguments.split(), standalone_mode=False)
+    if code:
+        sys.exit(code)
+"""
+
+
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    """`idaa-bench` of a fresh venv with our wheel and the stranger's; what both depend on is this environment's."""
-    place = tmp_path_factory.mktemp("fresh")
+def fresh(made_once):
+    """Outputs of `idaa-bench` in a fresh venv with our wheel and the stranger's, and a run directory.
+
+    The dependencies of both are those of this environment.
+    """
+    return made_once("fresh", install_and_run)
+
+
+def install_and_run(place):
     shutil.copytree(STRANGER, place / "stranger", ignore=shutil.ignore_patterns("__pycache__"))
     uv = [sys.executable, "-m", "uv"]
     call(*uv, "venv", "--offline", "--python", sys.executable, place / "venv")
@@ -41,7 +59,12 @@ def bench(tmp_path_factory):
     options = ["--offline", "--no-deps", "--no-build-isolation", "--python", python]
     call(*uv, "pip", "install", *options, ROOT, place / "stranger")
     assert call(python, "-I", "-c", "import idaa_lightly; print(idaa_lightly.__file__)").startswith(site)
-    return place / "venv" / "bin" / "idaa-bench"
+    (place / "plugins").write_text(call(place / "venv" / "bin" / "idaa-bench", "plugins"))
+    run = "run --method theirs --aug theirs --data digits --limit-train 64 --backbone resnet9-w2 --epochs 1"
+    options = f"--batch-size 16 --accelerator cpu --set aug.steps=3 --set method.dim=8 --out {place / 'run'}"
+    commands = {"shown": "plugins show theirs", "matrix": "plugins --matrix", "trained": f"{run} {options}"}
+    commands = {str(place / name): arguments for name, arguments in commands.items()}
+    call(python, "-I", "-c", COMMANDS, json.dumps(commands), IDAA_LIGHTLY_CACHE=str(place / "cache"))
 
 
 def test_uses_public_names_only():
@@ -60,30 +83,27 @@ def test_is_unknown_until_installed(kind):
 
 
 @pytest.mark.slow
-def test_is_listed_and_shown(bench):
-    listing = call(bench, "plugins")
+def test_is_listed_and_shown(fresh):
+    listing = (fresh / "plugins").read_text()
     for target in ("Barlow", "Nudge"):
         (line,) = [line for line in listing.splitlines() if f"idaa_stranger:{target}" in line]
         assert "theirs" in line
         assert "idaa-stranger 1.2.3" in line
-    shown = call(bench, "plugins", "show", "theirs")
+    shown = (fresh / "shown").read_text()
     for text in ("method theirs: Barlow Twins", "method.dim", "augmentation theirs: Some", "aug.steps", "aug.weight"):
         assert text in shown
 
 
 @pytest.mark.slow
-def test_is_in_the_matrix(bench):
-    matrix = [line.split() for line in call(bench, "plugins", "--matrix").splitlines()]
+def test_is_in_the_matrix(fresh):
+    matrix = [line.split() for line in (fresh / "matrix").read_text().splitlines()]
     (row,) = [line for line in matrix if line[0] == "theirs"]
     assert dict(zip(matrix[0], row, strict=True))["theirs"] == "✓"
 
 
 @pytest.mark.slow
-def test_runs(bench, tmp_path):
-    out = tmp_path / "run"
-    command = "run --method theirs --aug theirs --data digits --limit-train 64 --backbone resnet9-w2 --epochs 1"
-    options = "--batch-size 16 --accelerator cpu --set aug.steps=3 --set method.dim=8 --out"
-    call(bench, *f"{command} {options}".split(), out, IDAA_LIGHTLY_CACHE=str(tmp_path / "cache"))
+def test_runs(fresh):
+    out = fresh / "run"
     record = json.loads((out / "record.json").read_text())
     config = record["config"]
     assert (config["method"], config["aug"]) == ("theirs", "theirs")
