@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from records import a_record
 
 import idaa_lightly
 from idaa_lightly import AffineSpace, JitterSpace
@@ -83,7 +84,7 @@ def test_timm_is_missing() -> None:
 def folder_of_a_run(name: str) -> Path:
     """Write the files of a run that `export` reads."""
     torch.save(create_backbone(name, 32)[0].state_dict(), "backbone.pt")
-    record = {"schema": 1, "config": {"backbone": name}, "data": {"image_size": 32, "normalize": NORMALIZE}}
+    record = a_record(config={"backbone": name}, data={"normalize": NORMALIZE})
     Path("record.json").write_text(json.dumps(record))
     return Path()
 

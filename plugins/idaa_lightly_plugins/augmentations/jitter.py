@@ -32,6 +32,7 @@ class Jitter(GeneratorAugmentation):
     ) -> None:
         super().__init__(**options)
         self.bounds = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
+        JitterSpace({"mean": [0.0], "std": [1.0]}, **self.bounds)  # a missing kornia is reported before data are read
 
     def fit(self, context: FitContext) -> None:
         """Takes over how the views are normalised."""
