@@ -1,4 +1,4 @@
-"""Renders what the benchmarks measured, results/*.json, into README.md between `<!-- costs -->` and `<!-- end -->`.
+"""Render the measured costs, results/*.json, into cost.md between `<!-- costs -->` and `<!-- end -->`.
 
 python benchmarks/costs.py
 """
@@ -113,6 +113,6 @@ def _machines(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    readme = HERE / "README.md"
-    with atomic_write(readme) as temporary:
-        temporary.write_text(rendered(readme.read_text()))
+    page = HERE / "cost.md"
+    with atomic_write(page) as temporary:
+        temporary.write_text(rendered(page.read_text()))

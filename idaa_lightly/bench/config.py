@@ -120,6 +120,45 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     return values
 
 
+def read_recipe(path: str | Path, name: str) -> dict[str, Any]:
+    """Return the fields that a recipe sets, with those of its bases.
+
+    Args:
+        path: TOML file with tables [recipes] and [bases] of entries. An entry may name another as its `base`, whose
+            fields it overrides.
+        name: Name of a recipe.
+
+    Raises:
+        FileFormatError: The file cannot be read, or bases are missing or go round in a circle.
+        UsageError: There is no such recipe, or it sets a field to a value that cannot be used.
+    """
+    content = load_toml(path)
+    recipes, bases = (content.get(key, {}) for key in ("recipes", "bases"))
+    if name not in recipes:
+        raise UsageError(f"no recipe {name!r} in {path}; known: {', '.join(recipes)}.{suggestion(name, recipes)}")
+    every, chain, values = bases | recipes, [name], dict(recipes[name])
+    while (base := values.pop("base", None)) is not None:
+        if base not in every or base in chain:
+            reason = "has itself as a base" if base in chain else f"has the base {base!r}, which is not there"
+            raise FileFormatError(f"{path}: the recipe {name!r} {reason}")
+        chain.append(base)
+        values = _merged(every[base], values)
+    try:
+        check(values)
+    except UsageError as error:
+        raise UsageError(f"{path}: {name}: {error}") from error
+    return values
+
+
+def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields that override those of a base, table by table. `base` itself is the base's own."""
+    result = {key: value for key, value in base.items()} | {key: value for key, value in own.items() if key != "base"}
+    for key in base.keys() & own.keys():
+        if isinstance(base[key], Mapping) and isinstance(own[key], Mapping):
+            result[key] = _merged(base[key], own[key])
+    return result
+
+
 def check(values: Mapping[str, Any]) -> None:
     """Check the names of fields, and their values against types and ranges.
 

@@ -25,8 +25,9 @@ ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex"}
 @click.option(
     "--against", default="none", show_default=True, help="Augmentation that differences are to, such as random."
 )
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the differences as a forest plot, .svg or .png.")
 @click.option("--out", type=click.Path(path_type=Path), help="File to write it to, such as table.md, .csv or .tex.")
-def compare(runs: tuple[Path, ...], form: str | None, against: str, out: Path | None) -> None:
+def compare(runs: tuple[Path, ...], form: str | None, against: str, plot: Path | None, out: Path | None) -> None:
     """Compare finished runs: mean ± standard deviation over seeds, differences to `none`, cost, equal compute.
 
     RUNS are run folders, or folders that hold runs at any depth. Runs are averaged if they differ in their seed only;
@@ -42,7 +43,7 @@ def compare(runs: tuple[Path, ...], form: str | None, against: str, out: Path | 
     \b
     Examples:
       idaa-bench compare runs
-      idaa-bench compare runs --against random
+      idaa-bench compare runs --against random --plot forest.svg
       idaa-bench compare runs/eps runs/none --format latex --out table.tex
     """
     form = form or (ENDINGS.get(out.suffix) if out else "terminal")
@@ -51,7 +52,16 @@ def compare(runs: tuple[Path, ...], form: str | None, against: str, out: Path | 
     from idaa_lightly.bench.compare import text as tables
     from idaa_lightly.bench.compare.groups import compare as compared
 
+    if plot and plot.suffix not in (".svg", ".png"):
+        raise UsageError(f"--plot is {plot}, but expected a name that ends in .svg or .png")
     comparison = compared(runs, against=against)
+    if plot:
+        from idaa_lightly.bench.compare.forest import contrasts_of, save_forest
+
+        contrasts = contrasts_of(comparison)
+        if not contrasts:
+            raise UsageError(f"--plot has nothing to draw: no run shares its seed and options with one of {against!r}")
+        save_forest(contrasts, plot)
     if form == "terminal":
         header, rows = tables.cells(comparison)
         table = Table(*header)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import click
 
-from idaa_lightly.bench.config import RunConfig, parse_set, read_toml
+from idaa_lightly.bench.config import RunConfig, parse_set, read_recipe, read_toml
 from idaa_lightly.errors import UsageError
 
 
@@ -37,12 +36,12 @@ def config_options(*names: str) -> Callable[[Any], Any]:
     return decorate
 
 
-def configs(given: dict[str, Any], file: Path | None, *, several: bool = True) -> list[RunConfig]:
+def configs(given: dict[str, Any], file: str | None, *, several: bool = True) -> list[RunConfig]:
     """Return the configurations that the options and the file ask for, one per seed. Options override the file.
 
     If the command line names another plugin than the file, the file's options of that plugin are left out.
     """
-    values = read_toml(file) if file else {}
+    values = _from_file(file) if file else {}
     other = {kind for kind in ("method", "aug") if kind in values and given.get(kind) not in (None, values[kind])}
     options = {kind: dict(items) for kind, items in values.pop("set", {}).items() if kind not in other}
     for kind, items in parse_set(given.pop("set", ())).items():
@@ -56,3 +55,11 @@ def configs(given: dict[str, Any], file: Path | None, *, several: bool = True) -
         )
     config = RunConfig(**values, set=options)
     return [replace(config, seed=seed) for seed in seeds]
+
+
+def _from_file(place: str) -> dict[str, Any]:
+    """Return the fields that FILE or FILE:RECIPE sets."""
+    path, colon, name = place.rpartition(":")
+    if colon and path.endswith(".toml"):
+        return read_recipe(path, name)
+    return read_toml(place)

@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 @click.option(
     "--config",
     "config_file",
-    type=click.Path(path_type=Path),
-    help="TOML file with any of these options, such as a run's config.toml; the command line wins.",
+    metavar="FILE[:RECIPE]",
+    help="TOML file with any of these options, such as a run's config.toml, or a recipe of a file of recipes, such as "
+    "benchmarks/recipes.toml:laptop-simclr-none. Options of the command line override it.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
-def run(out: Path | None, resume: bool, config_file: Path | None, dry_run: bool, **given: Any) -> None:
+def run(out: Path | None, resume: bool, config_file: str | None, dry_run: bool, **given: Any) -> None:
     """Train, evaluate by kNN and a linear probe, and leave a run folder.
 
     Without options: SimCLR with IDAA on scikit-learn's digits, a small ResNet, about two minutes on two cores.

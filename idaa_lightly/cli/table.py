@@ -16,7 +16,7 @@ from idaa_lightly.cli.terminal import console
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("benchmarks"),
     show_default=True,
-    help="Holds tables.toml, recipes/ and records/.",
+    help="Directory with recipes.toml, tables.toml, questions.toml and records/.",
 )
 @click.option(
     "--out",
@@ -34,10 +34,10 @@ from idaa_lightly.cli.terminal import console
 def table(names: tuple[str, ...], folder: Path, out: Path, minutes: float | None, render: bool) -> None:
     """Run what is missing of published tables, and render them beside the published figures.
 
-    NAMES are tables of tables.toml; without one they are listed. Runs that were interrupted go on where they were;
-    finished ones leave their record in records/, and are not run again. What was not run is marked so. A table of pairs
-    holds the differences of their recipes, paired by seed, with 95 % intervals. The page
-    README.md of the folder gets all tables that it has a place for, and the recipes what is to be expected of them.
+    NAMES are tables of tables.toml. Without a name the tables are listed. Interrupted runs go on where they were.
+    Finished runs leave their record in records/ and are not run again. A table of pairs shows differences of recipes,
+    paired by seed, with 95 % intervals. Afterwards the pages, pictures and the spreadsheet of the directory are
+    rendered from all records.
 
     \b
     Examples:
@@ -46,7 +46,7 @@ def table(names: tuple[str, ...], folder: Path, out: Path, minutes: float | None
       idaa-bench table 1 --render      renders it from the records
       idaa-bench table 1 --minutes 10  as many runs as fit into a slot
     """
-    from idaa_lightly.bench.published import pages, recipes
+    from idaa_lightly.bench.published import pages, recipes, tables
 
     terminal = console()
     if not names:
@@ -55,12 +55,11 @@ def table(names: tuple[str, ...], folder: Path, out: Path, minutes: float | None
             missing, total = len(list(entry.missing())), entry.seeds * len(entry.recipes)
             terminal.print(f"{name:12} {total - missing} of {total} runs: {entry.title}", highlight=False)
         return
-    tables = [recipes.read_table(folder, name) for name in names]
+    chosen = [recipes.read_table(folder, name) for name in names]
     if not render:
-        for entry in tables:
+        for entry in chosen:
             recipes.run_missing(entry, out, minutes=minutes)
-    for entry in tables:
-        click.echo(pages.render(entry))
-    if (folder / "README.md").exists():
-        for path in pages.write_pages(folder):
-            click.echo(f"Rendered: {path}", err=True)
+    for entry in chosen:
+        click.echo(tables.render(entry))
+    for path in pages.write_pages(folder):
+        click.echo(f"Rendered: {path}", err=True)

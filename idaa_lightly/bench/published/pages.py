@@ -1,221 +1,126 @@
-"""The pages that are rendered from the records of recipes.
+"""Pages, pictures and a spreadsheet that are rendered from the records of recipes.
 
-README.md of the folder, and that of the folder above it, get each table between `<!-- table NAME -->` and
-`<!-- end -->`; the file of each recipe gets comments on what is to be expected of it.
+A directory such as benchmarks/ gets
+
+    README.md          a section per question, between `<!-- questions -->` and `<!-- end -->`
+    tables/NAME.md     all tables of a question
+    figures/NAME.svg   the forest plot of its contrasts
+    results.csv        a row per record
 """
 
 from __future__ import annotations
 
-import json
+import csv
+import html
+import io
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 
-from idaa_lightly.bench.compare.groups import (
-    BASELINE,
-    MEASURES,
-    Group,
-    compare,
-    difference,
-    read_groups,
-    share_to,
-)
-from idaa_lightly.bench.compare.text import TITLES, columns, difference_column, difference_in_words, markdown, quantity
-from idaa_lightly.bench.published.recipes import Recipe, Table, read_table, table_names
-from idaa_lightly.bench.record import read_record
+from idaa_lightly.bench.compare.forest import Contrast, contrast, description, save_forest
+from idaa_lightly.bench.compare.groups import MEASURES, Group, read_groups, training_flops
+from idaa_lightly.bench.published.recipes import Question, Table, read_questions, read_table, table_names
+from idaa_lightly.bench.published.tables import render
+from idaa_lightly.bench.record import config_of, read_record
 from idaa_lightly.files import atomic_write
 
-SECTION = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-Line = dict[str, str]
-"""Texts of a row of a table, by the keys of its columns."""
-
-
-@dataclass(frozen=True)
-class _Found:
-    """The comparison of a table's records.
-
-    Attributes:
-        groups: Groups with their rows, by recipe.
-        titles: Titles of the columns, by key.
-        notes: What all groups share, and what to bear in mind.
-    """
-
-    groups: dict[str, list[tuple[Group, Line]]]
-    titles: dict[str, str]
-    notes: list[str]
-
-
-def render(table: Table) -> str:
-    """Return the table in Markdown: our figures beside the published ones, or differences, and what was not run."""
-    found = _compared(table)
-    lines = list(_differences(table, found) if table.pairs else _lines(table, found))
-    keys = dict.fromkeys(key for line in lines for key in line)
-    shown = [key for key in keys if not table.columns or key in table.columns]
-    titles = found.titles | _own_titles(table)
-    missing = len(list(table.missing()))
-    studied = table.recipes if table.study else ()
-    shared = "; ".join(found.notes) or "nothing was run yet"
-    parts = [
-        f"**{table.title}**",
-        markdown([titles.get(key, key) for key in shown], [[line.get(key, "") for key in shown] for line in lines]),
-        *(_study(table, recipe) for recipe in studied if (table.studied(recipe) / "identity.json").exists()),
-        f"{shared[0].upper()}{shared[1:]}.",
-        table.note,
-        f"\\* {table.published}." if any(key.startswith("paper_") for key in shown) else "",
-        f"`idaa-bench table {table.name}`" + (f" ({missing} runs are missing)" if missing else ""),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _own_titles(table: Table) -> dict[str, str]:
-    """Return titles of columns that a comparison does not have."""
-    titles = {f"paper_{measure}": f"paper*: {title}, %" for measure, title in TITLES.items()}
-    titles |= {f"{measure}_difference": difference_column(measure).title for measure in TITLES if table.pairs}
-    return titles | {f"to_{accuracy}": f"to {accuracy} % kNN" for accuracy in table.reach}
-
-
-def _compared(table: Table) -> _Found:
-    there = [table.records(recipe) for recipe in table.recipes if any(table.records(recipe).rglob("record.json"))]
-    if not there:
-        return _Found({}, {}, [])
-    augs = [recipe.config.aug for recipe in table.recipes if table.records(recipe) in there]
-    comparison = compare(there, by_commit=False, against=table.against if table.against in augs else BASELINE)
-    notes = [note.removesuffix(".") for note in comparison.notes]
-    if table.pairs:
-        notes = [note.removesuffix(": see its column") for note in notes]
-    shown = columns(comparison)
-    groups: dict[str, list[tuple[Group, Line]]] = {}
-    for group, row in zip(read_groups(there, by_commit=False)[0], comparison.rows, strict=True):
-        name = next(iter(group.folders.values())).parent.name
-        groups.setdefault(name, []).append((group, {column.key: column.text(row) for column in shown}))
-    titles = {column.key: column.title for column in shown}
-    return _Found(groups, titles, [f"all: {comparison.shared}", *notes])
-
-
-def _lines(table: Table, found: _Found) -> Iterator[Line]:
-    """Yield what the runs began with, and a line for each recipe."""
-    blank = dict.fromkeys(found.titles or ("method", "aug", "seeds"), "")
-    for line in () if table.reach else _starts(table):
-        yield blank | line
-    for recipe in table.recipes:
-        options = [f"{key}={value}" for items in recipe.config.set.values() for key, value in items.items()]
-        waiting = {"method": recipe.config.method, "aug": " ".join([recipe.config.aug, *options]), "seeds": "not run"}
-        paper = {f"paper_{measure}": f"{value:.2f}" for measure, value in table.paper.get(recipe.name, {}).items()}
-        lines = [line | _reached(group, table.reach) for group, line in found.groups.get(recipe.name, [])]
-        for line in lines or [waiting]:
-            yield blank | line | paper
-
-
-def _differences(table: Table, found: _Found) -> Iterator[Line]:
-    """Yield a line for each pair of recipes, of the seeds that both have."""
-    for names in table.pairs:
-        line = {"difference": " − ".join(names), "seeds": "not run"}
-        if all(len(found.groups.get(name, ())) == 1 for name in names):  # not of two data sets
-            (one, _), (other, _) = (found.groups[name][0] for name in names)
-            both = len(one.records.keys() & other.records.keys())
-            line["seeds"] = str(both)
-            for measure in MEASURES:
-                numbers = difference(measure, one, other) | {"seeds": both}
-                line[f"{measure}_difference"] = difference_in_words(numbers, measure)
-        yield line
-
-
-def _starts(table: Table) -> Iterator[Line]:
-    """Yield what a table's runs had before their training: bare pixels, and the untrained network."""
-    paths = [path for recipe in table.recipes for path in sorted(table.records(recipe).glob("*/record.json"))]
-    records = [read_record(path.parent) for path in paths]
-    by_seed = {record["config"]["seed"]: record["initial"] for record in records}
-    if len({(record["config"]["backbone"], record["config"]["image_size"]) for record in records}) != 1:
-        return
-    pixels = [initial["knn_pixels"] for initial in by_seed.values() if "knn_pixels" in initial][:1]
-    untrained = {measure: [initial[measure] for initial in by_seed.values()] for measure in MEASURES}
-    for name, found in ("raw pixels", {"knn": pixels}), ("untrained network", untrained):
-        if found["knn"]:
-            accuracies = {measure: _percent(values) for measure, values in found.items()}
-            yield {"method": name, "seeds": str(len(found["knn"])), **accuracies}
-
-
-def _reached(group: Group, accuracies: tuple[float, ...]) -> Line:
-    """Return operations and seconds of training until kNN reached each accuracy, as in Table 11 of the paper."""
-    result = {}
-    for accuracy in accuracies:
-        shares = [share_to(record, accuracy / 100) for record in group.records.values()]
-        found = [share for share in shares if share is not None]
-        text = "not reached"
-        if found:
-            text = f"{quantity(mean(found) * (group.flops or 0))}, {mean(found) * group.seconds:.0f} s"
-        few = f" ({len(found)} of {len(shares)} seeds)" if 0 < len(found) < len(shares) else ""
-        result[f"to_{accuracy}"] = text + few
-    return result
-
-
-def _study(table: Table, recipe: Recipe) -> str:
-    """Return the figures of `idaa-bench identity`, and its picture."""
-    folder = table.studied(recipe)
-    header = [
-        "views",
-        "lost, %",
-        "distance to the own view / to the nearest other, median",
-        "5 to 95 %",
-        "change of the image, L2",
-    ]
-    rows = []
-    for name, part in json.loads((folder / "identity.json").read_text())["augmentations"].items():
-        low, _, median, _, high = part["hardness"]
-        size = f"{part['l2']:.2f}" if "l2" in part else ""
-        rows.append([name, f"{100 * part['lost']:.2f}", f"{median:.2f}", f"{low:.2f} to {high:.2f}", size])
-    picture = (folder / "identity.png").relative_to(table.folder)
-    return markdown(header, rows) + f"\n\n![Distances to the own view and to the nearest other]({picture})"
+SECTION = re.compile(r"(<!-- questions -->\n).*?(<!-- end -->)", re.DOTALL)
+DESCRIPTION = re.compile(r"<dc:description>(.*?)</dc:description>", re.DOTALL)
 
 
 def pages(folder: Path) -> dict[Path, str]:
-    """Return what both README.md and the heads of the recipes should hold, by file."""
+    """Return what the pages and the spreadsheet should hold, by file."""
     tables = {name: read_table(folder, name) for name in table_names(folder)}
-    texts = {}
-    for page in (folder / "README.md", folder.resolve().parent / "README.md"):
-        if page.exists():
-            texts[page] = SECTION.sub(
-                lambda found: f"{found[1]}\n{render(tables[found[2]])}\n{found[3]}", page.read_text()
-            )
-    for recipe in {recipe.name: recipe for table in tables.values() for recipe in table.recipes}.values():
-        path = folder / "recipes" / f"{recipe.name}.toml"
-        body = [line for line in path.read_text().splitlines() if not line.startswith("#")]
-        shown = [table for table in tables.values() if recipe in table.recipes]
-        texts[path] = "\n".join([*_head(shown, recipe), *body]) + "\n"
+    questions = read_questions(folder)
+    texts = {folder / "results.csv": _results(folder)}
+    for question in questions:
+        texts[folder / "tables" / f"{question.name}.md"] = _page(question, tables)
+    page = folder / "README.md"
+    if page.exists():
+        sections = "\n\n".join([*(_section(question) for question in questions), _not_run(tables)])
+        texts[page] = SECTION.sub(lambda found: f"{found[1]}\n{sections}\n\n{found[2]}", page.read_text())
     return texts
 
 
-def _head(tables: list[Table], recipe: Recipe) -> Iterator[str]:
-    """Yield comments of a recipe that these tables show: its command, what is expected, and what the paper says."""
-    records = [read_record(path.parent) for path in sorted(tables[0].records(recipe).glob("*/record.json"))]
-    count = max(len(records), *(table.seeds for table in tables))
-    seeds = " ".join(f"--seed {seed}" for seed in range(count))
-    yield f"# idaa-bench run --config {tables[0].folder.name}/recipes/{recipe.name}.toml {seeds}"
-    if records:
-        scores = [f"{measure} {_percent([record['last'][measure] for record in records])}" for measure in MEASURES]
-        minutes = mean(record["time"]["train_s"] for record in records) / 60
-        device = records[0]["device"]
-        yield f"# expected: {', '.join(scores)} ({len(records)} seeds), {minutes:.0f} min of training, {device['name']}"
-    else:
-        yield "# not run yet"
-    for table in tables:
-        if paper := table.paper.get(recipe.name):
-            yield f"# paper: {', '.join(f'{name} {value}' for name, value in paper.items())} ({table.published})"
-            break
+def figures(folder: Path) -> dict[Path, list[Contrast]]:
+    """Return what the forest plots should show, by file."""
+    groups: dict[str, Group] = {}
+    for records in sorted((folder / "records").glob("*")):
+        if any(records.rglob("record.json")):
+            found, _ = read_groups([records], by_commit=False)
+            if len(found) == 1:  # a recipe that was run on two data sets has no one difference
+                groups[records.name] = found[0]
+    made = {}
+    for question in read_questions(folder):
+        rows = [
+            contrast(label, groups[one], groups[other])
+            for label, one, other in question.contrasts
+            if one in groups and other in groups
+        ]
+        if shown := [row for row in rows if row is not None]:
+            made[folder / "figures" / f"{question.name}.svg"] = shown
+    return made
 
 
-def _percent(values: list[float]) -> str:
-    """Return mean ± standard deviation in percent of values in [0, 1]."""
-    spread = f" ± {100 * stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{100 * mean(values):.2f}{spread}" if values else ""
+def figures_of(path: Path) -> str:
+    """Return the figures that a forest plot shows, as `description` writes them; empty if there is no such file."""
+    found = DESCRIPTION.search(path.read_text()) if path.exists() else None
+    return html.unescape(found[1]) if found else ""
 
 
 def write_pages(folder: Path) -> list[Path]:
-    """Render the pages and the heads of the recipes; return the files that changed."""
-    changed = {path: text for path, text in pages(folder).items() if path.read_text() != text}
-    for path, text in changed.items():
-        with atomic_write(path) as temporary:
-            temporary.write_text(text)
-    return list(changed)
+    """Render pages, spreadsheet and pictures; return the files that changed."""
+    changed = []
+    for path, text in pages(folder).items():
+        if not path.exists() or path.read_text() != text:
+            with atomic_write(path) as temporary:
+                temporary.write_text(text)
+            changed.append(path)
+    for path, rows in figures(folder).items():
+        if figures_of(path) != description(rows):
+            save_forest(rows, path)
+            changed.append(path)
+    return changed
+
+
+def _section(question: Question) -> str:
+    """Return a question's heading, picture, conclusion and command."""
+    command = f"`idaa-bench table {' '.join(question.tables)}`"
+    picture = f"![{question.title}]({question.picture})" if question.picture else ""
+    link = f"[All tables](tables/{question.name}.md). {command}"
+    return "\n\n".join(part for part in (f"### {question.title}", picture, question.conclusion, link) if part)
+
+
+def _page(question: Question, tables: dict[str, Table]) -> str:
+    """Return the page of a question: its section, and all its tables."""
+    texts = [render(tables[name]).replace("](records/", "](../records/").strip() for name in question.tables]
+    picture = f"![{question.title}](../{question.picture})" if question.picture else ""
+    parts = [f"# {question.title}", question.conclusion, picture, *texts, "[All questions](../README.md)"]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _not_run(tables: dict[str, Table]) -> str:
+    """Return a line for each table of which no cell was run."""
+    lines = [
+        f"- `idaa-bench table {name}`: {table.title}"
+        for name, table in tables.items()
+        if not any(any(table.records(recipe).rglob("record.json")) for recipe in table.recipes)
+    ]
+    return "\n".join(["### Tables that were not run", "", *lines]) if lines else ""
+
+
+def _results(folder: Path) -> str:
+    """Return a spreadsheet with a row per record."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    measures = [f"{measure}, %" for measure in MEASURES]
+    names = ["recipe", "seed", "method", "aug", *measures, "kNN untrained, %", "epochs", "training, s", "FLOPs"]
+    writer.writerow([*names, "commit", "device", "torch"])
+    for path in sorted((folder / "records").rglob("record.json")):
+        record = read_record(path.parent)
+        config = config_of(record, path.parent)
+        accuracies = [f"{100 * record['last'][measure]:.2f}" for measure in MEASURES]
+        row = [path.parent.parent.name, config.seed, config.method, config.aug, *accuracies]
+        row += [f"{100 * record['initial']['knn']:.2f}", config.epochs, record["time"]["train_s"]]
+        row += [f"{training_flops(record):.4g}", record["git_commit"], record["device"]["name"]]
+        writer.writerow([*row, record["versions"]["torch"]])
+    return text.getvalue()

@@ -1,14 +1,15 @@
-"""Tables made of recipes: which runs are missing of them, and running those.
+"""Tables made of recipes: which of their runs are missing, and running those.
 
-A folder such as benchmarks/ holds
+A directory such as benchmarks/ holds
 
-    recipes/NAME.toml                   one configuration of `idaa-bench run --config`, without its seed
+    recipes.toml                        configurations by name, without their seeds; see `read_recipe`
     tables.toml                         [tables.NAME] as in `Table`; published accuracies in percent, knn and linear,
-                                        in [paper.METHOD.AUG], or [tables.NAME.paper.RECIPE]
-    records/RECIPE/seed-N/record.json   what a finished run left; its weights stay in the run folder
-    records/RECIPE/seed-N/identity/     what the study of that run left, where a table asks for one
+                                        in [paper.METHOD.AUG] or [tables.NAME.paper.RECIPE]
+    questions.toml                      [NAME] as in `Question`, in the order of the page
+    records/RECIPE/seed-N/record.json   record of a finished run; its weights stay in the run directory
+    records/RECIPE/seed-N/identity/     study of that run, if a table asks for one
 
-and a page that `idaa_lightly.bench.published.pages` renders.
+and the pages that `idaa_lightly.bench.published.pages` renders.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from idaa_lightly.bench.compare.groups import BASELINE
-from idaa_lightly.bench.config import RunConfig, load_toml, read_toml
+from idaa_lightly.bench.config import RunConfig, load_toml, read_recipe
 from idaa_lightly.bench.evaluate.identity import study
 from idaa_lightly.bench.record import config_of, read_record
 from idaa_lightly.bench.run.setup import resolve
@@ -36,33 +37,33 @@ PUBLISHED = "ResNet-18, CIFAR-10, 300 epochs; best epoch on the test images; kNN
 
 @dataclass(frozen=True)
 class Recipe:
-    """A configuration, by the name of its file."""
+    """A configuration with a name."""
 
     name: str
     config: RunConfig
 
     def run_of(self, seed: int) -> RunConfig:
-        """The run of one seed."""
+        """Return the run of one seed."""
         return replace(self.config, seed=seed)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a published table, or of one of ours.
+    """A published table, or one of ours.
 
     Attributes:
-        name: as in `idaa-bench table NAME`.
-        title: says the question and the scale.
-        note: what must be known to read it.
-        seeds: each recipe is run for seeds 0 to seeds − 1.
-        recipes: in the order of the rows; those of the pairs where there are some.
-        paper: published figures in percent, by recipe: knn and linear.
-        published: how those were obtained.
-        folder: that holds recipes and records.
-        against: augmentation that differences are to.
+        name: Name, as in `idaa-bench table NAME`.
+        title: The question and the scale.
+        note: Facts needed to read the table.
+        seeds: Each recipe is run for seeds 0 to seeds − 1.
+        recipes: Recipes in the order of the rows. Those of the pairs if there are pairs.
+        paper: Published accuracies in percent, by recipe: knn and linear.
+        published: Protocol of the published accuracies.
+        folder: Directory of recipes and records.
+        against: Augmentation that differences refer to.
         columns: Keys of the columns to show; all that are not empty if there are none.
-        reach: accuracies by kNN, in percent, whose cost is told.
-        study: augmentations by which the identity of views is studied, on the encoder of each recipe's seed 0.
+        reach: kNN accuracies in percent whose cost is shown.
+        study: Augmentations whose views are studied on the encoder of each recipe's seed 0.
         pairs: Pairs of recipes whose difference is a row, instead of the recipes' own rows.
     """
 
@@ -81,18 +82,18 @@ class Table:
     pairs: tuple[tuple[str, str], ...] = ()
 
     def records(self, recipe: Recipe) -> Path:
-        """Folder of a recipe's records."""
+        """Return the directory of a recipe's records."""
         return self.folder / "records" / recipe.name
 
     def studied(self, recipe: Recipe) -> Path:
-        """Folder of what the study of a recipe left."""
+        """Return the directory of the study of a recipe."""
         return self.records(recipe) / "seed-0" / "identity"
 
     def missing(self) -> Iterator[tuple[Recipe, int]]:
-        """Units without a record, all recipes of a seed before the next seed.
+        """Yield recipes and seeds without a record, all recipes of a seed before the next seed.
 
         Raises:
-            FileFormatError: a record is of another configuration than its recipe.
+            FileFormatError: A record has another configuration than its recipe.
         """
         for seed in range(self.seeds):
             for recipe in self.recipes:
@@ -103,19 +104,61 @@ class Table:
                     _require_same(recipe.run_of(seed), folder)
 
 
-def read_table(folder: Path, name: str) -> Table:
-    """One of the tables of a folder.
+@dataclass(frozen=True)
+class Question:
+    """A question that tables answer.
+
+    Attributes:
+        name: Name of its page and picture.
+        title: The question.
+        conclusion: The answer, in two or three sentences.
+        tables: Names of its tables.
+        contrasts: Label of a row of the forest plot, and the two recipes whose difference it shows.
+        picture: Path of its picture in the directory; empty if it has none.
+    """
+
+    name: str
+    title: str
+    conclusion: str
+    tables: tuple[str, ...]
+    contrasts: tuple[tuple[str, str, str], ...]
+    picture: str
+
+
+def read_questions(folder: Path) -> list[Question]:
+    """Return the questions of a directory; none if it has no questions.toml.
 
     Raises:
-        FileFormatError: the folder has no tables.toml, or it or a recipe cannot be read.
-        UsageError: no such table.
+        FileFormatError: The file cannot be read, or a question lacks something.
+    """
+    path = folder / "questions.toml"
+    questions = []
+    for name, entry in load_toml(path).items() if path.exists() else ():
+        rows = entry.get("contrasts", ())
+        if not {"title", "conclusion", "tables"} <= entry.keys() or any(len(row) != 3 for row in rows):
+            raise FileFormatError(
+                f"{path}: [{name}] needs title, conclusion and tables, and contrasts of a label and two recipes each"
+            )
+        contrasts = tuple((label, one, other) for label, one, other in rows)
+        picture = entry.get("picture", f"figures/{name}.svg" if contrasts else "")
+        text = " ".join(entry["conclusion"].split())
+        questions.append(Question(name, entry["title"], text, tuple(entry["tables"]), contrasts, picture))
+    return questions
+
+
+def read_table(folder: Path, name: str) -> Table:
+    """Return one of the tables of a directory.
+
+    Raises:
+        FileFormatError: The directory has no tables.toml, or a file cannot be read.
+        UsageError: There is no such table or recipe.
     """
     tables, paper = _read_tables(folder)
     if name not in tables:
         raise UsageError(f"no table {name!r} in {folder}; known: {', '.join(tables)}.{suggestion(name, tables)}")
     entry = tables[name]
     names = entry.get("recipes", list(dict.fromkeys(recipe for pair in entry.get("pairs", ()) for recipe in pair)))
-    recipes = tuple(Recipe(recipe, RunConfig(**read_toml(folder / "recipes" / f"{recipe}.toml"))) for recipe in names)
+    recipes = tuple(Recipe(recipe, RunConfig(**read_recipe(folder / "recipes.toml", recipe))) for recipe in names)
     usual = {recipe.name: paper.get(recipe.config.method, {}).get(recipe.config.aug, {}) for recipe in recipes}
     figures = entry.get("paper", usual)
     return Table(
@@ -133,7 +176,7 @@ def read_table(folder: Path, name: str) -> Table:
 
 
 def table_names(folder: Path) -> list[str]:
-    """Names of the tables of a folder."""
+    """Return the names of the tables of a directory."""
     return list(_read_tables(folder)[0])
 
 
@@ -154,7 +197,7 @@ def _read_tables(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _require_same(config: RunConfig, folder: Path) -> None:
-    """A record that was made with other options than its recipe's must not stand for it."""
+    """Refuse a record that was made with other options than its recipe's."""
     there = resolve(config_of(read_record(folder), folder)).canonical()  # with options that are newer than it
     wanted = replace(resolve(config), image_size=there.image_size).canonical()
     if there.to_dict() != wanted.to_dict():

@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from idaa_lightly.bench.compare.forest import contrasts_of
 from idaa_lightly.bench.compare.groups import Comparison, compare, read_groups
 from idaa_lightly.bench.compare.text import columns
 from idaa_lightly.bench.record import Record
@@ -31,6 +32,7 @@ from idaa_lightly.bench.report.curves import (
     time_curves,
 )
 from idaa_lightly.bench.report.sensitivity import sensitivity_figures
+from idaa_lightly.bench.report.svg import differences
 from idaa_lightly.files import atomic_write
 
 
@@ -56,6 +58,7 @@ def write_report(targets: Sequence[Path], out: Path) -> list[str]:
         "groups": groups,
         "table": table(comparison),
         "comparison": comparison,
+        "differences": _differences(comparison, groups),
         "blocks": [_curves(block, groups, missing) for block in parts],
         "sensitivity": sensitivity_figures(groups),
         "identity": _identity(groups, missing),
@@ -115,6 +118,16 @@ def table(comparison: Comparison) -> tuple[list[dict[str, Any]], list[list[dict[
             scaled = [round(50 + 48 * value / widest, 2) for value in limit]
             cells.append({"text": column.text(row), "key": None if key == "" else key, "interval": scaled})
     return [{"name": column.title, "numeric": bool(column.number)} for column in shown], rows
+
+
+def _differences(comparison: Comparison, groups: list[Shown]) -> list[Figure]:
+    """Return the forest plot of the differences to the baseline; none if there are none."""
+    contrasts = contrasts_of(comparison, [item.label for item in groups])
+    if not contrasts:
+        return []
+    members = tuple(item.group for item in contrasts if item.group is not None)
+    plot = differences(contrasts, [groups[index].style for index in members], "differences")
+    return [Figure(plot, f"Differences to {comparison.against}, with 95 % intervals", members)]
 
 
 def _interval(row: Mapping[str, Any], name: str) -> list[float]:

@@ -16,6 +16,8 @@ import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
+from idaa_lightly.bench.compare.forest import Contrast, description, forest
+
 COLOURS = 8
 DASHES = ("solid", (0, (5, 2)), (0, (1.2, 1.8)), (0, (6, 2, 1.2, 2)))
 MOST_POINTS = 200  # of a line: more cannot be seen
@@ -112,6 +114,19 @@ def curves(lines: list[Line], name: str, xlabel: str, ylabel: str, *, budget: fl
             axis.axvline(budget, color=INK, linewidth=0.8, linestyle=DASHES[2])
         axis.set(xlabel=xlabel, ylabel=ylabel)
         return _inline(figure, name, lines, f"{ylabel} by {xlabel}")
+
+
+def differences(contrasts: Sequence[Contrast], styles: Sequence[int], name: str) -> Markup:
+    """Draw a forest plot.
+
+    Args:
+        contrasts: Rows, from top to bottom.
+        styles: Styles of the rows, as for `Line`.
+        name: As for `curves`.
+    """
+    with mpl.rc_context(SETTINGS):
+        figure = forest(contrasts, ink=INK, colours=[f"{SERIES}{style % COLOURS}" for style in styles])
+        return _inline(figure, name, [], f"Differences in points: {description(contrasts)}")
 
 
 def sensitivity(

@@ -1,0 +1,168 @@
+"""Published tables in Markdown, rendered from the records of their recipes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+from idaa_lightly.bench.compare.groups import (
+    BASELINE,
+    MEASURES,
+    Group,
+    compare,
+    difference,
+    read_groups,
+    share_to,
+)
+from idaa_lightly.bench.compare.text import TITLES, columns, difference_column, difference_in_words, markdown, quantity
+from idaa_lightly.bench.published.recipes import Recipe, Table
+from idaa_lightly.bench.record import read_record
+
+Line = dict[str, str]
+"""Texts of a row of a table, by the keys of its columns."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The comparison of a table's records.
+
+    Attributes:
+        groups: Groups with their rows, by recipe.
+        titles: Titles of the columns, by key.
+        notes: What all groups share, and what to bear in mind.
+    """
+
+    groups: dict[str, list[tuple[Group, Line]]]
+    titles: dict[str, str]
+    notes: list[str]
+
+
+def render(table: Table) -> str:
+    """Return the table in Markdown: our figures beside the published ones, or differences, and what was not run."""
+    found = _compared(table)
+    lines = list(_differences(table, found) if table.pairs else _lines(table, found))
+    keys = dict.fromkeys(key for line in lines for key in line)
+    shown = [key for key in keys if not table.columns or key in table.columns]
+    titles = found.titles | _own_titles(table)
+    missing = len(list(table.missing()))
+    studied = table.recipes if table.study else ()
+    shared = "; ".join(found.notes) or "nothing was run yet"
+    parts = [
+        f"**{table.title}**",
+        markdown([titles.get(key, key) for key in shown], [[line.get(key, "") for key in shown] for line in lines]),
+        *(_study(table, recipe) for recipe in studied if (table.studied(recipe) / "identity.json").exists()),
+        f"{shared[0].upper()}{shared[1:]}.",
+        table.note,
+        f"\\* {table.published}." if any(key.startswith("paper_") for key in shown) else "",
+        f"`idaa-bench table {table.name}`" + (f" ({missing} runs are missing)" if missing else ""),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _own_titles(table: Table) -> dict[str, str]:
+    """Return titles of columns that a comparison does not have."""
+    titles = {f"paper_{measure}": f"paper*: {title}, %" for measure, title in TITLES.items()}
+    titles |= {f"{measure}_difference": difference_column(measure).title for measure in TITLES if table.pairs}
+    return titles | {f"to_{accuracy}": f"to {accuracy} % kNN" for accuracy in table.reach}
+
+
+def _compared(table: Table) -> _Found:
+    there = [table.records(recipe) for recipe in table.recipes if any(table.records(recipe).rglob("record.json"))]
+    if not there:
+        return _Found({}, {}, [])
+    augs = [recipe.config.aug for recipe in table.recipes if table.records(recipe) in there]
+    comparison = compare(there, by_commit=False, against=table.against if table.against in augs else BASELINE)
+    notes = [note.removesuffix(".") for note in comparison.notes]
+    if table.pairs:
+        notes = [note.removesuffix(": see its column") for note in notes]
+    shown = columns(comparison)
+    groups: dict[str, list[tuple[Group, Line]]] = {}
+    for group, row in zip(read_groups(there, by_commit=False)[0], comparison.rows, strict=True):
+        name = next(iter(group.folders.values())).parent.name
+        groups.setdefault(name, []).append((group, {column.key: column.text(row) for column in shown}))
+    titles = {column.key: column.title for column in shown}
+    return _Found(groups, titles, [f"all: {comparison.shared}", *notes])
+
+
+def _lines(table: Table, found: _Found) -> Iterator[Line]:
+    """Yield what the runs began with, and a line for each recipe."""
+    blank = dict.fromkeys(found.titles or ("method", "aug", "seeds"), "")
+    for line in () if table.reach else _starts(table):
+        yield blank | line
+    for recipe in table.recipes:
+        options = [f"{key}={value}" for items in recipe.config.set.values() for key, value in items.items()]
+        waiting = {"method": recipe.config.method, "aug": " ".join([recipe.config.aug, *options]), "seeds": "not run"}
+        paper = {f"paper_{measure}": f"{value:.2f}" for measure, value in table.paper.get(recipe.name, {}).items()}
+        lines = [line | _reached(group, table.reach) for group, line in found.groups.get(recipe.name, [])]
+        for line in lines or [waiting]:
+            yield blank | line | paper
+
+
+def _differences(table: Table, found: _Found) -> Iterator[Line]:
+    """Yield a line for each pair of recipes, of the seeds that both have."""
+    for names in table.pairs:
+        line = {"difference": " − ".join(names), "seeds": "not run"}
+        if all(len(found.groups.get(name, ())) == 1 for name in names):  # not of two data sets
+            (one, _), (other, _) = (found.groups[name][0] for name in names)
+            both = len(one.records.keys() & other.records.keys())
+            line["seeds"] = str(both)
+            for measure in MEASURES:
+                numbers = difference(measure, one, other) | {"seeds": both}
+                line[f"{measure}_difference"] = difference_in_words(numbers, measure)
+        yield line
+
+
+def _starts(table: Table) -> Iterator[Line]:
+    """Yield what a table's runs had before their training: bare pixels, and the untrained network."""
+    paths = [path for recipe in table.recipes for path in sorted(table.records(recipe).glob("*/record.json"))]
+    records = [read_record(path.parent) for path in paths]
+    by_seed = {record["config"]["seed"]: record["initial"] for record in records}
+    if len({(record["config"]["backbone"], record["config"]["image_size"]) for record in records}) != 1:
+        return
+    pixels = [initial["knn_pixels"] for initial in by_seed.values() if "knn_pixels" in initial][:1]
+    untrained = {measure: [initial[measure] for initial in by_seed.values()] for measure in MEASURES}
+    for name, found in ("raw pixels", {"knn": pixels}), ("untrained network", untrained):
+        if found["knn"]:
+            accuracies = {measure: _percent(values) for measure, values in found.items()}
+            yield {"method": name, "seeds": str(len(found["knn"])), **accuracies}
+
+
+def _reached(group: Group, accuracies: tuple[float, ...]) -> Line:
+    """Return operations and seconds of training until kNN reached each accuracy, as in Table 11 of the paper."""
+    result = {}
+    for accuracy in accuracies:
+        shares = [share_to(record, accuracy / 100) for record in group.records.values()]
+        found = [share for share in shares if share is not None]
+        text = "not reached"
+        if found:
+            text = f"{quantity(mean(found) * (group.flops or 0))}, {mean(found) * group.seconds:.0f} s"
+        few = f" ({len(found)} of {len(shares)} seeds)" if 0 < len(found) < len(shares) else ""
+        result[f"to_{accuracy}"] = text + few
+    return result
+
+
+def _study(table: Table, recipe: Recipe) -> str:
+    """Return the figures of `idaa-bench identity`, and its picture."""
+    folder = table.studied(recipe)
+    header = [
+        "views",
+        "lost, %",
+        "distance to the own view / to the nearest other, median",
+        "5 to 95 %",
+        "change of the image, L2",
+    ]
+    rows = []
+    for name, part in json.loads((folder / "identity.json").read_text())["augmentations"].items():
+        low, _, median, _, high = part["hardness"]
+        size = f"{part['l2']:.2f}" if "l2" in part else ""
+        rows.append([name, f"{100 * part['lost']:.2f}", f"{median:.2f}", f"{low:.2f} to {high:.2f}", size])
+    picture = (folder / "identity.png").relative_to(table.folder)
+    return markdown(header, rows) + f"\n\n![Distances to the own view and to the nearest other]({picture})"
+
+
+def _percent(values: list[float]) -> str:
+    """Return mean ± standard deviation in percent of values in [0, 1]."""
+    spread = f" ± {100 * stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):.2f}{spread}" if values else ""
