@@ -86,10 +86,10 @@ class DualBatchNorm(nn.Module):
 def dual_batchnorm(module: nn.Module) -> nn.Module:
     """Give every BatchNorm in `module` an adversarial branch, in place.
 
-    The existing parameters stay the same objects. An optimiser made earlier therefore keeps training the clean branch;
-    pass it `adversarial_parameters(module)` as well. Convert before momentum (EMA) copies are made, or convert the whole
-    model including the copies. `SyncBatchNorm.convert_sync_batchnorm` may come before or after, but timm's converter
-    must come after. Calling this function twice has no effect.
+    The existing parameters stay the same objects. An optimiser made earlier therefore keeps training the clean branch.
+    Pass it `adversarial_parameters(module)` as well. Convert before momentum (EMA) copies are made, or convert a module
+    that contains both the model and its copies. Call `SyncBatchNorm.convert_sync_batchnorm` before or after this
+    function, but timm's `convert_sync_batchnorm` only before it. Converting a module twice has no effect.
 
     Args:
         module: Any module. One without a BatchNorm is returned unchanged.

@@ -1,4 +1,4 @@
-"""Pair losses that Lightly lacks. Like Lightly's losses, `forward(out0, out1)` takes (N, D) each and returns a scalar."""
+"""Pair losses that Lightly lacks, with its interface: `forward(out0, out1)`, (N, D) each, returns a scalar."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class DebiasedLoss(nn.Module):
 
 
 class OUCLLoss(nn.Module):
-    """Optimisation-driven unified contrast (OUCL): one logarithm over all pairs of a positive and a negative similarity.
+    """Optimisation-driven unified contrast (OUCL) loss, with one logarithm over all positive-negative pairs.
 
     (1/γ) log(1 + Σ_k⁻ Σ_k⁺ exp γ(Γ⁻(d⁻ − m) − Γ⁺(d⁺ − 1 + m))) for each embedding, with d = (cos + 1) / 2. The weights
     Γ⁻ = [d⁻ + m]₊ and Γ⁺ = [1 + m − d⁺]₊ are detached. Negatives are the other samples in the batch of one device.

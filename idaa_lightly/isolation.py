@@ -38,8 +38,8 @@ def module_of(function: Any) -> nn.Module:
 def preserved_buffers(*modules: nn.Module, norms: bool = False) -> Iterator[None]:
     """Replace all buffers (memory banks, queues, centres) with clones, and restore the originals on exit.
 
-    Tensors in plain attributes are replaced as well, because some of Lightly's losses (TiCoLoss) keep their state there.
-    The originals are never written to, so graphs that saved them stay valid.
+    Tensors in plain attributes are replaced as well, because some of Lightly's losses, such as TiCoLoss, keep their
+    state there. The originals are never written to, so graphs that saved them stay valid.
 
     Args:
         modules: Modules whose buffers are replaced, including those of their submodules.

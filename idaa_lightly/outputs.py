@@ -56,5 +56,5 @@ def embedding_of(output: Any) -> Tensor:
         got = tuple(embedding.shape) if isinstance(embedding, Tensor) else type(embedding).__name__
         raise UsageError(f"the first output of the model is {got}, but expected an embedding of shape (N, D)")
     if torch.is_grad_enabled() and not embedding.requires_grad:
-        raise UsageError("the first output of the model has no gradient, but expected the output of the trained network")
+        raise UsageError("the first output of the model has no gradient, but expected one from the trained network")
     return embedding
