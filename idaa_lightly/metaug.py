@@ -69,8 +69,8 @@ class MetAugLoss(nn.Module):
 
     Source: Li et al., "MetAug: Contrastive Learning via Meta Feature Augmentation", ICML 2022, Sec. 3.1 to 3.3.
 
-    Differs from the paper: two ordinary views and in-batch negatives replace colour spaces and a memory bank. Both steps
-    start from the same θ, so that one backward pass and one optimiser serve both.
+    Differs from the paper: two ordinary views and in-batch negatives replace colour spaces and a memory bank. Both
+    steps start from the same θ, so that one backward pass and one optimiser serve both.
 
     Args:
         contrast: Contrastive loss that takes the embeddings (N, D) of two or more views, such as `OUCLLoss()`.
@@ -119,9 +119,7 @@ class MetAugLoss(nn.Module):
         meta_slopes = torch.autograd.grad(meta, omega, materialize_grads=True)
         total = loss.detach()
         for part, slope in zip([*theta.values(), *omega], [*slopes, *meta_slopes], strict=True):
-            total = (
-                total + ((part - part.detach()) * slope.detach()).sum()
-            )  # The summand is 0 and has gradient `slope`.
+            total = total + ((part - part.detach()) * slope.detach()).sum()  # The term is 0 and has gradient `slope`.
         return MetAugOutput(total, contrast.detach(), augmented.detach(), margin.detach())
 
     def _terms(self, *outputs: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -154,7 +152,7 @@ def margin(z0: Tensor, z1: Tensor, made0: Tensor, made1: Tensor) -> Tensor:
 
 
 def _similarities(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the similarities in [0, 1] of equal samples, (N,), and of different samples, (N² − N,)."""
+    """Return the similarities in [0, 1] of matching samples, (N,), and of different samples, (N² − N,)."""
     similarities = (F.normalize(a, dim=1) @ F.normalize(b, dim=1).T + 1) / 2
     same = torch.eye(len(a), dtype=torch.bool, device=a.device)
     return similarities[same], similarities[~same]

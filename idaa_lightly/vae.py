@@ -26,10 +26,10 @@ from idaa_lightly.options import Count, NonNegative, checked
 class VAE(nn.Module):
     """Convolutional VAE.
 
-    Stride-2 convolutions reduce the image to about 8 px. Residual blocks and a linear bottleneck follow, and the decoder
-    mirrors the encoder. At 32 px the layers are the paper's, with 64 and 128 channels. At 224 px there are the paper's
-    five convolutions, with 8 to 128 channels. A tanh and a BatchNorm over the colour channels end the decoder, so that
-    its output covers the range of normalised images.
+    Stride-2 convolutions reduce the image to about 8 px. Residual blocks and a linear bottleneck follow, and the
+    decoder mirrors the encoder. At 32 px these are the paper's layers, with 64 and 128 channels. At 224 px there are
+    the paper's five convolutions, with 8 to 128 channels. The decoder ends in a tanh and a BatchNorm over the colour
+    channels, so that its output covers the range of normalised images.
 
     Args:
         image_size: Height and width of the images, in pixels.
