@@ -140,7 +140,11 @@ class Noise(nn.Module):
         self.seed, self.calls = seed, 0
 
     def like(self, tensor: Tensor) -> Tensor:
-        """Draw standard normal noise with the shape, dtype and device of `tensor`."""
+        """Draw standard normal noise with the shape, dtype and device of a tensor.
+
+        Args:
+            tensor: Tensor to imitate. Its values are not read.
+        """
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         generator = torch.Generator(tensor.device).manual_seed(seed_of("noise", self.seed, rank, self.calls))
         self.calls += 1
@@ -157,6 +161,10 @@ class Noise(nn.Module):
 
 def gradient(value: Value, delta: Tensor) -> Tensor:
     """Return the gradient of `value` at `delta`, without computing or changing the gradient of any parameter.
+
+    Args:
+        value: Function that maps a perturbation to a scalar.
+        delta: Perturbation, (N, ...).
 
     Raises:
         UsageError: `value` does not return a scalar with a gradient.
@@ -176,14 +184,25 @@ def gradient(value: Value, delta: Tensor) -> Tensor:
 
 
 def direction(gradient: Tensor, norm: Norm) -> Tensor:
-    """Return a unit step along `gradient`: its sign (linf), or each sample scaled to length 1 (l2). Zero stays zero."""
+    """Return a unit step along `gradient`: its sign (linf), or each sample scaled to length 1 (l2). Zero stays zero.
+
+    Args:
+        gradient: Gradient, (N, ...).
+        norm: Norm of the step, "linf" or "l2".
+    """
     if norm == "linf":
         return gradient.sign()
     return gradient / lengths(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
 
 
 def project(delta: Tensor, eps: float, norm: Norm) -> Tensor:
-    """Return the perturbation inside the ball of radius `eps` that is nearest to `delta`."""
+    """Return the perturbation inside the ball of radius `eps` that is nearest to `delta`.
+
+    Args:
+        delta: Perturbation, (N, ...).
+        eps: Radius of each sample's ball.
+        norm: Norm of the ball, "linf" or "l2".
+    """
     if norm == "linf":
         return delta.clamp(-eps, eps)
     length = lengths(delta)
@@ -191,7 +210,11 @@ def project(delta: Tensor, eps: float, norm: Norm) -> Tensor:
 
 
 def lengths(delta: Tensor) -> Tensor:
-    """Return the Euclidean length of each sample, with shape (N, 1, ...) to broadcast against `delta`."""
+    """Return the Euclidean length of each sample, with shape (N, 1, ...) to broadcast against `delta`.
+
+    Args:
+        delta: Perturbation, (N, ...).
+    """
     flat = delta.flatten(1)
     # The coordinates are scaled so that their squares do not underflow.
     largest = flat.abs().amax(1, keepdim=True).clamp_min(torch.finfo(delta.dtype).tiny)

@@ -1,7 +1,7 @@
 """Dual BatchNorm: separate normalisation of clean and adversarial images.
 
-Adversarial images have other statistics than clean ones, and sharing one BatchNorm hurts both (AdvProp, Xie et al.,
-CVPR 2020, Sec. 4). `dual_batchnorm` gives every BatchNorm of a module a second, adversarial branch.
+Adversarial and clean images have different statistics, and sharing one BatchNorm hurts both (AdvProp, Xie et al., CVPR
+2020, Sec. 4). `dual_batchnorm` gives every BatchNorm of a module a second, adversarial branch.
 
 Differs from the paper: the adversarial branch keeps no running statistics. Evaluation always uses the clean branch, so
 nothing would ever read them.

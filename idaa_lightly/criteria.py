@@ -38,7 +38,7 @@ class InfoNCELoss(nn.Module):
 
 
 class UELLoss(nn.Module):
-    """Unsupervised embedding learning (UEL) loss: each of the 2N views is distinguished from every other one.
+    """Unsupervised embedding learning (UEL) loss: each of 2N views is matched to its positive, and no other view.
 
     −[Σ_i log P(i|x̂_i) + Σ_i Σ_{j≠i} log(1 − P(i|x_j))] / 2N. As in the authors' code, the second factor of every inner
     product is detached.

@@ -1,4 +1,4 @@
-"""Isolation of an attack, so that it passes through a model without leaving a trace."""
+"""Isolation of attacks, so that they leave no trace in a model or criterion."""
 
 from __future__ import annotations
 

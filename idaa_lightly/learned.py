@@ -21,10 +21,10 @@ from idaa_lightly.views import Objective
 def reverse_gradient(x: Tensor) -> Tensor:
     """Return the values of `x`, with the sign of the gradient reversed.
 
-    Parameters that were used to compute `x` then ascend, while later ones descend.
+    If the result enters a loss that is minimised, the parameters behind `x` are trained to raise the loss.
 
     Args:
-        x: Any tensor that is part of a graph.
+        x: Tensor of any shape.
     """
     return 2 * x.detach() - x
 

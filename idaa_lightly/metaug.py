@@ -47,7 +47,7 @@ class MetAugOutput(NamedTuple):
     """Output of `MetAugLoss`. All fields are scalars, and only `total` carries gradients.
 
     Attributes:
-        total: Value of the network's loss. Its gradients are those of both steps.
+        total: Value of L(θ, ω). `total.backward()` gives θ and ω the gradients of their own steps.
         contrast: Contrast of the embeddings.
         augmented: Contrast of the embeddings and the augmented embeddings.
         margin: Margin R.
@@ -95,7 +95,7 @@ class MetAugLoss(nn.Module):
         self.weights, self.inner_lr = (feature_weight, margin_weight), inner_lr
 
     def forward(self, model: nn.Module, x0: Tensor, x1: Tensor) -> MetAugOutput:
-        """Compute the gradients of both steps. `total.backward()` adds them to the parameters' `.grad`.
+        """Compute the gradients of both steps. `total.backward()` adds them to the `.grad` of the parameters.
 
         Args:
             model: Network that maps images (N, C, H, W) to an embedding (N, D), or to a tuple, list or dict whose first

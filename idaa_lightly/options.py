@@ -96,7 +96,7 @@ class Option:
         Raises:
             UsageError: The value has another type or is out of range.
         """
-        from pydantic import ValidationError  # Imported here because it is slow to import.
+        from pydantic import ValidationError  # Imported here to keep `idaa-bench --help` fast.
 
         try:
             return _adapter(self.annotation).validate_python(value, strict=True)
@@ -118,6 +118,9 @@ class Option:
 
 def options_of(plugin: type) -> dict[str, Option]:
     """Return the options of a plugin class by name, with its own options before those of its bases.
+
+    Args:
+        plugin: Class of the plugin.
 
     Raises:
         PluginError: An option has no type or no default.
@@ -165,7 +168,7 @@ def checked(function: F) -> F:
         function: Function to decorate.
 
     Raises:
-        UsageError: Raised by a call with an argument that is out of range or not among the choices.
+        UsageError: The decorated function got an argument that is out of range or not among the choices.
     """
     signature = inspect.signature(function)
 
@@ -174,16 +177,19 @@ def checked(function: F) -> F:
         limited = _limited(call)
         for name, value in signature.bind(*args, **kwargs).arguments.items() if limited else ():
             if name in limited:
-                limited[name].check(
-                    value.item() if hasattr(value, "item") else value
-                )  # .item() converts scalars of NumPy and torch.
+                # .item() converts scalars of NumPy and torch.
+                limited[name].check(value.item() if hasattr(value, "item") else value)
         return function(*args, **kwargs)
 
     return call  # type: ignore[return-value]
 
 
 def check_at_construction(plugin: type) -> None:
-    """Apply `checked` to the constructor of a class, if the class itself defines one."""
+    """Apply `checked` to the constructor of a class, if the class itself defines one.
+
+    Args:
+        plugin: Class to change in place.
+    """
     constructor = vars(plugin).get("__init__")
     if constructor is not None:
         plugin.__init__ = checked(constructor)  # type: ignore[misc]

@@ -203,10 +203,10 @@ class Augmentation(ABC):
     def loss(self, method: Method) -> nn.Module:
         """Return the module that computes the loss, called as `loss(method, x0, x1, ...)`.
 
-        It returns a NamedTuple whose scalar `total` is minimised. Its other scalars are logged. Its own parameters are
-        trained by the same backward pass, in a group of the method's optimiser. To count operations, the module is
-        deep-copied together with the method. It must therefore reach the method through its argument, a bound method or
-        `functools.partial`, but not through a lambda.
+        The module returns a NamedTuple whose scalar `total` is minimised and whose other scalars are logged. Parameters
+        of the module are trained by the same backward pass, in a group of the method's optimiser. To count operations,
+        the module is deep-copied together with the method. It must therefore reach the method through its argument, a
+        bound method or `functools.partial`, but not through a lambda.
 
         Args:
             method: Method whose loss is augmented.
@@ -227,9 +227,9 @@ class GeneratorAugmentation(Augmentation):
     Args:
         weight: Weight of the adversarial term.
         random: Replace the search by a random direction of the same length, as a control.
-        mode: Variant of the loss. exact, or one of the cheaper approximations reused (search on the graph of the clean
-            pass) and half (attack half of the batch), or shared (ablation without an adversarial BatchNorm). See
-            `idaa_lightly.variants`.
+        mode: Variant of the loss, see `idaa_lightly.variants`. reused (search on the graph of the clean pass) and half
+            (attack half of the batch) are cheaper approximations. shared is the ablation without an adversarial
+            BatchNorm.
     """
 
     def __init__(self, *, weight: NonNegative = 1.0, random: bool = False, mode: Mode = "exact") -> None:

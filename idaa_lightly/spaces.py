@@ -69,7 +69,7 @@ class LatentSpace:
     Source: IDAA, Yang et al., ICML 2022, Sec. 3.3.
 
     Args:
-        vae: Autoencoder, see `Autoencoder`. An nn.Module is moved to the device of the images on each call.
+        vae: VAE with the methods of `Autoencoder`. An nn.Module is moved to the device of the images on each call.
         decompose: Add R(x). False gives the paper's ablation, x' = D(z + δ).
     """
 
@@ -91,7 +91,14 @@ class LatentSpace:
 
     @torch.no_grad()
     def decomposition(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the identity R(x) and the reconstruction G(x) of images, (N, C, H, W) each. R(x) + G(x) = x."""
+        """Split images into identity R(x) and reconstruction G(x).
+
+        Args:
+            x: Images, (N, C, H, W).
+
+        Returns:
+            R(x) and G(x), (N, C, H, W) each. R(x) + G(x) = x.
+        """
         start, _ = self.at(x)
         reconstruction = self.vae.decode(start)
         return x - reconstruction, reconstruction
@@ -121,7 +128,7 @@ class ColorSpace:
 
     A point of shape (N, 3, 2) holds two weights per channel: its mix with each of the other two channels. All weights
     are 0 at the start. A weight is halved when it is applied, and negative weights count as 0. Within the ball of
-    radius eps, each row of α is a row of (1 − t) I + t Q with 0 ≤ t ≤ eps. The diagonal of Q is 0.
+    radius eps, each row of α is a row of (1 − t) I + t Q with its own 0 ≤ t ≤ eps. The diagonal of Q is 0.
 
     Source: Lubana & Aldeeb, "Adversarial Augmentations for Contrastive Learning", colour mixing.
 

@@ -38,8 +38,8 @@ class VAE(nn.Module):
         width: Number of channels of the innermost feature map.
 
     Attributes:
-        fitted: Record of `fit_vae`: `epochs`, `seconds`, and the last epoch's means of `loss`, `mse` and `kl`. The loss
-            is, up to a constant and its scale, the bound −I(z;x) + β I(z;y) ≤ L_VAE of Lemma 3.2. Empty before.
+        fitted: Record of `fit_vae`: `epochs`, `seconds`, and the last epoch's means of `loss`, `mse` and `kl`. Up to
+            a constant and a scale, the loss is the bound −I(z;x) + β I(z;y) ≤ L_VAE of Lemma 3.2. Empty if not trained.
 
     Shape:
         - Images: (N, channels, image_size, image_size), normalised.
@@ -254,7 +254,7 @@ def fit_vae(
 def cached_vae(key: dict[str, object], directory: Path, fit: Callable[[], VAE]) -> VAE:
     """Return the VAE that is cached under a key, or fit and cache one.
 
-    Processes that ask for one key at the same time wait for each other, so that only one of them fits the VAE.
+    Concurrent processes with one key wait for each other, so that only one of them fits the VAE.
 
     Args:
         key: Everything that the VAE depends on, as JSON values: data, transform, architecture, beta, epochs, seed.

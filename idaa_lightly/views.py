@@ -71,7 +71,7 @@ def IDAA(vae: Autoencoder, eps: float = 0.15) -> ViewGenerator:
     """Identity-disentangled adversarial augmentation: FGSM on the bottleneck of a VAE, plus the identity residual.
 
     Source: Yang et al., "Identity-Disentangled Adversarial Augmentation for Self-Supervised Learning", ICML 2022,
-    Sec. 3.3. The paper takes one FGSM step and studies ε from 0.1 to 0.3.
+    Sec. 3.3. The paper takes one FGSM step and studies ε from 0.1 to 0.3. The default here is 0.15.
 
     Args:
         vae: Autoencoder with `encode(x) -> (mean, log-variance)` and `decode(z)`.
