@@ -23,14 +23,14 @@ from idaa_lightly.outputs import detached
 
 
 class AdversarialOutput(NamedTuple):
-    """Output of `AdversarialLoss`. Only `total` carries gradients; all other fields are detached.
+    """Output of `AdversarialLoss`. Only `total` carries gradients. All other fields are detached.
 
     Attributes:
         total: Scalar to minimise, clean + weight · adversarial.
         clean: Scalar loss of the clean pair (x0, x1).
         adversarial: Scalar loss of the adversarial pair (x0, x').
         views: Adversarial views x', (N, C, H, W).
-        outputs: Outputs of the model for x0, x1 and x'.
+        outputs: Outputs of the model for x0, x1 and x'. In mode `half`, those for the first half of the batch.
     """
 
     total: Tensor

@@ -1,7 +1,7 @@
 """Cheaper approximations of `AdversarialLoss`, and its ablation without an adversarial BatchNorm.
 
-A training step costs this multiple of the FLOPs of a step without an attack: exact 11 / 6, reused 10 / 6, half 8.5 / 6.
-The search takes one gradient step. The generator's own FLOPs are not counted.
+FLOPs of a training step, relative to a step without an attack: exact 11 / 6, reused 10 / 6, half 8.5 / 6. These figures
+are for a search of one gradient step, without the generator's own FLOPs.
 """
 
 from __future__ import annotations
