@@ -1,7 +1,7 @@
 """Identity-disentangled adversarial views for self-supervised learning with Lightly.
 
-The public names are listed in `__init__.pyi` and imported when they are first used, so that `idaa-bench --help` does
-not wait for torch.
+Public names are listed in `__init__.pyi`. Each is imported on first use, so that `idaa-bench --help` does not wait for
+torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _public_name, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name, or read `__version__` from the installed distribution, on first use."""
+    """Import a public name on first use. `__version__` is read from the installed distribution."""
     if name != "__version__":
         return _public_name(name)
     from importlib.metadata import version

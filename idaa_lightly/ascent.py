@@ -1,8 +1,8 @@
-"""Searches for the perturbation of a point that raises an objective, inside a ball around it.
+"""Ascents: searches for a perturbation that raises an objective, inside a ball around a point.
 
-An ascent is called with `value`, a function from a perturbation to the scalar to raise, and with the point to
-perturb, of shape (N, ...); it returns the perturbation. The ball is each sample's own: `eps` bounds the largest
-coordinate (linf) or the length (l2), in the units of the space.
+An ascent is called with `value`, a function that maps a perturbation to the scalar to raise, and with the point to
+perturb, of shape (N, ...). It returns the perturbation. Each sample has its own ball. The radius `eps` bounds the
+largest coordinate (linf) or the length (l2), in the units of the space.
 """
 
 from __future__ import annotations
@@ -23,24 +23,29 @@ Value = Callable[[Tensor], Tensor]
 
 
 class Ascent(Protocol):
-    """What a ViewGenerator asks of a search."""
+    """Protocol of the searches that a `ViewGenerator` uses."""
 
     eps: float
     norm: Norm
     random_start: bool
 
     def __call__(self, value: Value, point: Tensor) -> Tensor:
-        """Returns the perturbation of `point`."""
+        """Return the perturbation of `point`, (N, ...).
+
+        Args:
+            value: Function that maps a perturbation to the scalar to raise.
+            point: Point to perturb, (N, ...).
+        """
 
 
 class FGSM:
-    """One step of length eps along the sign of the gradient (linf) or the gradient (l2), from the point itself.
+    """Fast gradient sign method: one step of length `eps` along the gradient's sign (linf) or direction (l2).
 
     Source: Goodfellow et al., "Explaining and Harnessing Adversarial Examples", 2014, Sec. 4.
 
     Args:
         eps: Radius of the ball, in the units of the space.
-        norm: "linf" or "l2".
+        norm: Norm of the ball, "linf" or "l2".
     """
 
     random_start = False
@@ -50,22 +55,22 @@ class FGSM:
         self.eps, self.norm = float(eps), norm
 
     def __call__(self, value: Value, point: Tensor) -> Tensor:
-        """Returns the perturbation of `point`."""
+        """Return the perturbation of `point`."""
         return self.eps * direction(gradient(value, torch.zeros_like(point)), self.norm)
 
 
 class PGD(nn.Module):
-    """Several projected gradient steps, from the point or from a random start in the ball.
+    """Projected gradient descent: several projected ascent steps, from the point or from a random start in the ball.
 
     Source: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", 2018, Sec. 2.1.
 
     Args:
         eps: Radius of the ball, in the units of the space.
         steps: Number of steps.
-        step_size: length of a step; 2.5 · eps / steps where it is None, as in the authors' CIFAR-10 settings.
-        norm: "linf" or "l2".
-        random_start: start from a uniformly drawn point of the linf ball, or a random direction of the l2 ball.
-        seed: of the random start.
+        step_size: Length of a step. None takes 2.5 · eps / steps, as in the authors' CIFAR-10 settings.
+        norm: Norm of the ball, "linf" or "l2".
+        random_start: Start from a random point: uniform in the linf ball, or uniform on the surface of the l2 ball.
+        seed: Seed of the random start.
     """
 
     @checked
@@ -86,7 +91,7 @@ class PGD(nn.Module):
         self.noise = Noise(seed) if random_start else None
 
     def forward(self, value: Value, point: Tensor) -> Tensor:
-        """Returns the perturbation of `point`."""
+        """Return the perturbation of `point`."""
         delta = torch.zeros_like(point)
         if self.noise is not None:
             drawn = self.noise.like(point)
@@ -99,12 +104,12 @@ class PGD(nn.Module):
 
 
 class RandomDirection(nn.Module):
-    """No search: a random direction of the length that `FGSM` would go. The control of every adversarial claim.
+    """Random direction of the length of an `FGSM` step, without a search: the control for adversarial claims.
 
     Args:
         eps: Radius of the ball, in the units of the space.
-        norm: "linf" (random signs) or "l2" (uniform on the sphere).
-        seed: of the directions.
+        norm: Norm of the ball, "linf" (random signs) or "l2" (uniform on the sphere).
+        seed: Seed of the directions.
     """
 
     random_start = True
@@ -116,18 +121,18 @@ class RandomDirection(nn.Module):
         self.noise = Noise(seed)
 
     def forward(self, value: Value, point: Tensor) -> Tensor:
-        """Returns the perturbation of `point`; `value` is not asked."""
+        """Return the perturbation of `point`. `value` is never evaluated."""
         return self.eps * direction(self.noise.like(point), self.norm)
 
 
 class Noise(nn.Module):
-    """Normal noise that leaves torch's global random stream alone.
+    """Source of normal noise that does not use torch's global random generator.
 
-    The n-th call depends on the seed, the rank and n only, and n is part of the state dict: a resumed run draws what
-    an uninterrupted one would have drawn, and every rank draws its own.
+    The n-th draw depends only on the seed, the rank and n. The state dict holds n, so a resumed run draws the noise
+    that an uninterrupted run would have drawn. Every rank draws its own noise.
 
     Args:
-        seed: of the stream.
+        seed: Seed of the random stream.
     """
 
     def __init__(self, seed: int) -> None:
@@ -135,46 +140,69 @@ class Noise(nn.Module):
         self.seed, self.calls = seed, 0
 
     def like(self, tensor: Tensor) -> Tensor:
-        """Draws standard normal noise with the shape, type and device of `tensor`."""
+        """Draw standard normal noise with the shape, dtype and device of a tensor.
+
+        Args:
+            tensor: Tensor to imitate. Its values are not read.
+        """
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         generator = torch.Generator(tensor.device).manual_seed(seed_of("noise", self.seed, rank, self.calls))
         self.calls += 1
         return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype, device=tensor.device)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The number of calls so far, for the state dict."""
+        """Return the number of calls so far, for the state dict."""
         return {"calls": self.calls}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Takes up where the state dict stopped."""
+        """Restore the number of calls from the state dict."""
         self.calls = int(state["calls"])
 
 
 def gradient(value: Value, delta: Tensor) -> Tensor:
-    """Gradient of the objective at `delta`; no other `.grad` is touched and no parameter's gradient computed."""
+    """Return the gradient of `value` at `delta`, without computing or changing the gradient of any parameter.
+
+    Args:
+        value: Function that maps a perturbation to a scalar.
+        delta: Perturbation, (N, ...).
+
+    Raises:
+        UsageError: `value` does not return a scalar with a gradient.
+    """
     with torch.enable_grad():
         delta = delta.detach().requires_grad_()
         scalar = value(delta)
         if scalar.ndim != 0 or not scalar.requires_grad:
             raise UsageError(
-                f"the objective gave a tensor of shape {tuple(scalar.shape)} "
+                f"the objective returned a tensor of shape {tuple(scalar.shape)} "
                 f"{'with' if scalar.requires_grad else 'without'} a gradient, but an attack needs a scalar that "
-                "depends on the images: reduce it, and take no detach() or no_grad() around it; in a method's "
-                "loss(anchor, positive) they come in by `positive`"
+                "depends on the images: reduce it to a scalar, without detach() or no_grad(); in a method's "
+                "loss(anchor, positive), the images enter through `positive`"
             )
         (result,) = torch.autograd.grad(scalar, delta)
     return result
 
 
 def direction(gradient: Tensor, norm: Norm) -> Tensor:
-    """Unit step along `gradient`: its sign (linf), or each sample scaled to length 1 (l2; zero stays zero)."""
+    """Return a unit step along `gradient`: its sign (linf), or each sample scaled to length 1 (l2). Zero stays zero.
+
+    Args:
+        gradient: Gradient, (N, ...).
+        norm: Norm of the step, "linf" or "l2".
+    """
     if norm == "linf":
         return gradient.sign()
     return gradient / lengths(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
 
 
 def project(delta: Tensor, eps: float, norm: Norm) -> Tensor:
-    """Nearest perturbation inside the ball of radius `eps`."""
+    """Return the perturbation inside the ball of radius `eps` that is nearest to `delta`.
+
+    Args:
+        delta: Perturbation, (N, ...).
+        eps: Radius of each sample's ball.
+        norm: Norm of the ball, "linf" or "l2".
+    """
     if norm == "linf":
         return delta.clamp(-eps, eps)
     length = lengths(delta)
@@ -182,8 +210,13 @@ def project(delta: Tensor, eps: float, norm: Norm) -> Tensor:
 
 
 def lengths(delta: Tensor) -> Tensor:
-    """Euclidean length of each sample, shape (N, 1, ...) to broadcast against `delta`."""
+    """Return the Euclidean length of each sample, with shape (N, 1, ...) to broadcast against `delta`.
+
+    Args:
+        delta: Perturbation, (N, ...).
+    """
     flat = delta.flatten(1)
-    largest = flat.abs().amax(1, keepdim=True).clamp_min(torch.finfo(delta.dtype).tiny)  # squares must not underflow
+    # The coordinates are scaled so that their squares do not underflow.
+    largest = flat.abs().amax(1, keepdim=True).clamp_min(torch.finfo(delta.dtype).tiny)
     norms: Tensor = (flat / largest).norm(dim=1, keepdim=True) * largest
     return norms.view(-1, *[1] * (delta.ndim - 1))

@@ -1,10 +1,10 @@
-"""Dual BatchNorm: adversarial inputs are normalised by themselves.
+"""Dual BatchNorm: separate normalisation of clean and adversarial images.
 
-Adversarial images have other statistics than clean ones; sharing one BatchNorm hurts both (AdvProp, Xie et al.,
-CVPR 2020, Sec. 4). `dual_batchnorm` gives every BatchNorm of a module a second, adversarial branch.
+Adversarial and clean images have different statistics, and sharing one BatchNorm hurts both (AdvProp, Xie et al., CVPR
+2020, Sec. 4). `dual_batchnorm` gives every BatchNorm of a module a second, adversarial branch.
 
-Differs from the paper: the adversarial branch keeps no running statistics, because evaluation always uses the clean
-branch and nothing would ever read them.
+Differs from the paper: the adversarial branch keeps no running statistics. Evaluation always uses the clean branch, so
+nothing would ever read them.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 
 class DualBatchNorm(nn.Module):
-    """A BatchNorm with a clean and an adversarial branch.
+    """BatchNorm with a clean and an adversarial branch.
 
-    The clean branch is the given module itself and keeps its keys in the state dict, so that an ordinary checkpoint
-    loads strictly (and initialises the adversarial branch). The adversarial branch always normalises by the
-    statistics of its batch. In eval mode the clean branch is used, whatever is selected.
+    The clean branch is the given module itself and keeps its keys in the state dict. An ordinary checkpoint therefore
+    loads strictly, and also initialises the adversarial branch. The adversarial branch always normalises by the
+    statistics of its batch. In eval mode the clean branch is used, whichever branch is selected.
 
     Args:
-        norm: any BatchNorm: 1d, 2d, 3d, synchronised, or a subclass such as timm's BatchNormAct2d.
+        norm: Any BatchNorm: 1d, 2d, 3d, synchronised, or a subclass such as timm's BatchNormAct2d.
 
     Shape:
-        - Input and output: those of `norm`.
+        - Input and output: Shapes of `norm`.
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -45,24 +45,24 @@ class DualBatchNorm(nn.Module):
         self.adversarial.running_mean = None
         self.adversarial.running_var = None
         self.adversarial.num_batches_tracked = None
-        self.adversarial.train()  # for good: it is used in training only
+        self.adversarial.train()  # Stays in training mode, because it is used only there.
         self.use_adversarial = False
         self.training = norm.training
 
     def train(self, mode: bool = True) -> Self:
-        """Sets the mode of the clean branch; the adversarial one has nothing to switch."""
+        """Set the mode of the clean branch. The adversarial branch stays in training mode."""
         self.training = mode
         self.clean.train(mode)
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalises `x` by the selected branch."""
+        """Normalise `x` with the selected branch."""
         branch = self.adversarial if self.use_adversarial and self.training else self.clean
         output: Tensor = branch(x)
         return output
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As nn.Module's, with the clean branch under the keys of the BatchNorm that was converted."""
+        """Return the state dict, with the clean branch under the keys of the original BatchNorm."""
         state = super().state_dict(*args, **kwargs)
         prefix = args[1] if len(args) > 1 else kwargs.get("prefix", "")
         for key in [key for key in state if key.startswith(f"{prefix}clean.")]:
@@ -84,35 +84,40 @@ class DualBatchNorm(nn.Module):
 
 
 def dual_batchnorm(module: nn.Module) -> nn.Module:
-    """Gives every BatchNorm in `module` an adversarial branch, in place.
+    """Give every BatchNorm in `module` an adversarial branch, in place.
 
-    The parameters stay the same objects, so an optimiser made earlier goes on with the clean branch; give it
-    `adversarial_parameters(module)` too. Convert before momentum (EMA) copies are made, or the whole model with them;
-    before `SyncBatchNorm.convert_sync_batchnorm` or after it (timm's converter: before). Twice changes nothing.
+    The existing parameters stay the same objects. An optimiser made earlier therefore keeps training the clean branch.
+    Pass it `adversarial_parameters(module)` as well. Convert before momentum (EMA) copies are made, or convert a module
+    that contains both the model and its copies. Call `SyncBatchNorm.convert_sync_batchnorm` before or after this
+    function, but timm's `convert_sync_batchnorm` only before it. Converting a module twice has no effect.
 
     Args:
-        module: any module; without a BatchNorm it is returned as it is.
+        module: Any module. One without a BatchNorm is returned unchanged.
 
     Returns:
-        The module; a new one only where `module` is itself a BatchNorm.
+        The module. It is a new module only if `module` is itself a BatchNorm.
     """
     return _replace(module, _BatchNorm, DualBatchNorm)
 
 
 def strip_dual_batchnorm(module: nn.Module) -> nn.Module:
-    """Takes the adversarial branches out again, in place: an ordinary module with bit-equal clean features.
+    """Remove the adversarial branches in place, which gives an ordinary module with bit-equal clean features.
 
     Args:
-        module: a module that `dual_batchnorm` may have converted.
+        module: Module that `dual_batchnorm` may have converted.
 
     Returns:
-        The module; the BatchNorm inside it where `module` is itself a `DualBatchNorm`.
+        The module. If `module` is itself a `DualBatchNorm`, the BatchNorm inside it.
     """
     return _replace(module, DualBatchNorm, lambda dual: dual.clean)
 
 
 def adversarial_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
-    """Yields the parameters of the adversarial branches, for an optimiser that was made before the conversion."""
+    """Yield the parameters of the adversarial branches, for an optimiser that was made before the conversion.
+
+    Args:
+        module: Module that `dual_batchnorm` has converted.
+    """
     for part in module.modules():
         if isinstance(part, DualBatchNorm):
             yield from part.adversarial.parameters()
@@ -120,7 +125,11 @@ def adversarial_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
 
 @contextmanager
 def adversarial_batchnorm(module: nn.Module) -> Iterator[None]:
-    """Selects the adversarial branches of `module` inside the with-block, and restores what was selected before."""
+    """Select the adversarial branches of `module` inside the with-block. Restore the earlier selection on exit.
+
+    Args:
+        module: Module that `dual_batchnorm` has converted.
+    """
     duals = [part for part in module.modules() if isinstance(part, DualBatchNorm)]
     before = [dual.use_adversarial for dual in duals]
     try:
@@ -133,10 +142,13 @@ def adversarial_batchnorm(module: nn.Module) -> Iterator[None]:
 
 
 def require_dual_batchnorm(module: nn.Module) -> None:
-    """Raises where `module` holds a BatchNorm without an adversarial branch.
+    """Check that every BatchNorm in `module` has an adversarial branch.
+
+    Args:
+        module: Any module.
 
     Raises:
-        ModelError: names the layer and the call that mends it.
+        ModelError: A BatchNorm has no adversarial branch. The message names the layer and the call that adds one.
     """
     duals = [part for part in module.modules() if isinstance(part, DualBatchNorm)]
     inside = {id(branch) for dual in duals for branch in (dual.clean, dual.adversarial)}
@@ -150,14 +162,14 @@ def require_dual_batchnorm(module: nn.Module) -> None:
 
 
 def _replace(module: nn.Module, kind: type[nn.Module], make: Callable[[Any], nn.Module]) -> nn.Module:
-    """Replaces every outermost module of type `kind` by `make(it)`; one that is shared stays shared."""
+    """Replace every outermost module of type `kind` by `make(it)`. A shared module stays shared."""
     made: dict[int, nn.Module] = {}
 
     def visit(part: nn.Module) -> nn.Module:
         if id(part) not in made:
             made[id(part)] = make(part) if isinstance(part, kind) else part
             if not isinstance(part, kind | DualBatchNorm):
-                for name, child in list(part._modules.items()):  # named_children() leaves out shared ones
+                for name, child in list(part._modules.items()):  # named_children() skips shared modules.
                     if child is not None:
                         part._modules[name] = visit(child)
         return made[id(part)]

@@ -1,7 +1,7 @@
-"""Every exception that idaa-lightly raises on purpose.
+"""Exceptions that idaa-lightly raises on purpose.
 
-A message says what was got, what was expected and what to do. The command line prints it as one sentence and
-exits with `exit_code`; library users catch `IDAAError`, or the built-in type beside it.
+A message says what was got, what was expected and what to do. The command line prints it as one sentence and exits with
+`exit_code`. Library users catch `IDAAError`, or the built-in exception that the class also derives from.
 """
 
 from __future__ import annotations
@@ -41,29 +41,29 @@ class ModelError(IDAAError, TypeError):
 
 
 class DataError(IDAAError, ValueError):
-    """A data set cannot be read or is too small for the task."""
+    """A data set cannot be read, has the wrong form or is too small for the task."""
 
 
 class FileFormatError(IDAAError, ValueError):
-    """A file is not what it was given as: a checkpoint, a VAE, features, a run folder."""
+    """A file or directory is not what was expected: a checkpoint, a VAE, features, a run directory."""
 
 
 class RunFolderError(IDAAError):
-    """An output folder already holds something that would be lost."""
+    """An output directory cannot be used, for example because existing files would be lost."""
 
 
 class BusyError(RunFolderError):
-    """Another process is working on the run folder at this moment."""
+    """Another process is using the run directory."""
 
-    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h, which tells the caller to try again later.
 
 
 class SweepError(IDAAError):
-    """Some runs of a sweep failed; the others are done."""
+    """Some runs of a sweep failed. The others are complete."""
 
 
 class NonFiniteError(IDAAError, ArithmeticError):
-    """Features or a loss hold NaN or infinity."""
+    """Features or a loss contain NaN or infinity."""
 
 
 def require_extra(package: str, extra: str, purpose: str) -> ModuleType:
@@ -71,8 +71,11 @@ def require_extra(package: str, extra: str, purpose: str) -> ModuleType:
 
     Args:
         package: Name of the package and of its top-level module.
-        extra: Extra of idaa-lightly that installs it, such as "vision".
-        purpose: What needs the package. Ends the message.
+        extra: Extra of idaa-lightly that installs the package, such as "vision".
+        purpose: Feature that needs the package. It ends the message.
+
+    Returns:
+        The imported module.
 
     Raises:
         MissingExtraError: The package is not installed.
@@ -80,7 +83,7 @@ def require_extra(package: str, extra: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        if error.name != package:  # the package is there, but one of its own dependencies is not
+        if error.name != package:  # The package is installed, but one of its dependencies is not.
             raise
         raise MissingExtraError(
             f'{package} is not installed: pip install "idaa-lightly[{extra}]" to use {purpose}', name=package
@@ -88,6 +91,11 @@ def require_extra(package: str, extra: str, purpose: str) -> ModuleType:
 
 
 def suggestion(got: str, known: Iterable[str]) -> str:
-    """' Did you mean ...?' where something known is close, else nothing."""
+    """Return " Did you mean ...?" with the closest known name, or an empty string if none is close.
+
+    Args:
+        got: Unknown name.
+        known: Known names.
+    """
     close = difflib.get_close_matches(got, list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""

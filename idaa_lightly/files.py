@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read without running code from them."""
+"""Files that are written atomically, and read without executing code from them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from idaa_lightly.errors import BusyError, FileFormatError, RunFolderError
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; at the end of the with-block it takes the place of `path`.
+    """Yield a temporary path in the directory of `path`, and rename it to `path` at the end of the with-block.
 
-    If the block raises, `path` stays as it was.
+    If the block raises, `path` is unchanged and the temporary file is deleted.
+
+    Args:
+        path: File to write. Missing parent directories are created.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -35,14 +38,19 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def claim(folder: Path, timeout: float = 5.0) -> Iterator[None]:
-    """Keeps a run folder for this process, by a lock on .NAME.lock beside it, which is deleted at the end.
+    """Lock a run directory for this process during the with-block.
 
-    The system releases the lock when the process ends, however it ends: there are no stale claims to clear away.
-    Machines that share the folder need a file system with locks, such as NFS 4 or Lustre mounted with -o flock.
+    The lock file is .NAME.lock beside the directory, and is deleted on exit. The operating system releases the lock
+    even if the process is killed, so there are no stale locks. Machines that share the directory need a file system
+    with locks, such as NFS 4 or Lustre mounted with -o flock.
+
+    Args:
+        folder: Run directory. It need not exist.
+        timeout: Seconds to wait for another process.
 
     Raises:
-        BusyError: another process has it, and keeps it for `timeout` seconds.
-        RunFolderError: the folder above cannot be written.
+        BusyError: Another process holds the lock for longer than `timeout` seconds.
+        RunFolderError: The parent directory cannot be written.
     """
     place = folder.absolute()
     lock = FileLock(place.with_name(f".{place.name}.lock"))
@@ -56,20 +64,28 @@ def claim(folder: Path, timeout: float = 5.0) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows keeps a file that is open
-            os.unlink(lock.lock_file)  # a process that has it open already notices, and opens it anew
+        with suppress(OSError):  # Windows cannot delete an open file.
+            os.unlink(lock.lock_file)  # Processes that wait on it notice this and reopen it.
         lock.release()
 
 
 def load_tensors(path: str | Path, expected: str) -> dict[str, Any]:
-    """Reads a file of tensors without running code from it, or says that it is not `expected`."""
+    """Load a dict of tensors from a file to the CPU, without executing code from the file.
+
+    Args:
+        path: File to read.
+        expected: Expected content, for the error message, such as "a VAE".
+
+    Raises:
+        FileFormatError: The file is missing, cannot be loaded, or does not hold a dict.
+    """
     import torch
 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise FileFormatError(f"{path} does not exist; expected {expected}") from error
-    except Exception as error:  # whatever the unpickler makes of a foreign file
+    except Exception as error:  # The unpickler may raise anything on other files.
         raise FileFormatError(f"{path} is not {expected}: {type(error).__name__}") from error
     if not isinstance(content, dict):
         raise FileFormatError(f"{path} is not {expected}: it holds a {type(content).__name__}")

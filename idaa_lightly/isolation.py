@@ -1,4 +1,4 @@
-"""What lets an attack pass through a model without leaving a trace."""
+"""Isolation of attacks, so that they leave no trace in a model or criterion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def module_of(function: Any) -> nn.Module:
-    """The nn.Module behind a callable: itself, a bound method's owner, or those that a function refers to."""
+    """Return the nn.Module behind a callable: itself, a bound method's owner, or the modules that a function refers to.
+
+    Args:
+        function: Any callable. A `functools.partial` counts as the function inside it.
+
+    Returns:
+        The module. If several or none are found, an nn.ModuleList of them.
+    """
     if isinstance(function, nn.Module):
         return function
     if isinstance(function, partial):
@@ -29,11 +36,14 @@ def module_of(function: Any) -> nn.Module:
 
 @contextmanager
 def preserved_buffers(*modules: nn.Module, norms: bool = False) -> Iterator[None]:
-    """Lends copies of all buffers (memory banks, queues, centres) for the with-block, and puts the originals back.
+    """Replace all buffers (memory banks, queues, centres) with clones, and restore the originals on exit.
 
-    So it does with tensors in plain attributes, where some of Lightly's losses keep their state (TiCoLoss). The
-    originals are never written to, so graphs that saved them stay valid. BatchNorms are left out unless `norms` is
-    set: their adversarial branch has no buffers.
+    Tensors in plain attributes are replaced as well, because some of Lightly's losses, such as TiCoLoss, keep their
+    state there. The originals are never written to, so graphs that saved them stay valid.
+
+    Args:
+        modules: Modules whose buffers are replaced, including those of their submodules.
+        norms: Include BatchNorms. They are skipped by default, because their adversarial branch has no buffers.
     """
     lent = [
         (store, name, value)

@@ -1,7 +1,7 @@
-"""Generators that learn: networks that make adversarial views, trained by ascent in the method's own backward pass.
+"""View generators that are networks, trained by ascent in the method's own backward pass.
 
-Like a ViewGenerator they are called as `generator(images, objective)`, but they leave the objective alone: their views
-stay in the graph, and the gradient that comes back through them is reversed.
+Like a `ViewGenerator`, each is called as `generator(images, objective)`, but it never evaluates the objective. Its
+views stay in the graph, and the gradient that flows back through them is reversed.
 """
 
 from __future__ import annotations
@@ -19,23 +19,30 @@ from idaa_lightly.views import Objective
 
 
 def reverse_gradient(x: Tensor) -> Tensor:
-    """The same values, with the sign of the gradient turned: what follows descends, what made x ascends."""
+    """Return the values of `x`, with the sign of the gradient reversed.
+
+    If the result enters a loss that is minimised, the parameters behind `x` are trained to raise the loss.
+
+    Args:
+        x: Tensor of any shape.
+    """
     return 2 * x.detach() - x
 
 
 class LearnedColor(nn.Module):
-    """Mixes the colour channels of each image as one linear layer on its representation decides.
+    """Colour mixing whose weights a linear layer predicts from each image's representation.
 
-    α = (1 − eps) I + eps · softmax(W h + b), one row a channel, on images in [0, 1]; h = represent(x) without gradient,
-    through the adversarial branch of its BatchNorms: a forward pass more.
+    α = (1 − eps) I + eps · softmax(W h + b) mixes images in [0, 1], with one row per channel. h = represent(x) is
+    computed without gradient, which costs one more forward pass. Inside `AdversarialLoss`, this pass uses the
+    adversarial branch of the BatchNorms.
 
-    Source: Lubana & Aldeeb, "Adversarial Augmentations for Contrastive Learning", colour mixing (there eps = 1).
+    Source: Lubana & Aldeeb, "Adversarial Augmentations for Contrastive Learning", colour mixing. The paper has eps = 1.
 
     Args:
-        represent: images (N, 3, H, W) to representations (N, num_features).
-        num_features: of the representation.
-        normalize: `mean` and `std` per channel of the images, as for Lightly's transforms.
-        eps: largest share of other channels.
+        represent: Function that maps images (N, 3, H, W) to representations (N, num_features).
+        num_features: Dimension of the representation.
+        normalize: Keys `mean` and `std`, one value per channel of the images, as in Lightly's transforms.
+        eps: Largest share of other channels in a channel.
     """
 
     @checked
@@ -50,33 +57,33 @@ class LearnedColor(nn.Module):
         super().__init__()
         self.eps, self.pixels = eps, Pixels(normalize)
         self.layer = nn.Linear(num_features, 9)
-        self.represent: list[Callable[[Tensor], Tensor]] = [represent]  # in a list, or a module would become a part
+        self.represent: list[Callable[[Tensor], Tensor]] = [represent]  # Kept in a list, so that it is not a submodule.
 
     def forward(self, x: Tensor, objective: Objective) -> Tensor:
-        """Returns views of `x`, (N, 3, H, W), in the graph; `objective` is not asked."""
+        """Return views of `x`, (N, 3, H, W), in the graph. `objective` is never evaluated."""
         with torch.no_grad():
             features = self.represent[0](x)
         mixed = self.layer(features).view(-1, 3, 3).softmax(2)
         alpha = torch.lerp(torch.eye(3, device=x.device, dtype=mixed.dtype), mixed, self.eps)
-        with torch.autocast(x.device.type, enabled=False):  # half precision would round the images
+        with torch.autocast(x.device.type, enabled=False):  # Half precision would round the images.
             pixels = torch.einsum("nij,njhw->nihw", alpha.to(x.dtype), self.pixels.from_normalized(x))
             return reverse_gradient(self.pixels.normalized(pixels))
 
 
 class Viewmaker(nn.Module):
-    """A small network with noise input draws a perturbation of a given mean size.
+    """Viewmaker network: draws a perturbation of a given mean size from an image and noise.
 
-    x' = clamp(x + δ) on images in [0, 1], δ scaled to a mean absolute value of `budget` for each image.
+    x' = clamp(x + δ) on images in [0, 1]. For each image, δ is scaled to a mean absolute value of `budget`.
 
     Source: Tamkin et al., "Viewmaker Networks: Learning Views for Unsupervised Representation Learning", ICLR 2021,
-    Sec. 3: the transfer network of Johnson et al. (ECCV 2016) with instance norm and three residual blocks, a channel
-    of uniform noise added before each; budget 0.05 on CIFAR-10.
+    Sec. 3. The network is the transfer network of Johnson et al. (ECCV 2016) with instance norm and three residual
+    blocks. A channel of uniform noise is added before each block. The paper takes a budget of 0.05 on CIFAR-10.
 
     Args:
-        normalize: `mean` and `std` per channel of the images, as for Lightly's transforms.
-        budget: mean absolute perturbation of a pixel in [0, 1].
-        width: channels of the first layer; the innermost have four times as many.
-        seed: of the noise.
+        normalize: Keys `mean` and `std`, one value per channel of the images, as in Lightly's transforms.
+        budget: Mean absolute perturbation of a pixel, on images in [0, 1].
+        width: Number of channels of the first layer. The innermost layers have four times as many, plus noise.
+        seed: Seed of the noise.
     """
 
     @checked
@@ -89,7 +96,7 @@ class Viewmaker(nn.Module):
         self.down = nn.Sequential(
             _layer(channels, width, 9), _layer(width, 2 * width, 3, 2), _layer(2 * width, 4 * width, 3, 2)
         )
-        sizes = [4 * width + block for block in range(4)]  # each block adds a channel of noise
+        sizes = [4 * width + block for block in range(4)]  # Each block adds a channel of noise.
         self.blocks = nn.ModuleList(
             nn.Sequential(_layer(size, size, 3), _layer(size, size, 3, act=False)) for size in sizes[1:]
         )
@@ -102,7 +109,7 @@ class Viewmaker(nn.Module):
         )
 
     def forward(self, x: Tensor, objective: Objective) -> Tensor:
-        """Returns views of `x`, (N, C, H, W), in the graph; `objective` is not asked."""
+        """Return views of `x`, (N, C, H, W), in the graph. `objective` is never evaluated."""
         pixels = self.pixels.from_normalized(x)
         hidden = self.down(pixels)
         for block in self.blocks:

@@ -1,11 +1,11 @@
-"""The whole idea in one place: a clean loss, an adversarial view of the anchor, and its loss.
+"""Adversarial loss: a clean self-supervised loss plus the loss on an adversarial view of the anchor.
 
     views (x0, x1) ──► clean loss L(f(x0), f(x1))
           │
           └─► generator(x0, objective) ──► x' ──► adversarial loss L(f(x0), f_adv(x'))
     total = clean + weight · adversarial
 
-f_adv is f with the adversarial branch of its BatchNorms (see `idaa_lightly.batchnorm`).
+f_adv is f with the adversarial branch of its BatchNorms selected (see `idaa_lightly.batchnorm`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ from idaa_lightly.outputs import detached
 
 
 class AdversarialOutput(NamedTuple):
-    """Scalars `total` = `clean` + weight · `adversarial`; detached, x' (N, C, H, W) and the outputs of x0, x1, x'."""
+    """Output of `AdversarialLoss`. Only `total` carries gradients. All other fields are detached.
+
+    Attributes:
+        total: Scalar to minimise, clean + weight · adversarial.
+        clean: Scalar loss of the clean pair (x0, x1).
+        adversarial: Scalar loss of the adversarial pair (x0, x').
+        views: Adversarial views x', (N, C, H, W).
+        outputs: Outputs of the model for x0, x1 and x'. In mode `half`, those for the first half of the batch.
+    """
 
     total: Tensor
     clean: Tensor
@@ -33,20 +41,17 @@ class AdversarialOutput(NamedTuple):
 
 
 class AdversarialLoss(nn.Module):
-    """Adds a loss on adversarial views to any self-supervised loss.
+    """Clean self-supervised loss plus a weighted loss on adversarial views.
 
-    Source: Yang et al., ICML 2022, Sec. 3.3; the two terms and the split BatchNorm as in Ho & Vasconcelos, NeurIPS
+    Source: Yang et al., ICML 2022, Sec. 3.3. The two terms and the split BatchNorm follow Ho & Vasconcelos, NeurIPS
     2020, Sec. 3.3.
 
     Args:
-        criterion: Lightly's `forward(out0, out1) -> scalar`, or a function of one output per view. An output is what
-            the model gives: a tensor, or a tuple, list or dict of them.
-        generator: called as `generator(images, objective)`, such as `IDAA(vae)`. Its `starts_at_input` tells whether
-            the first images that it asks the objective about are the given ones.
-        weight: of the adversarial term, α in the paper.
-
-    Raises:
-        ModelError: the model has a BatchNorm that `dual_batchnorm` has not converted.
+        criterion: Pair loss with Lightly's signature, `forward(out0, out1) -> scalar`, or a function of one output per
+            view. An output is whatever the model returns: a tensor, or a tuple, list or dict of tensors.
+        generator: View generator such as `IDAA(vae)`, called as `generator(images, objective)`. If its attribute
+            `starts_at_input` is True, it must evaluate the objective at `images` first.
+        weight: Weight of the adversarial term, α in the paper.
     """
 
     _require = staticmethod(require_dual_batchnorm)
@@ -56,13 +61,17 @@ class AdversarialLoss(nn.Module):
         self.criterion, self.generator, self.weight = criterion, generator, weight
 
     def forward(self, model: Callable[[Tensor], Any], x0: Tensor, x1: Tensor, *others: Tensor) -> AdversarialOutput:
-        """Computes both terms; the adversarial view is made from `x0` and takes the place of `x1`.
+        """Compute both terms. The adversarial view is made from `x0` and replaces `x1` in the adversarial term.
 
         Args:
-            model: images (N, C, H, W) to an output: an nn.Module, its bound method, or a function that calls such.
-            x0: first view of the samples, (N, C, H, W).
-            x1: second view of the same samples.
-            others: further views (multi-crop), whose outputs the criterion gets after the first two.
+            model: Network that maps images (N, C, H, W) to an output: an nn.Module, a bound method of one, or a
+                function that calls one.
+            x0: First view of the samples, (N, C, H, W).
+            x1: Second view of the samples, (N, C, H, W).
+            others: Further views (multi-crop). The criterion receives their outputs after the first two.
+
+        Raises:
+            ModelError: The model has a BatchNorm that `dual_batchnorm` has not converted.
         """
         self._require(module_of(model))
         anchor, positive, *rest = [model(x) for x in (x0, x1, *others)]
@@ -72,19 +81,20 @@ class AdversarialLoss(nn.Module):
         with self._adversarial(model):
             output = model(views)
             adversarial = self.criterion(anchor, output, *rest)
-        clean = self.criterion(anchor, positive, *rest)  # last: only the clean pair may enter queues and centres
+        # The clean term comes last because it updates queues and centres. The adversarial term reads their old values.
+        clean = self.criterion(anchor, positive, *rest)
         total = clean + self.weight * adversarial
         return AdversarialOutput(total, *detached((clean, adversarial, views, (anchor, positive, output))))
 
     def _attack(self, model: Callable[[Tensor], Any], x0: Tensor, rest: list[Any]) -> Tensor:
-        """Searches x' against the anchor f_adv(x0), which is held fixed."""
+        """Search for x' that raises the loss against the fixed anchor f_adv(x0)."""
         anchor = None
 
         def objective(images: Tensor) -> Tensor:
             nonlocal anchor
             output = model(images)
             if anchor is None and getattr(self.generator, "starts_at_input", False):
-                anchor = detached(output)  # images is x0: one forward pass serves both sides
+                anchor = detached(output)  # `images` equals x0, so one forward pass serves both sides.
             elif anchor is None:
                 with torch.no_grad():
                     anchor = model(x0)
@@ -95,6 +105,6 @@ class AdversarialLoss(nn.Module):
 
     @contextmanager
     def _adversarial(self, model: Callable[[Tensor], Any]) -> Iterator[None]:
-        """Selects the adversarial branch, and keeps memory banks, queues and centres as they are."""
+        """Select the adversarial branch. Restore memory banks, queues and centres on exit."""
         with adversarial_batchnorm(module_of(model)), preserved_buffers(module_of(model), module_of(self.criterion)):
             yield

@@ -1,4 +1,4 @@
-"""Augmentation of embeddings instead of images: MetAug's generators, and the meta step that trains them."""
+"""MetAug: augmentation of embeddings instead of images, with generators that a meta step trains."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from idaa_lightly.options import Count, NonNegative, checked
 from idaa_lightly.outputs import embedding_of
 
 Contrast = Callable[..., Tensor]
-"""From one embedding (N, D) per view to a scalar."""
+"""Function that maps one embedding (N, D) per view to a scalar loss."""
 
 
 class FeatureGenerator(nn.Module):
-    """Embeddings (N, D) to augmented ones of length 1, (N, D).
+    """MLP that maps embeddings (N, D) to augmented embeddings of length 1, (N, D).
 
     Source: Li et al., ICML 2022, appendix: an MLP D → 2048 → 2048 → D with BatchNorm and ReLU.
 
     Args:
-        dim: D.
-        hidden_dim: width of the two hidden layers.
+        dim: Dimension D of the embeddings.
+        hidden_dim: Width of the two hidden layers.
     """
 
     @checked
@@ -39,12 +39,19 @@ class FeatureGenerator(nn.Module):
         self.layers = nn.Sequential(*hidden, nn.Linear(hidden_dim, dim))
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Directions."""
+        """Return augmented embeddings of length 1, (N, D). Only the direction of `embeddings`, (N, D), matters."""
         return F.normalize(self.layers(F.normalize(embeddings, dim=1)), dim=1)
 
 
 class MetAugOutput(NamedTuple):
-    """Scalars: `total`, whose gradients are those of both steps, `contrast`, the `augmented` term and the `margin`."""
+    """Output of `MetAugLoss`. All fields are scalars, and only `total` carries gradients.
+
+    Attributes:
+        total: Value of L(θ, ω). `total.backward()` gives θ and ω the gradients of their own steps.
+        contrast: Contrast of the embeddings.
+        augmented: Contrast of the embeddings and the augmented embeddings.
+        margin: Margin R.
+    """
 
     total: Tensor
     contrast: Tensor
@@ -53,23 +60,24 @@ class MetAugOutput(NamedTuple):
 
 
 class MetAugLoss(nn.Module):
-    """Contrast with augmented embeddings, whose generators are trained through one step of the network.
+    """Contrastive loss with augmented embeddings, whose generators are trained through one step of the network.
 
-    The network θ descends L(θ, ω) = contrast(z0, z1) + feature_weight · contrast(z0, z1, ẑ0, ẑ1), ẑ = generator_ω(z).
-    The generators ω descend L(θ̂, ω) + margin_weight · R, with θ̂ = θ − inner_lr · ∇_θ L(θ, ω) kept in the graph, and the
-    margin R = mean [d̂⁺ − σ⁺]₊ + mean [σ⁻ − d̂⁻]₊, which keeps augmented positives far and negatives near.
+    The network θ minimises L(θ, ω) = contrast(z0, z1) + feature_weight · contrast(z0, z1, ẑ0, ẑ1), with
+    ẑ = generator_ω(z). The generators ω minimise L(θ̂, ω) + margin_weight · R. The step θ̂ = θ − inner_lr · ∇_θ L(θ, ω)
+    is kept in the graph. The margin R = mean [d̂⁺ − σ⁺]₊ + mean [σ⁻ − d̂⁻]₊ keeps augmented positives far and negatives
+    near.
 
     Source: Li et al., "MetAug: Contrastive Learning via Meta Feature Augmentation", ICML 2022, Sec. 3.1 to 3.3.
 
-    Differs from the paper: two ordinary views and in-batch negatives instead of colour spaces and a memory bank; both
+    Differs from the paper: two ordinary views and in-batch negatives replace colour spaces and a memory bank. Both
     steps start from the same θ, so that one backward pass and one optimiser serve both.
 
     Args:
-        contrast: called with the embeddings (N, D) of two or more views, such as `OUCLLoss()`.
-        generators: one for each of the two views.
-        feature_weight: of the contrast with augmented embeddings.
-        margin_weight: of the margin term.
-        inner_lr: length of the inner step, ℓ in the paper.
+        contrast: Contrastive loss that takes the embeddings (N, D) of two or more views, such as `OUCLLoss()`.
+        generators: Two generators, one for each view.
+        feature_weight: Weight of the contrast with augmented embeddings.
+        margin_weight: Weight of the margin term.
+        inner_lr: Learning rate of the inner step, ℓ in the paper.
     """
 
     @checked
@@ -87,12 +95,16 @@ class MetAugLoss(nn.Module):
         self.weights, self.inner_lr = (feature_weight, margin_weight), inner_lr
 
     def forward(self, model: nn.Module, x0: Tensor, x1: Tensor) -> MetAugOutput:
-        """Computes the gradients of both steps; `total.backward()` hands them to their parameters.
+        """Compute the gradients of both steps. `total.backward()` adds them to the `.grad` of the parameters.
 
         Args:
-            model: images (N, C, H, W) to an embedding (N, D), or to a tuple that begins with it.
-            x0: first view of the samples, (N, C, H, W).
-            x1: second view of the same samples.
+            model: Network that maps images (N, C, H, W) to an embedding (N, D), or to a tuple, list or dict whose first
+                entry is the embedding.
+            x0: First view of the samples, (N, C, H, W).
+            x1: Second view of the samples, (N, C, H, W).
+
+        Raises:
+            UsageError: The model's output holds no embedding (N, D) with a gradient.
         """
         theta = {name: part for name, part in model.named_parameters() if part.requires_grad}
         omega = [part for part in self.generators.parameters() if part.requires_grad]
@@ -107,11 +119,11 @@ class MetAugLoss(nn.Module):
         meta_slopes = torch.autograd.grad(meta, omega, materialize_grads=True)
         total = loss.detach()
         for part, slope in zip([*theta.values(), *omega], [*slopes, *meta_slopes], strict=True):
-            total = total + ((part - part.detach()) * slope.detach()).sum()  # 0, with `slope` as its gradient
+            total = total + ((part - part.detach()) * slope.detach()).sum()  # The term is 0 and has gradient `slope`.
         return MetAugOutput(total, contrast.detach(), augmented.detach(), margin.detach())
 
     def _terms(self, *outputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """The contrast of the embeddings, the one with augmented ones, and the margin."""
+        """Return the contrast of the embeddings, the contrast with augmented embeddings, and the margin."""
         z0, z1 = (embedding_of(output) for output in outputs)
         made0, made1 = (generator(z) for generator, z in zip(self.generators, (z0, z1), strict=True))
         augmented = self.contrast(z0, z1, made0, made1)
@@ -119,12 +131,18 @@ class MetAugLoss(nn.Module):
 
 
 def margin(z0: Tensor, z1: Tensor, made0: Tensor, made1: Tensor) -> Tensor:
-    """R of `MetAugLoss`, from embeddings of two views and augmented ones, (N, D) each.
+    """Return the margin R of `MetAugLoss`.
 
-    σ⁺ = min(min d⁺, max d⁻) and σ⁻ = max(min d⁺, max d⁻) come from the given embeddings and are held constant;
-    d = (cos + 1) / 2, d⁺ within a sample, d⁻ between samples.
+    With d = (cos + 1) / 2, d⁺ denotes the similarity within a sample and d⁻ that between samples. The bounds
+    σ⁺ = min(min d⁺, max d⁻) and σ⁻ = max(min d⁺, max d⁻) are taken from z0 and z1 and detached.
 
     Source: Li et al., ICML 2022, Sec. 3.2.
+
+    Args:
+        z0: Embeddings of the first view, (N, D).
+        z1: Embeddings of the second view, (N, D).
+        made0: Augmented embeddings of the first view, (N, D).
+        made1: Augmented embeddings of the second view, (N, D).
     """
     positives, negatives = _similarities(z0.detach(), z1.detach())
     low, high = torch.stack([positives.min(), negatives.max()]).sort().values
@@ -134,12 +152,12 @@ def margin(z0: Tensor, z1: Tensor, made0: Tensor, made1: Tensor) -> Tensor:
 
 
 def _similarities(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the same samples (N,), and of different ones (N² − N,), in [0, 1]."""
+    """Return the similarities in [0, 1] of matching samples, (N,), and of different samples, (N² − N,)."""
     similarities = (F.normalize(a, dim=1) @ F.normalize(b, dim=1).T + 1) / 2
     same = torch.eye(len(a), dtype=torch.bool, device=a.device)
     return similarities[same], similarities[~same]
 
 
 def _copies(model: nn.Module) -> dict[str, Tensor]:
-    """Of all buffers: the running statistics are those of the real pass only."""
+    """Clone all buffers, so that only the first pass updates the running statistics."""
     return {name: buffer.clone() for name, buffer in model.named_buffers()}

@@ -1,9 +1,9 @@
 """Options of plugins, and the annotations that give an argument its range.
 
-The options of a plugin are the keyword-only arguments of its constructor. They are typed, have their default there and
-nowhere else, and are described under `Args:` in the docstring of the class. A constructor that takes `**options` has
-those of its base class, too. A range is part of the type: `eps: Annotated[float, Ge(0)] = 0.1`. It is checked when the
-plugin is constructed, and `idaa-bench plugins show` prints it.
+The options of a plugin are the keyword-only arguments of its constructor. The signature holds their types and defaults,
+and `Args:` in the docstring of the class describes them. A constructor that takes `**options` also has the options of
+its base class. A range is part of the type: `eps: Annotated[float, Ge(0)] = 0.1`. It is checked when the plugin is
+constructed, and `idaa-bench plugins show` prints it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _BOUNDS = {"ge": "{} or more", "gt": "above {}", "le": "{} or less", "lt": "belo
 
 @dataclass(frozen=True)
 class Option:
-    """A named value with a type, a default and a description."""
+    """Option of a plugin: a named value with a type, a default and a description."""
 
     name: str
     annotation: Any
@@ -52,7 +52,7 @@ class Option:
 
     @property
     def type_name(self) -> str:
-        """The type as people write it, with its range: "float, 0 or more"."""
+        """Return a readable form of the type with its range, such as "float, 0 or more"."""
         origin, parts = get_origin(self.annotation), get_args(self.annotation)
         if origin is Annotated:
             return f"{Option('', parts[0]).type_name}, {_range(parts[1:])}"
@@ -63,10 +63,13 @@ class Option:
         return getattr(self.annotation, "__name__", str(self.annotation)).replace("NoneType", "None")
 
     def parse(self, value: Any) -> Any:
-        """Return the value as the option's type, from a string or from a TOML value.
+        """Convert a string or TOML value to the option's type.
+
+        Args:
+            value: Value to convert.
 
         Raises:
-            UsageError: The value is not of the type, or out of its range.
+            UsageError: The value cannot be converted to the type, or is out of range.
         """
         text = str(value).strip()
         for kind in self._kinds:
@@ -85,12 +88,15 @@ class Option:
         raise self._refusal(text)
 
     def check(self, value: Any) -> Any:
-        """Return the value if it is of the option's type and within its range.
+        """Return the value if it has the option's type and is within its range.
+
+        Args:
+            value: Value to check.
 
         Raises:
-            UsageError: It is not.
+            UsageError: The value has another type or is out of range.
         """
-        from pydantic import ValidationError  # slow to import, and `idaa-bench --help` does without
+        from pydantic import ValidationError  # Imported here to keep `idaa-bench --help` fast.
 
         try:
             return _adapter(self.annotation).validate_python(value, strict=True)
@@ -99,7 +105,7 @@ class Option:
 
     @property
     def _kinds(self) -> list[Any]:
-        """The types of a union, without their ranges; those that are None first."""
+        """Return the types of a union without their ranges, None first."""
         union = get_origin(self.annotation) in (Union, types.UnionType)
         parts = get_args(self.annotation) if union else (self.annotation,)
         kinds = [get_args(part)[0] if get_origin(part) is Annotated else part for part in parts]
@@ -111,7 +117,14 @@ class Option:
 
 
 def options_of(plugin: type) -> dict[str, Option]:
-    """Return the options of a plugin class by name, its own before those of its bases."""
+    """Return the options of a plugin class by name, with its own options before those of its bases.
+
+    Args:
+        plugin: Class of the plugin.
+
+    Raises:
+        PluginError: An option has no type or no default.
+    """
     options: dict[str, Option] = {}
     for cls in plugin.__mro__:
         if "__init__" not in vars(cls):
@@ -129,7 +142,12 @@ def options_of(plugin: type) -> dict[str, Option]:
 
 
 def parse_options(plugin: type, name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Return all options of a plugin with their values, given or default.
+    """Return the values of all options of a plugin. Options that are not given have their default.
+
+    Args:
+        plugin: Class of the plugin.
+        name: Name of the plugin, for the error message.
+        given: Values by option, as strings or TOML values.
 
     Raises:
         UsageError: An option is unknown, has a wrong type or is out of range.
@@ -144,10 +162,13 @@ def parse_options(plugin: type, name: str, given: dict[str, Any]) -> dict[str, A
 
 
 def checked(function: F) -> F:
-    """Check the arguments of a function or constructor that have a range or choices in their annotation.
+    """Make a function or constructor check its arguments that have a range or choices in their annotation.
+
+    Args:
+        function: Function to decorate.
 
     Raises:
-        UsageError: When called with an argument outside of its range.
+        UsageError: The decorated function got an argument that is out of range or not among the choices.
     """
     signature = inspect.signature(function)
 
@@ -156,14 +177,19 @@ def checked(function: F) -> F:
         limited = _limited(call)
         for name, value in signature.bind(*args, **kwargs).arguments.items() if limited else ():
             if name in limited:
-                limited[name].check(value.item() if hasattr(value, "item") else value)  # NumPy's and torch's scalars
+                # .item() converts scalars of NumPy and torch.
+                limited[name].check(value.item() if hasattr(value, "item") else value)
         return function(*args, **kwargs)
 
     return call  # type: ignore[return-value]
 
 
 def check_at_construction(plugin: type) -> None:
-    """Apply `checked` to the constructor that a class defines, if it defines one."""
+    """Apply `checked` to the constructor of a class, if the class itself defines one.
+
+    Args:
+        plugin: Class to change in place.
+    """
     constructor = vars(plugin).get("__init__")
     if constructor is not None:
         plugin.__init__ = checked(constructor)  # type: ignore[misc]
@@ -185,7 +211,7 @@ def _adapter(annotation: Any) -> Any:
 
 
 def _range(metadata: tuple[Any, ...]) -> str:
-    """Return a range as people write it."""
+    """Return a readable form of a range, such as "0 to below 1"."""
     bounds = {name: value for part in metadata for name in _BOUNDS if (value := getattr(part, name, None)) is not None}
     if len(bounds) == 1:
         return next(_BOUNDS[name].format(value) for name, value in bounds.items())
@@ -196,7 +222,7 @@ def _range(metadata: tuple[Any, ...]) -> str:
 
 
 def _described(plugin: type, name: str) -> str:
-    """Return the option's text under `Args:` in the docstring of the class or of one of its bases."""
+    """Return an option's description under `Args:` in the docstring of the class or of one of its bases."""
     for cls in plugin.__mro__:
         found = re.search(rf"^( +){name}: (.*(?:\n\1 +.*)*)", cls.__doc__ or "", re.MULTILINE)
         if found:

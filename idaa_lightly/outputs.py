@@ -1,4 +1,4 @@
-"""What a model returns: a tensor, or a tuple, list or dict of tensors."""
+"""Model outputs: a tensor, or a tuple, list or dict of tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from idaa_lightly.errors import UsageError
 
 
 def detached(output: Any) -> Any:
-    """The same tensor, or tuple, list or dict of them, outside the graph."""
+    """Return an output with all tensors detached from the graph.
+
+    Args:
+        output: Tensor, or tuple, list or dict of tensors, nested if need be. Anything else is returned unchanged.
+    """
     if isinstance(output, Tensor):
         return output.detach()
     if isinstance(output, dict):
@@ -23,7 +27,12 @@ def detached(output: Any) -> Any:
 
 
 def first_samples(output: Any, count: int) -> Any:
-    """The same output for the first samples only."""
+    """Return an output for the first samples only.
+
+    Args:
+        output: Tensor, or tuple, list or dict of tensors. The first dimension is that of the samples.
+        count: Number of samples to keep.
+    """
     if isinstance(output, Tensor):
         return output[:count]
     if isinstance(output, dict):
@@ -33,10 +42,13 @@ def first_samples(output: Any, count: int) -> Any:
 
 
 def embedding_of(output: Any) -> Tensor:
-    """What a model's output is compared by: itself, or the first of a tuple, list or dict.
+    """Return the embedding in a model's output: the output itself, or the first entry of a tuple, list or dict.
+
+    Args:
+        output: Tensor, or tuple, list or dict of tensors.
 
     Raises:
-        UsageError: that is no tensor (N, D), or has no gradient where one is wanted.
+        UsageError: The embedding is not a tensor of shape (N, D), or it has no gradient although gradients are enabled.
     """
     parts = list(output.values()) if isinstance(output, dict) else output
     embedding = parts[0] if isinstance(parts, tuple | list) else parts
@@ -44,5 +56,5 @@ def embedding_of(output: Any) -> Tensor:
         got = tuple(embedding.shape) if isinstance(embedding, Tensor) else type(embedding).__name__
         raise UsageError(f"the first output of the model is {got}, but expected an embedding of shape (N, D)")
     if torch.is_grad_enabled() and not embedding.requires_grad:
-        raise UsageError("the first output of the model has no gradient, but expected that of the trained network")
+        raise UsageError("the first output of the model has no gradient, but expected one from the trained network")
     return embedding

@@ -1,6 +1,6 @@
-"""The two things that a plugin can be: a method or an augmentation.
+"""Base classes of plugins. A plugin is either a method or an augmentation.
 
-Their options are the keyword-only arguments of the constructor; see `idaa_lightly.options`.
+Options of a plugin are the keyword-only arguments of its constructor, see `idaa_lightly.options`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from idaa_lightly.views import ViewGenerator
 
 
 class Method(nn.Module, ABC):
-    """A self-supervised method: how views become embeddings, and embeddings a loss, with its recipe.
+    """Self-supervised method: turns views into embeddings and embeddings into a loss, and holds the training recipe.
 
     Args:
-        backbone: images (N, C, H, W) to features (N, num_features); kept as `self.backbone`.
-        num_features: dimension of the features.
+        backbone: Network that maps images (N, C, H, W) to features (N, num_features). Kept as `self.backbone`.
+        num_features: Dimension of the features.
     """
 
     epochs: ClassVar[int] = 300
@@ -36,7 +36,7 @@ class Method(nn.Module, ABC):
     batch_size: ClassVar[int] = 256
     """Batch size of the published recipe. Overridden by `--batch-size`."""
     multi_crop: ClassVar[bool] = False
-    """True if `transform` gives smaller views after the first two."""
+    """Set to True if `transform` returns smaller views after the first two."""
 
     def __init_subclass__(cls) -> None:
         """Check the options of every method by their annotations when it is constructed."""
@@ -49,73 +49,99 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def transform(self, image_size: int, normalize: dict[str, list[float]]) -> MultiViewTransform:
-        """The views of a PIL image; `normalize` holds `mean` and `std` per channel, as for Lightly's transforms."""
+        """Return the transform that makes the views of a PIL image.
+
+        Args:
+            image_size: Height and width of the views, in pixels.
+            normalize: Keys `mean` and `std`, one value per channel, as in Lightly's transforms.
+        """
 
     @abstractmethod
     def embed(self, images: Tensor) -> Any:
-        """Images (N, C, H, W) to what the loss compares: a tensor, or a tuple, list or dict of tensors.
+        """Compute the outputs that the loss compares: a tensor, or a tuple, list or dict of tensors.
 
-        Of several, the first is the embedding (N, D) by the network that is trained, such as BYOL's prediction; those
-        of a momentum network come after it, outside the graph.
+        If there are several, the first is the embedding (N, D) of the trained network, such as BYOL's prediction. The
+        outputs of a momentum network follow, detached from the graph.
+
+        Args:
+            images: Images, (N, C, H, W).
         """
 
     @abstractmethod
     def loss(self, anchor: Any, positive: Any, *others: Any) -> Tensor:
-        """Scalar loss of embeddings of views of the same samples.
+        """Return the scalar loss of the outputs of `embed`, one per view of the same samples.
 
-        Attacks perturb the image behind `positive`, against an `anchor` that is held fixed.
+        An attack perturbs the image behind `positive`, while `anchor` is held fixed.
+
+        Args:
+            anchor: Output for the first view.
+            positive: Output for the second view, or for an adversarial view.
+            others: Outputs for further views (multi-crop).
         """
 
     @abstractmethod
     def optimizer(
         self, parameters: ParamsT, epochs: int, steps_per_epoch: int
     ) -> tuple[torch.optim.Optimizer, LRScheduler]:
-        """The optimiser of parameters, or of groups of them, and its schedule, stepped after every optimiser step."""
+        """Return the optimiser, and its schedule, which is stepped after every optimiser step.
+
+        Args:
+            parameters: Parameters or parameter groups to optimise.
+            epochs: Number of epochs of the training.
+            steps_per_epoch: Number of optimiser steps in an epoch.
+        """
 
     def before_step(self, step: int, epochs: int, steps_per_epoch: int) -> None:
-        """Called before each training step, counted from 0: the place to update a momentum network."""
+        """Prepare a training step, for example by updating a momentum network. Called before each step.
+
+        Args:
+            step: Index of the training step, counted from 0.
+            epochs: Number of epochs of the training.
+            steps_per_epoch: Number of training steps in an epoch.
+        """
 
     def forward(self, images: Tensor) -> Any:
-        """Same as `embed`."""
+        """Call `embed`."""
         return self.embed(images)
 
 
 class PairMethod(Method):
-    """A method of one network and a pair loss: the constructor makes `self.head` and `self.criterion`."""
+    """Method with one network and a pair loss. The constructor must set `self.head` and `self.criterion`."""
 
     head: nn.Module
-    """Features (N, num_features) to projections (N, D)."""
+    """Projection head that maps features (N, num_features) to projections (N, D)."""
     criterion: nn.Module
-    """Lightly's `forward(out0, out1)`."""
+    """Pair loss with Lightly's signature, `forward(out0, out1)`."""
 
     def embed(self, images: Tensor) -> Tensor:
-        """Projections (N, D)."""
+        """Return the projections, (N, D)."""
         projection: Tensor = self.head(self.backbone(images).flatten(1))
         return projection
 
     def loss(self, anchor: Tensor, positive: Tensor, *others: Tensor) -> Tensor:
-        """The criterion on the first two views."""
+        """Return the criterion on the first two views."""
         loss: Tensor = self.criterion(anchor, positive)
         return loss
 
 
 @dataclass(frozen=True)
 class FitContext:
-    """What an augmentation may use before the training starts.
+    """Resources that an augmentation may use before training starts.
 
     Attributes:
-        views: called with a batch size, gives something that yields batches (N, C, H, W) of the method's augmented,
-            normalised training views each time it is iterated.
-        key: JSON values that say what `views` depends on.
-        images: number of training images.
-        image_size: of the views, in pixels.
-        channels: of the views.
-        normalize: `mean` and `std` per channel of the views, as given to `Method.transform`.
-        epochs: of the training to come.
-        seed: of the run.
-        device: of the training.
-        cache_dir: for what can be reused by other runs.
-        progress: called with a title and a number of steps, gives a function to call after each step with a text.
+        views: Function that takes a batch size and returns an iterable. Each iteration over it yields batches
+            (N, C, H, W) of the method's augmented, normalised training views.
+        key: JSON values that identify everything `views` depends on.
+        images: Number of training images.
+        image_size: Height and width of the views, in pixels.
+        channels: Number of channels of the views.
+        normalize: Keys `mean` and `std`, one value per channel of the views, as passed to `Method.transform`.
+        epochs: Number of epochs of the following training.
+        seed: Seed of the run.
+        device: Device of the training.
+        cache_dir: Directory for results that other runs can reuse.
+        progress: Function that takes a title and a number of steps. It returns a function that is called with a text
+            after each step.
     """
 
     views: Callable[[int], Iterable[Tensor]]
@@ -132,14 +158,14 @@ class FitContext:
 
 
 class Augmentation(ABC):
-    """Turns a method and views into a loss."""
+    """Augmentation that turns a method into a loss over views."""
 
     dual_batchnorm: bool = True
-    """Whether the method is converted by `dual_batchnorm` first."""
+    """True if the method is converted by `dual_batchnorm` before training."""
     compiles: ClassVar[bool] = True
-    """Whether it works with a compiled backbone."""
+    """True if the augmentation works with a compiled backbone."""
     lr: NonNegative | None = None
-    """Learning rate of the loss's own parameters, if it has any; the method's where it is None."""
+    """Learning rate of the loss's own parameters, if it has any. None takes the method's."""
 
     def __init_subclass__(cls) -> None:
         """Check the options of every augmentation by their annotations when it is constructed."""
@@ -148,44 +174,62 @@ class Augmentation(ABC):
 
     @classmethod
     def refuses(cls, method: type[Method]) -> str:
-        """Why it cannot go with this method, as a sentence; empty where it can."""
+        """Return the reason why the augmentation cannot be combined with a method, as a sentence.
+
+        Args:
+            method: Class of the method.
+
+        Returns:
+            The reason, or an empty string if they can be combined.
+        """
         return ""
 
     def fit(self, context: FitContext) -> None:  # noqa: B027 - most augmentations need no fitting
-        """Prepare what the augmentation needs. Called once, before `loss`.
+        """Prepare what the augmentation needs, such as a VAE. Called once, before `loss`.
 
-        Report each pass over `context.views` by `context.progress`. To estimate how long a run takes, `fit` is also
-        called on a copy, with one batch. The copy is interrupted at its first report and then asked for its `loss`, so
-        assign what `loss` needs before the first pass ends.
+        Report each pass over `context.views` through `context.progress`. To estimate how long a run takes, `fit` is
+        also called on a copy, with one batch. That call is interrupted at its first report, and `loss` is then called
+        on the copy. Therefore assign everything that `loss` needs before the first pass ends.
+
+        Args:
+            context: Views and facts of the training.
         """
 
     def fitted(self) -> dict[str, Any]:
-        """What `fit` made, as JSON values for the run's record."""
+        """Return a description of the result of `fit`, as JSON values for the run's record."""
         return {}
 
     @abstractmethod
     def loss(self, method: Method) -> nn.Module:
-        """A module called as `loss(method, x0, x1, ...)`.
+        """Return the module that computes the loss, called as `loss(method, x0, x1, ...)`.
 
-        It gives a NamedTuple with the scalar `total`, which is minimised; its other scalars are logged. Parameters of
-        its own are trained by the same backward pass, in a group of the method's optimiser. It is deep-copied with the
-        method to count operations: let it reach the method by its argument, a bound method or functools.partial, not
-        by a lambda.
+        The module returns a NamedTuple whose scalar `total` is minimised and whose other scalars are logged. Parameters
+        of the module are trained by the same backward pass, in a group of the method's optimiser. To count operations,
+        the module is deep-copied together with the method. It must therefore reach the method through its argument, a
+        bound method or `functools.partial`, but not through a lambda.
+
+        Args:
+            method: Method whose loss is augmented.
         """
 
     def panels(self, images: Tensor) -> dict[str, Tensor]:
-        """Further rows of images (N, C, H, W) for the picture of views, by title."""
+        """Return further rows of images, (N, C, H, W) each, for the picture of views. Keys are titles.
+
+        Args:
+            images: Images, (N, C, H, W).
+        """
         return {}
 
 
 class GeneratorAugmentation(Augmentation):
-    """An augmentation by a view generator inside `AdversarialLoss`.
+    """Augmentation with a view generator inside `AdversarialLoss`.
 
     Args:
-        weight: of the adversarial term.
-        random: the control: a random direction of the same length instead of the search.
-        mode: exact; or cheaper and approximate: reused (search on the graph of the clean pass), half (attack half of
-            the batch); or shared, the ablation without an adversarial BatchNorm. See `idaa_lightly.variants`.
+        weight: Weight of the adversarial term.
+        random: Replace the search by a random direction of the same length, as a control.
+        mode: Variant of the loss, see `idaa_lightly.variants`. reused (search on the graph of the clean pass) and half
+            (attack half of the batch) are cheaper approximations. shared is the ablation without an adversarial
+            BatchNorm.
     """
 
     def __init__(self, *, weight: NonNegative = 1.0, random: bool = False, mode: Mode = "exact") -> None:
@@ -194,33 +238,37 @@ class GeneratorAugmentation(Augmentation):
 
     @abstractmethod
     def generator(self) -> ViewGenerator:
-        """The generator; called after `fit`."""
+        """Return the view generator. Called after `fit`."""
 
     def loss(self, method: Method) -> nn.Module:
-        """The method's loss on clean views, and on the generator's."""
+        """Return the adversarial loss of the method, with this generator."""
         generator = self.generator()
         return LOSSES[self.mode](method.loss, generator.control() if self.random else generator, self.weight)
 
 
 class LearnedAugmentation(Augmentation):
-    """An augmentation by a network inside `AdversarialLoss`, which is trained to raise the loss.
+    """Augmentation with a generator network inside `AdversarialLoss`, which is trained to raise the loss.
 
     Args:
-        weight: of the adversarial term.
-        lr: learning rate of the generator; the method's where it is None.
+        weight: Weight of the adversarial term.
+        lr: Learning rate of the generator. None takes the method's.
     """
 
     def __init__(self, *, weight: NonNegative = 1.0, lr: NonNegative | None = None) -> None:
         self.weight, self.lr = weight, lr
 
     def fit(self, context: FitContext) -> None:
-        """Takes over how the views are normalised."""
+        """Store the normalisation of the views."""
         self.normalize = context.normalize
 
     @abstractmethod
     def generator(self, method: Method) -> nn.Module:
-        """The generator; called after `fit`."""
+        """Return the generator network. Called after `fit`.
+
+        Args:
+            method: Method whose views are augmented.
+        """
 
     def loss(self, method: Method) -> nn.Module:
-        """The method's loss on clean views, and on the generator's."""
+        """Return the adversarial loss of the method, with this generator."""
         return AdversarialLoss(method.loss, self.generator(method), self.weight)

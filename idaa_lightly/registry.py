@@ -1,4 +1,4 @@
-"""Plugins by name, through entry points. Listing imports none of them."""
+"""Registry of plugins, found by name through entry points. Listing them does not import them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ Kind = Literal["method", "augmentation"]
 
 @dataclass(frozen=True)
 class Entry:
-    """A plugin as its distribution declares it. `target` is "module:attribute"."""
+    """Entry point of a plugin.
+
+    Attributes:
+        name: Name of the plugin.
+        target: Class of the plugin, as "module:attribute".
+        distribution: Name of the distribution that declares it, or "unknown".
+        version: Version of that distribution, or an empty string.
+    """
 
     name: str
     target: str
@@ -24,13 +31,18 @@ class Entry:
 
 
 def entries(kind: Kind, name: str | None = None) -> list[Entry]:
-    """Return the installed plugins of a kind, sorted, or those of a name: two if two distributions claim it."""
+    """Return the entry points of all installed plugins of a kind, sorted by name.
+
+    Args:
+        kind: Kind of the plugins.
+        name: Restrict the result to plugins of this name. There are two if two distributions claim the name.
+    """
     return [entry for entry in _scanned(kind, tuple(sys.path)) if name in (None, entry.name)]
 
 
 @cache
 def _scanned(kind: Kind, path: tuple[str, ...]) -> list[Entry]:
-    """Read the entry points of a kind from the disk, once a process and import path."""
+    """Read the entry points of a kind from disk, once per process and import path."""
     found = set()
     for point in importlib.metadata.entry_points(group=f"idaa_lightly.{kind}s"):
         facts = point.dist.metadata if point.dist else None
@@ -40,10 +52,17 @@ def _scanned(kind: Kind, path: tuple[str, ...]) -> list[Entry]:
 
 
 def load(kind: Kind, name: str) -> Any:
-    """Import the plugin of this name.
+    """Import a plugin.
+
+    Args:
+        kind: Kind of the plugin.
+        name: Name of the plugin.
+
+    Returns:
+        The plugin class.
 
     Raises:
-        PluginError: No distribution or two have it, or its import fails.
+        PluginError: No distribution provides the plugin, several do, its import fails, or it is not a plugin class.
     """
     found = entries(kind, name)
     if not found:
@@ -61,7 +80,7 @@ def load(kind: Kind, name: str) -> Any:
         if not (isinstance(plugin, type) and issubclass(plugin, base)):
             raise TypeError(f"expected a subclass of idaa_lightly.plugin.{base.__name__}, but got {plugin!r}")
         return plugin
-    except (Exception, SystemExit) as error:  # whatever a stranger's module raises
+    except (Exception, SystemExit) as error:  # A third-party module may raise anything.
         raise PluginError(
             f"{kind} {name!r} of {entry.distribution} {entry.version} cannot be imported from {entry.target}: "
             f"{type(error).__name__}: {error}"
@@ -69,7 +88,12 @@ def load(kind: Kind, name: str) -> Any:
 
 
 def refusals() -> tuple[dict[tuple[str, str], str], list[str]]:
-    """Return why each pair of an installed method and augmentation is refused (empty if not), and broken plugins."""
+    """Load all installed plugins, and find the pairs of a method and an augmentation that cannot be combined.
+
+    Returns:
+        A dict from each pair (method, augmentation) to the reason why it is refused, empty if it is not, and a list of
+        the error messages of plugins that cannot be loaded.
+    """
     plugins: dict[Kind, dict[str, Any]] = {"method": {}, "augmentation": {}}
     broken = []
     for kind, found in plugins.items():

@@ -1,4 +1,4 @@
-"""Random seeds: derived from keys in one place, so that streams never overlap by accident."""
+"""Random seeds, derived from keys in one place so that random streams never overlap by accident."""
 
 from __future__ import annotations
 
@@ -11,22 +11,27 @@ import numpy as np
 import torch
 
 STREAMS = 2
-"""Version of the random streams. Raised when they change, since a resumed run would then differ."""
+"""Version of the random streams. Increased when they change, because a resumed run would then differ."""
 
 
 def seed_of(purpose: str, *key: int | str) -> int:
-    """Return a seed of 64 bits; different purposes and keys give independent seeds.
+    """Return a 64-bit seed. Different purposes and keys give independent seeds.
 
     Args:
-        purpose: What the random numbers are for, such as "views".
-        key: What else the seed depends on, such as the seed of the run and the epoch.
+        purpose: Use of the random numbers, such as "views".
+        key: Further values that the seed depends on, such as the seed of the run and the epoch.
     """
     return int.from_bytes(hashlib.blake2b(repr((purpose, *key)).encode(), digest_size=8).digest(), "little")
 
 
 @contextmanager
 def seeded(purpose: str, *key: int) -> Iterator[None]:
-    """Seed the global random streams (torch, numpy, random) for the with-block, and restore them; see `seed_of`."""
+    """Seed the global random streams (torch on the CPU, NumPy, random) for the with-block. Restore them on exit.
+
+    Args:
+        purpose: See `seed_of`.
+        key: See `seed_of`.
+    """
     seed = seed_of(purpose, *key)
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     torch.default_generator.manual_seed(seed)

@@ -1,8 +1,8 @@
-"""What is perturbed, and how a point of it becomes an image.
+"""Spaces that an adversarial search perturbs, and how their points are rendered as images.
 
-A space answers `at(x)` for images x of shape (N, C, H, W) with the point where the search starts, of shape (N, ...),
-and a function that renders such points as images. Where `starts_at_input` is true, the start is rendered as x
-itself, to floating-point precision.
+For images x of shape (N, C, H, W), `at(x)` returns the point where the search starts, of shape (N, ...), and a function
+that renders such points as images. If `starts_at_input` is True, the rendered start equals x to floating-point
+precision.
 """
 
 from __future__ import annotations
@@ -20,51 +20,57 @@ from idaa_lightly.options import Fraction, checked
 
 Render = Callable[[Tensor], Tensor]
 Degrees = Annotated[float, Interval(ge=0, le=180)]
-"""An angle."""
+"""Largest angle, in degrees."""
 Change = Annotated[float, Interval(ge=0, le=0.99)]
-"""The largest relative change of a factor."""
+"""Largest relative change of a factor."""
 Hue = Annotated[float, Interval(ge=0, le=0.5)]
-"""The largest shift of the hue, as a fraction of the colour circle."""
+"""Largest shift of the hue, as a fraction of the colour circle."""
 
 
 class Space(Protocol):
-    """What a ViewGenerator asks of a space."""
+    """Protocol of the spaces that a `ViewGenerator` searches."""
 
     starts_at_input: bool
 
     def at(self, x: Tensor) -> tuple[Tensor, Render]:
-        """Returns the start of the search and the function that renders a point."""
+        """Return the start of the search, (N, ...), and the function that renders a point as images.
+
+        Args:
+            x: Images, (N, C, H, W).
+        """
 
 
 class Autoencoder(Protocol):
-    """What `LatentSpace` asks of a VAE. It need not be an nn.Module."""
+    """Protocol of the autoencoders that `LatentSpace` accepts. They need not be an nn.Module."""
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (N, C, H, W) to the posterior's mean and log-variance, (N, bottleneck_dim) each."""
+        """Encode images (N, C, H, W) as posterior mean and log-variance, (N, bottleneck_dim) each."""
 
     def decode(self, z: Tensor) -> Tensor:
-        """Bottlenecks (N, bottleneck_dim) to images (N, C, H, W)."""
+        """Decode bottlenecks (N, bottleneck_dim) to images (N, C, H, W)."""
 
 
 class PixelSpace:
-    """The pixels of the normalised image. CLAE: Ho & Vasconcelos, NeurIPS 2020, Sec. 3.2."""
+    """Pixels of the normalised image, as in CLAE (Ho & Vasconcelos, NeurIPS 2020, Sec. 3.2)."""
 
     starts_at_input = True
 
     def at(self, x: Tensor) -> tuple[Tensor, Render]:
-        """Starts at `x`; a point is an image already."""
+        """Return `x` and the identity function. A point is already an image."""
         return x, lambda point: point
 
 
 class LatentSpace:
-    """The bottleneck of a VAE, with the residual that carries the sample's identity added back.
+    """Bottleneck of a VAE, with the residual that carries the sample's identity added back.
 
-    x' = R(x) + D(z + δ) with R(x) = x − D(E(x)) and z = E(x), the posterior mean. IDAA: Yang et al., ICML 2022,
-    Sec. 3.3. The VAE is held in eval mode, without gradients of its own, and is no submodule of anything.
+    x' = R(x) + D(z + δ) with R(x) = x − D(E(x)) and z = E(x), the posterior mean. A VAE that is an nn.Module is frozen
+    and set to eval mode, and is not registered as a submodule.
+
+    Source: IDAA, Yang et al., ICML 2022, Sec. 3.3.
 
     Args:
-        vae: see `Autoencoder`; an nn.Module is moved to the images' device when it is used.
-        decompose: False leaves out R(x), so that x' = D(z + δ): the paper's ablation.
+        vae: VAE with the methods of `Autoencoder`. An nn.Module is moved to the device of the images on each call.
+        decompose: Add R(x). False gives the paper's ablation, x' = D(z + δ).
     """
 
     def __init__(self, vae: Autoencoder, *, decompose: bool = True) -> None:
@@ -72,12 +78,12 @@ class LatentSpace:
         self.starts_at_input = decompose
 
     def at(self, x: Tensor) -> tuple[Tensor, Render]:
-        """Starts at E(x)."""
+        """Return E(x) and a function that decodes a bottleneck, plus R(x) if `decompose` is True."""
         if isinstance(self.vae, nn.Module):
             self.vae.eval().to(x.device)
         with torch.no_grad():
             mean, _ = self.vae.encode(x)
-            start = mean.to(torch.promote_types(mean.dtype, torch.float32))  # autocast must not round z + δ
+            start = mean.to(torch.promote_types(mean.dtype, torch.float32))  # Autocast must not round z + δ.
             if not self.starts_at_input:
                 return start, self.vae.decode
             residual = x - self.vae.decode(start)
@@ -85,44 +91,52 @@ class LatentSpace:
 
     @torch.no_grad()
     def decomposition(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Splits images into identity R(x) and reconstruction G(x), (N, C, H, W) each; R(x) + G(x) = x."""
+        """Split images into identity R(x) and reconstruction G(x).
+
+        Args:
+            x: Images, (N, C, H, W).
+
+        Returns:
+            R(x) and G(x), (N, C, H, W) each. R(x) + G(x) = x.
+        """
         start, _ = self.at(x)
         reconstruction = self.vae.decode(start)
         return x - reconstruction, reconstruction
 
 
 class Pixels:
-    """Takes normalised images back to [0, 1], and the other way round.
+    """Conversion between normalised images and pixel values in [0, 1].
 
     Args:
-        normalize: `mean` and `std` per channel, as for Lightly's transforms.
+        normalize: Keys `mean` and `std`, one value per channel, as in Lightly's transforms.
     """
 
     def __init__(self, normalize: dict[str, list[float]]) -> None:
         self.mean, self.std = (torch.tensor(normalize[name]).view(-1, 1, 1) for name in ("mean", "std"))
 
     def from_normalized(self, x: Tensor) -> Tensor:
-        """Images (N, C, H, W) to [0, 1]."""
+        """Convert normalised images (N, C, H, W) to pixels in [0, 1]."""
         return x * self.std.to(x) + self.mean.to(x)
 
     def normalized(self, pixels: Tensor) -> Tensor:
-        """Images (N, C, H, W) in [0, 1] to normalised ones."""
+        """Normalise pixels (N, C, H, W) in [0, 1]."""
         return (pixels - self.mean.to(pixels)) / self.std.to(pixels)
 
 
 class ColorSpace:
     """Mixing of the colour channels: C_i = Σ_j α_ij RGB_j with α ≥ 0 and rows that sum to 1, on images in [0, 1].
 
-    A point holds the six weights that take from one channel to another, shape (N, 3, 2), 0 at the start; they count
-    half, and not below 0. Within the ball of radius eps, α = (1 − t) I + t Q with 0 ≤ t ≤ eps in each row, Q without a
-    diagonal.
+    A point of shape (N, 3, 2) holds two weights per channel: its mix with each of the other two channels. All weights
+    are 0 at the start. A weight is halved when it is applied, and negative weights count as 0. Within the ball of
+    radius eps, each row of α is a row of (1 − t) I + t Q with its own 0 ≤ t ≤ eps. The diagonal of Q is 0.
 
     Source: Lubana & Aldeeb, "Adversarial Augmentations for Contrastive Learning", colour mixing.
 
-    Differs from it: weights instead of the logits of a softmax, whose gradient is 0 where nothing is mixed.
+    Differs from the paper: points are weights, not logits of a softmax. The gradient of a softmax is 0 where nothing is
+    mixed.
 
     Args:
-        normalize: `mean` and `std` per channel of the images, as for Lightly's transforms.
+        normalize: Keys `mean` and `std`, one value per channel of the images, as in Lightly's transforms.
     """
 
     starts_at_input = True
@@ -131,27 +145,32 @@ class ColorSpace:
         self.pixels = Pixels(normalize)
 
     def at(self, x: Tensor) -> tuple[Tensor, Render]:
-        """Starts at the image's own colours."""
+        """Return zero weights and a function that mixes the colours of `x` by given weights."""
         pixels = self.pixels.from_normalized(x)
-        steps = pixels[:, [[1, 2], [0, 2], [0, 1]]] - pixels.unsqueeze(2)  # (N, 3, 2, H, W): to the other channels
+        steps = pixels[:, [[1, 2], [0, 2], [0, 1]]] - pixels.unsqueeze(2)  # to the other channels, (N, 3, 2, H, W)
         steps = steps / self.pixels.std.to(x).unsqueeze(1)
 
         def render(point: Tensor) -> Tensor:
-            weights = (point - point.clamp(max=0).detach()) / 2  # of slope 1/2 below 0, too: the way back
+            # The slope is 1/2 below 0 as well, so that a search can come back from negative weights.
+            weights = (point - point.clamp(max=0).detach()) / 2
             return x + (weights[..., None, None] * steps).sum(2)
 
         return x.new_zeros(len(x), 3, 2), render
 
 
 class AffineSpace:
-    """Rotation, translation and scale; a point (N, 4) is in units of the bounds, so that a ball of radius 1 fills them.
+    """Rotation, translation and scale.
 
-    The image is continued by reflection, and interpolated bilinearly.
+    A point (N, 4) holds angle, horizontal shift, vertical shift and scale. It is in units of the bounds, so that an L∞
+    ball of radius 1 fills them. Images are extended by reflection and interpolated bilinearly.
 
     Args:
-        degrees: largest angle.
-        translate: largest shift as a fraction of the image's size, horizontally and vertically.
-        scale: largest change of the size, as a fraction, below 1.
+        degrees: Largest angle, in degrees.
+        translate: Largest shift, as a fraction of the image's width and height.
+        scale: Largest relative change of the size.
+
+    Raises:
+        MissingExtraError: Kornia (extra `vision`) is not installed.
     """
 
     starts_at_input = True
@@ -162,7 +181,7 @@ class AffineSpace:
         self.bounds = degrees, translate, scale
 
     def at(self, x: Tensor) -> tuple[Tensor, Render]:
-        """Starts at the image as it is."""
+        """Return zeros, (N, 4), and a function that warps `x` by given parameters."""
         from kornia.geometry.transform import get_affine_matrix2d, warp_affine
 
         height, width = x.shape[-2:]
@@ -172,7 +191,7 @@ class AffineSpace:
 
         def render(point: Tensor) -> Tensor:
             size = (1 + scale * point[:, 3:]).expand(-1, 2)
-            with torch.autocast(x.device.type, enabled=False):  # half precision is too coarse for coordinates
+            with torch.autocast(x.device.type, enabled=False):  # Half precision is too coarse for coordinates.
                 matrix = get_affine_matrix2d(point[:, 1:3] * reach, center, size, degrees * point[:, 0])
                 return warp_affine(x, matrix[:, :2], (height, width), padding_mode="reflection")
 
@@ -180,16 +199,20 @@ class AffineSpace:
 
 
 class JitterSpace:
-    """Brightness, contrast, saturation and hue, in this order, on images in [0, 1], clamped to it after each.
+    """Brightness, contrast, saturation and hue, changed in this order on images in [0, 1].
 
-    A point (N, 4) is in units of the bounds, so that a ball of radius 1 fills them.
+    Images stay in [0, 1] after each change. A point (N, 4) holds the four changes in units of the bounds, so that an L∞
+    ball of radius 1 fills them.
 
     Args:
-        normalize: `mean` and `std` per channel of the images, as for Lightly's transforms.
-        brightness: largest change of the factor, below 1.
-        contrast: largest change of the factor, below 1.
-        saturation: largest change of the factor, below 1.
-        hue: largest shift as a fraction of the colour circle, up to 0.5.
+        normalize: Keys `mean` and `std`, one value per channel of the images, as in Lightly's transforms.
+        brightness: Largest change of the brightness factor from 1.
+        contrast: Largest change of the contrast factor from 1.
+        saturation: Largest change of the saturation factor from 1.
+        hue: Largest shift of the hue, as a fraction of the colour circle.
+
+    Raises:
+        MissingExtraError: Kornia (extra `vision`) is not installed.
     """
 
     starts_at_input = True
@@ -209,7 +232,7 @@ class JitterSpace:
         self.pixels = Pixels(normalize)
 
     def at(self, x: Tensor) -> tuple[Tensor, Render]:
-        """Starts at the image as it is."""
+        """Return zeros, (N, 4), and a function that jitters `x` by given changes."""
         from kornia import enhance
 
         pixels = self.pixels.from_normalized(x)

@@ -1,4 +1,4 @@
-"""The convolutional beta-VAE whose bottleneck IDAA perturbs.
+"""Convolutional beta-VAE whose bottleneck IDAA perturbs, with its training and cache.
 
 Source: Yang et al., ICML 2022, Sec. 3.2 and the appendix on architectures and training.
 """
@@ -24,28 +24,29 @@ from idaa_lightly.options import Count, NonNegative, checked
 
 
 class VAE(nn.Module):
-    """Convolutional VAE: stride-2 convolutions down to 7 or 8 pixels, residual blocks, a linear bottleneck, and back.
+    """Convolutional VAE.
 
-    At 32 px these are the paper's layers (channels 64 and 128), at 224 px its five convolutions (8 to 128 channels).
-    The output passes tanh and then a BatchNorm over the colour channels, so that it reaches the range of normalised
-    images.
+    Stride-2 convolutions reduce the image to about 8 px. Residual blocks and a linear bottleneck follow, and the
+    decoder mirrors the encoder. At 32 px these are the paper's layers, with 64 and 128 channels. At 224 px there are
+    the paper's five convolutions, with 8 to 128 channels. The decoder ends in a tanh and a BatchNorm over the colour
+    channels, so that its output covers the range of normalised images.
 
     Args:
-        image_size: height and width of the images in pixels.
-        channels: of the images.
-        bottleneck_dim: dimension of z; the paper takes 512 for CIFAR and 3072 for ImageNet.
-        width: channels of the innermost feature map.
+        image_size: Height and width of the images, in pixels.
+        channels: Number of channels of the images.
+        bottleneck_dim: Dimension of z. The paper takes 512 for CIFAR and 3072 for ImageNet.
+        width: Number of channels of the innermost feature map.
 
     Attributes:
-        fitted: how it was trained by `fit_vae`: `epochs`, `seconds`, and of the last epoch the means of `loss`, `mse`
-            and `kl`. The loss is, up to a constant and its scale, the bound −I(z;x) + β I(z;y) ≤ L_VAE of Lemma 3.2.
+        fitted: Record of `fit_vae`: `epochs`, `seconds`, and the last epoch's means of `loss`, `mse` and `kl`. Up to
+            a constant and a scale, the loss is the bound −I(z;x) + β I(z;y) ≤ L_VAE of Lemma 3.2. Empty if not trained.
 
     Shape:
         - Images: (N, channels, image_size, image_size), normalised.
         - Bottleneck: (N, bottleneck_dim).
 
     Raises:
-        UsageError: `image_size` cannot be halved down to 7 or 8, or `width` not as often.
+        UsageError: `image_size` cannot be halved evenly down to about 8, or `width` cannot be halved as often.
     """
 
     def __init__(self, image_size: int = 32, channels: int = 3, bottleneck_dim: int = 512, width: int = 128) -> None:
@@ -53,9 +54,9 @@ class VAE(nn.Module):
         halvings = round(math.log2(image_size / 8)) if image_size >= 8 else 0
         if halvings < 1 or image_size % 2**halvings or width % 2 ** (halvings - 1):
             raise UsageError(
-                f"a VAE for images of {image_size} px with width {width} cannot be built: the size must be 14 or "
-                "more and divisible by its power of two down to about 8 px (such as 16, 28, 32, 64, 96, 224), and "
-                "the width by one power less"
+                f"a VAE for images of {image_size} px with width {width} cannot be built: the size must be 12 or "
+                "more and divisible by 2**n, with n = log2(size / 8) rounded (such as 16, 28, 32, 64, 96, 224), and "
+                "the width must be divisible by 2**(n - 1)"
             )
         self.config = {
             "image_size": image_size,
@@ -90,7 +91,17 @@ class VAE(nn.Module):
         )
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior mean and log-variance of images, (N, bottleneck_dim) each."""
+        """Encode images as posterior mean and log-variance.
+
+        Args:
+            x: Normalised images, (N, channels, image_size, image_size).
+
+        Returns:
+            The mean and the log-variance, (N, bottleneck_dim) each.
+
+        Raises:
+            DataError: `x` has another shape.
+        """
         expected = (self.config["channels"], *2 * (self.config["image_size"],))
         if x.shape[1:] != expected:
             raise DataError(
@@ -101,22 +112,32 @@ class VAE(nn.Module):
         return mean, logvar
 
     def decode(self, z: Tensor) -> Tensor:
-        """Images (N, channels, image_size, image_size) of bottlenecks."""
+        """Decode bottlenecks (N, bottleneck_dim) to images (N, channels, image_size, image_size)."""
         images: Tensor = self.decoder(z)
         return images
 
     def save(self, path: str | Path) -> None:
-        """Writes the architecture and the weights, atomically."""
+        """Save the architecture, the weights and `fitted` to a file, atomically.
+
+        Args:
+            path: File to write.
+        """
         with atomic_write(path) as temporary:
             content = {"idaa_lightly.VAE": self.config, "state": self.state_dict(), "fitted": self.fitted}
             torch.save(content, temporary)
 
     @classmethod
     def load(cls, path: str | Path) -> VAE:
-        """Reads what `save` wrote. No code that the file may carry is run.
+        """Load a VAE from a file that `save` wrote. No code in the file is executed.
+
+        Args:
+            path: File to read.
+
+        Returns:
+            The VAE on the CPU, in eval mode.
 
         Raises:
-            FileFormatError: the file is missing or no VAE.
+            FileFormatError: The file is missing or is not a VAE.
         """
         state = load_tensors(path, "a VAE written by VAE.save or `idaa-bench vae`")
         try:
@@ -129,7 +150,7 @@ class VAE(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv1×1(ReLU(BN(conv3×3(ReLU(x))))), channels and size unchanged."""
+    """Residual block x + conv1×1(ReLU(BN(conv3×3(ReLU(x))))). Channels and size stay unchanged."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -142,7 +163,7 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Adds the block's output to `x`, (N, channels, H, W)."""
+        """Return the sum of `x`, (N, channels, H, W), and the layers' output."""
         output: Tensor = x + self.layers(x)
         return output
 
@@ -150,16 +171,16 @@ class ResidualBlock(nn.Module):
 def vae_loss(
     vae: VAE, x: Tensor, beta: float, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The paper's β-VAE loss: mean squared error + β · KL / (elements of a batch of bottlenecks × channels).
+    """Return the paper's β-VAE loss, mean squared error + β · KL / (N · bottleneck_dim · C).
 
     Args:
-        vae: in training mode.
-        x: images (N, C, H, W).
-        beta: weight of the KL term; the paper studies 0, 0.1, 1 and 10.
-        generator: of the posterior's sample.
+        vae: VAE in training mode.
+        x: Images, (N, C, H, W).
+        beta: Weight of the KL term. The paper studies 0, 0.1, 1 and 10.
+        generator: Random generator for the samples of the posterior. None uses the global one.
 
     Returns:
-        The loss, the mean squared error and the scaled KL divergence: scalars.
+        The loss, the mean squared error and the scaled KL divergence, all scalars.
     """
     mean, logvar = vae.encode(x)
     noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
@@ -179,26 +200,27 @@ def fit_vae(
     seed: int = 0,
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,
 ) -> list[dict[str, float]]:
-    """Trains a VAE in place, on the device it is on, and leaves it in eval mode.
+    """Train a VAE in place, on its own device, and leave it in eval mode.
 
-    The recipe of the paper's appendix: AdamW, betas (0, 0.9), the learning rate falling linearly to 0.
+    The recipe follows the paper's appendix: AdamW with betas (0, 0.9), and a learning rate that falls linearly to 0. It
+    is updated after each epoch and is `lr / epochs` in the last one.
 
     Args:
-        vae: to be trained.
-        batches: gives batches of images (N, C, H, W) each time it is iterated; augmented and normalised as the
-            self-supervised method's views.
-        epochs: how often to go through `batches`, 1 or more; the paper takes 300.
-        beta: weight of the KL term.
-        lr: learning rate of the first epoch.
-        seed: of the samples of the posterior. The global random stream is not used.
-        on_epoch: called after each epoch with its number, from 1, and its entry of the result.
+        vae: VAE to train.
+        batches: Iterable of batches of images (N, C, H, W), iterated once per epoch. The images are augmented and
+            normalised like the self-supervised method's views.
+        epochs: Number of passes through `batches`. The paper takes 300.
+        beta: Weight of the KL term.
+        lr: Learning rate of the first epoch.
+        seed: Seed of the samples of the posterior. The global random generator is not used.
+        on_epoch: Callback, called after each epoch with its number, counted from 1, and its entry of the result.
 
     Returns:
-        Means over each epoch of `loss`, `mse` and `kl`.
+        One dict per epoch, with the means of `loss`, `mse` and `kl`.
 
     Raises:
-        DataError: `batches` gave no batch, as an exhausted iterator does.
-        NonFiniteError: the loss became NaN or infinite.
+        DataError: `batches` yielded no batch, as an exhausted iterator does.
+        NonFiniteError: The loss became NaN or infinite.
     """
     device = next(vae.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
@@ -230,12 +252,14 @@ def fit_vae(
 
 
 def cached_vae(key: dict[str, object], directory: Path, fit: Callable[[], VAE]) -> VAE:
-    """Loads the VAE that was fitted under this key, or fits and keeps it; processes that want the same one wait.
+    """Return the VAE that is cached under a key, or fit and cache one.
+
+    Concurrent processes with one key wait for each other, so that only one of them fits the VAE.
 
     Args:
-        key: everything the VAE depends on, as JSON values: data, transform, architecture, beta, epochs, seed.
-        directory: of the cache; `key` is written beside each VAE.
-        fit: makes the VAE if it is not there.
+        key: Everything that the VAE depends on, as JSON values: data, transform, architecture, beta, epochs, seed.
+        directory: Directory of the cache. `key` is written beside each VAE.
+        fit: Function that returns a fitted VAE. Called only if none is cached.
     """
     text = json.dumps(key, sort_keys=True)
     path = directory / f"vae-{hashlib.sha256(text.encode()).hexdigest()[:16]}.pt"
@@ -249,5 +273,5 @@ def cached_vae(key: dict[str, object], directory: Path, fit: Callable[[], VAE]) 
 
 
 def _joined(layers: Sequence[nn.Module]) -> list[nn.Module]:
-    """The layers with a ReLU between each two."""
+    """Return the layers with a ReLU between consecutive ones."""
     return [part for layer in layers for part in (nn.ReLU(), layer)][1:]

@@ -1,7 +1,7 @@
-"""Cheaper approximations of `AdversarialLoss`, and what is left of it without its parts. None is the default.
+"""Cheaper approximations of `AdversarialLoss`, and its ablation without an adversarial BatchNorm.
 
-FLOPs of a step relative to the plain one, with a search of one gradient step and without the generator's own: exact
-11 / 6, reused 10 / 6, half 8.5 / 6.
+FLOPs of a training step, relative to a step without an attack: exact 11 / 6, reused 10 / 6, half 8.5 / 6. These figures
+are for a search of one gradient step, without the generator's own FLOPs.
 """
 
 from __future__ import annotations
@@ -18,43 +18,52 @@ from idaa_lightly.losses import AdversarialLoss, AdversarialOutput
 from idaa_lightly.outputs import detached, first_samples
 
 Mode = Literal["exact", "reused", "half", "shared"]
-"""`exact` is AdversarialLoss; `reused` searches through the clean branch, on the graph of the clean pass; `half`
-attacks the first half of the batch; `shared` has no adversarial BatchNorm: the ablation."""
+"""Variant of the adversarial loss.
+
+`exact` is `AdversarialLoss`, the default. `reused` searches on the graph of the clean pass, through the clean BatchNorm
+branch. `half` attacks the first half of the batch. `shared` is the ablation without an adversarial BatchNorm.
+"""
 
 
 class ReusedGraphLoss(AdversarialLoss):
-    """Searches on the graph of the clean pass, through the clean branch of the BatchNorms: one forward pass less.
+    """Adversarial loss that searches on the graph of the clean pass, which saves one forward pass.
 
-    Approximate: x' is the adversary of f, not of f_adv. For a search of one step from the input, such as FGSM.
+    The search uses the clean branch of the BatchNorms. It is therefore approximate: x' attacks f, not f_adv. The
+    search must take a single step from the input, as FGSM does.
     """
 
     def forward(self, model: Callable[[Tensor], Any], x0: Tensor, x1: Tensor, *others: Tensor) -> AdversarialOutput:
-        """Computes both terms; see `AdversarialLoss`."""
+        """Compute both terms. See `AdversarialLoss` for the arguments.
+
+        Raises:
+            ModelError: The model has a BatchNorm that `dual_batchnorm` has not converted.
+            UsageError: The generator evaluates the objective twice, or does not start at the input.
+        """
         self._require(module_of(model))
         rest = [model(x) for x in others]
         anchor: Any = None
 
         def objective(images: Tensor) -> Tensor:
-            """A scalar with the gradient of the loss, whose own graph ends at the images."""
+            """Return a scalar that has the gradient of the loss, but whose graph ends at `images`."""
             nonlocal anchor
             if anchor is not None or not getattr(self.generator, "starts_at_input", False):
                 raise UsageError(
-                    "the clean graph answers one question, about the input itself: use FGSM, or mode exact"
+                    "the reused graph allows one evaluation of the objective, at the input: use FGSM, or mode exact"
                 )
             leaf = images.detach().requires_grad_()
-            anchor = model(leaf.view_as(leaf))  # the FLOP counter's hooks want no leaf
+            anchor = model(leaf.view_as(leaf))  # A view, because the FLOP counter's hooks reject leaf tensors.
             with preserved_buffers(module_of(self.criterion)):
                 loss = self.criterion(detached(anchor), anchor, *detached(rest))
             (slope,) = torch.autograd.grad(loss, leaf, retain_graph=True)
             return (images * slope).sum()
 
         views = self.generator(x0, objective)
-        anchor = model(x0) if anchor is None else anchor  # a random direction asks nothing
+        anchor = model(x0) if anchor is None else anchor  # RandomDirection never evaluates the objective.
         return self._terms(model, anchor, model(x1), rest, views)
 
 
 class HalfBatchLoss(AdversarialLoss):
-    """Attacks the first half of each batch only; the adversarial term is the loss of that half."""
+    """Adversarial loss that attacks the first half of each batch. The adversarial term is the loss of that half."""
 
     def _attack(self, model: Callable[[Tensor], Any], x0: Tensor, rest: list[Any]) -> Tensor:
         count = -(-len(x0) // 2)
@@ -71,14 +80,17 @@ class HalfBatchLoss(AdversarialLoss):
 
 
 class SharedBatchNormLoss(AdversarialLoss):
-    """Without an adversarial branch: all views pass the same BatchNorms, whose statistics take in those of x', too."""
+    """Adversarial loss without an adversarial BatchNorm branch (ablation).
+
+    All views pass through the same BatchNorms, so the running statistics also include those of x'.
+    """
 
     @staticmethod
     def _require(network: nn.Module) -> None:
-        """Any BatchNorm will do."""
+        """Accept any BatchNorm."""
 
     def _attack(self, model: Callable[[Tensor], Any], x0: Tensor, rest: list[Any]) -> Tensor:
-        """Leaves no trace in running statistics either."""
+        """Search for x' without changing the running statistics of any BatchNorm."""
         with preserved_buffers(module_of(model), norms=True):
             return super()._attack(model, x0, rest)
 

@@ -261,7 +261,7 @@ def test_bad_arguments(name: str) -> None:
         ([None], "the first output of the model is NoneType, but expected"),
         (
             (torch.zeros(4, 2), torch.zeros(4, 2, requires_grad=True)),
-            "has no gradient, but expected that of the trained",
+            "has no gradient, but expected one from the trained",
         ),
     ],
 )

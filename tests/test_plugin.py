@@ -246,7 +246,7 @@ def test_help_is_the_docstrings():
     assert helps["mode"] == "how, in words that go on: here."
     assert helps["label"] == "what it is called."
     assert helps["size"] == ""  # not described
-    assert helps["weight"] == "of the adversarial term."
+    assert helps["weight"] == "Weight of the adversarial term."
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])

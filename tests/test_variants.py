@@ -51,9 +51,11 @@ def test_the_reused_graph_leaves_the_statistics_of_the_clean_passes() -> None:
         torch.testing.assert_close(value, wanted, msg=name)
 
 
-def test_the_reused_graph_answers_one_question() -> None:
+def test_the_reused_graph_allows_one_evaluation() -> None:
     for ascent in (PGD(0.1, steps=2), PGD(0.1, steps=1, random_start=True)):
-        with pytest.raises(UsageError, match="answers one question, about the input itself: use FGSM, or mode exact"):
+        with pytest.raises(
+            UsageError, match="allows one evaluation of the objective, at the input: use FGSM, or mode exact"
+        ):
             ReusedGraphLoss(NTXentLoss(), ViewGenerator(PixelSpace(), ascent))(network(norm=False), X0, X1)
     model = network(norm=False)
     output = ReusedGraphLoss(NTXentLoss(), ViewGenerator(PixelSpace(), RandomDirection(0.1)))(model, X0, X1)
