@@ -30,7 +30,10 @@ IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 NAMES = ("digits", *SETS)
 UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
 Progress = Callable[[str, int], Callable[[str], None]]
-"""Starts a progress bar from a title and a number of steps. Returns a function to call with a text after each step."""
+"""Function of a title and a number of steps that starts a progress bar.
+
+It returns a function to call with a text after each step.
+"""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Images:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Training and test images with the size and normalisation of their views.
+    """Training and test images, and the size and normalisation of their views.
 
     Attributes:
         name: Name that was passed to `load_data`.
@@ -122,11 +125,11 @@ def load_data(
 
     Args:
         name: One of `NAMES`, or "folder:PATH" for an image folder. PATH holds train/ and test/ (or val/), with one
-            folder per class in each. If PATH has no test images, or directly holds one folder per class, it is split.
+            folder per class in each. If PATH has neither test/ nor val/, or holds one folder per class itself, it is split.
         data_dir: Folder with torchvision's data sets. Missing ones are downloaded to it.
         image_size: Height and width of the views, in pixels. None keeps the size of images in memory, and of image
             files that are all the same square of up to 96 px. For other files, None takes the largest of 32, 64, 96
-            and 224 that is at most the median of their shorter sides, or 32.
+            and 224 that does not exceed the median of their shorter sides, but at least 32.
         limit_train: Number of training images to keep, balanced over the classes. The choice is deterministic, and
             a smaller subset is contained in every larger one. None keeps all.
         test_fraction: Fraction of each class that becomes test images, if a folder has to be split.

@@ -44,7 +44,7 @@ class Identity:
 
     @property
     def ratio(self) -> Tensor:
-        """Distances `positive` / `negative`, (N,).
+        """Ratio `positive` / `negative` of the distances, (N,).
 
         0 is an easy view. Above 1, the identity is lost. The ratio is finite even if two samples coincide.
         """

@@ -20,7 +20,7 @@ from idaa_lightly.evaluation.search import Search, blocks, faiss_index, nearest,
 
 NO_PLACE = 2**31  # rank of a class without a vote; outside every top-n, even with fewer than n classes
 VOTE_BLOCK = 512  # queries per block of votes; a table takes 4 MiB at 1000 classes
-SAMPLE = 1000  # queries also searched exactly; gives the effect of an index to about one point of accuracy
+SAMPLE = 1000  # queries that are also searched exactly, to know the effect of an index to about one point
 
 
 class KNNAccuracy(NamedTuple):

@@ -111,8 +111,8 @@ def paper_probe(
     Source: Yang et al., ICML 2022, and Ho & Vasconcelos, NeurIPS 2020. Their tables report the best epoch on the test
     set. Here the result has both the last and the best epoch.
 
-    Differs from the paper: the paper does not state a batch size, so 256 is our choice. Each epoch drops the incomplete
-    last batch, whose features are drawn anew.
+    Differs from the paper: the paper does not state a batch size, so 256 is our choice. In each epoch, features
+    that would form an incomplete last batch are dropped. These features are drawn anew each time.
 
     Args:
         train_features: Training features (N, D). The layer is trained on their device.

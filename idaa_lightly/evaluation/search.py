@@ -30,7 +30,7 @@ FAISS_FROM = 128_000  # query elements; below, FAISS does not use BLAS and PyTor
 TRAIN_BYTES = 2**28  # size of the random subset of a bank that an index is trained on
 
 Search = Callable[[Any, int], tuple[Tensor, Tensor]]
-"""Finds the similarities and bank rows (M, k) of the k nearest neighbours, best first, from queries (M, D) and k."""
+"""Function of queries (M, D) and k that returns similarities and bank rows (M, k) of the nearest, best first."""
 
 
 def nearest(bank: Any, queries: Any, k: int, *, normalize: bool = True) -> tuple[Tensor, Tensor]:

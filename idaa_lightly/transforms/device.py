@@ -30,7 +30,7 @@ from idaa_lightly.transforms.parts import Blur, Crop, Flip, Greyscale, Jitter, N
 
 IN_CACHE = 2**19  # pixel values; the CPU processes larger batches in chunks, which halves the time at 96 px
 Part = Callable[[Tensor, Generator], Tensor]
-"""Transforms images (N, 3, H, W) in [0, 1], possibly in place, with random numbers from the generator."""
+"""Function of images (N, 3, H, W) in [0, 1], which it may change in place, and a CPU generator."""
 
 
 class DeviceViews(nn.Module):
