@@ -125,7 +125,7 @@ def load_data(
 
     Args:
         name: One of `NAMES`, or "folder:PATH" for an image folder. PATH holds train/ and test/ (or val/), with one
-            folder per class in each. If PATH has neither test/ nor val/, or holds one folder per class itself, it is split.
+            folder per class in each. Images are split if PATH has no test/ or val/, or has one folder per class itself.
         data_dir: Folder with torchvision's data sets. Missing ones are downloaded to it.
         image_size: Height and width of the views, in pixels. None keeps the size of images in memory, and of image
             files that are all the same square of up to 96 px. For other files, None takes the largest of 32, 64, 96

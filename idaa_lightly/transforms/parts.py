@@ -145,9 +145,9 @@ class Rotate:
 class Jitter:
     """ColorJitter with probability p. Each image has its own order of brightness, contrast, saturation and hue.
 
-    Brightness, contrast and saturation mix an image with black, its mean grey level and its grey version. One formula
-    covers all three, so a step is a single operation on the batch. Images are sorted by the position of hue in their
-    order, so that hue is applied to a slice. (Kornia's jitter uses one order for a whole batch.)
+    Brightness mixes an image with black, contrast with its mean grey level, and saturation with its grey version. One
+    formula covers all three, so a step is a single operation on the batch. Images are sorted by the position of hue in
+    their order, so that hue is applied to a slice. (Kornia's jitter uses one order for a whole batch.)
 
     Args:
         jitter: `ColorJitter` to convert.

@@ -22,7 +22,7 @@ class DINO(MomentumRecipe):
     """Self-distillation without labels (DINO): a student predicts a centred momentum teacher, with multi-crop.
 
     Attacks get their gradient through the student, and do not change teacher and centre. The teacher also processes the
-    local views, whose outputs are not used. This takes about a tenth of the time of a step.
+    local views, although its outputs for them are unused. This takes about a tenth of the time of a step.
 
     Source: Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021, Sec. 3. The recipe is
     Lightly's CIFAR-10 benchmark, which has no temperature schedule. Local views are as in the paper, while Lightly's

@@ -23,8 +23,8 @@ class VICReg(PairMethod):
     """VICReg, whose loss has terms for variance, invariance and covariance of projections.
 
     Source: Bardes et al., "VICReg", ICLR 2022, Sec. 4 (weights 25, 25 and 1). The recipe is solo-learn's for CIFAR-10:
-    LARS with learning rate 0.3 and weight decay 1e-4, except for biases and norms. It has 10 epochs of warm-up, a
-    cosine schedule, 1000 epochs, batch size 256, a projection head of three layers of width 2048, and no blur.
+    LARS, learning rate 0.3, 10 epochs of warm-up, a cosine schedule, 1000 epochs and batch size 256. Weight decay is
+    1e-4, and 0 for biases and norms. The projection head has three layers of width 2048. Views have no blur.
 
     Args:
         lr: Learning rate of LARS.
@@ -49,7 +49,10 @@ class VICReg(PairMethod):
     def optimizer(
         self, parameters: ParamsT, epochs: int, steps_per_epoch: int
     ) -> tuple[torch.optim.Optimizer, LRScheduler]:
-        """Return LARS with a cosine schedule after a warm-up of 10 epochs, or of a tenth of shorter trainings."""
+        """Return LARS with a cosine schedule after warm-up.
+
+        The warm-up takes 10 epochs, or a tenth of a training of less than 100 epochs.
+        """
         groups: list[dict[str, Any]] = [part if isinstance(part, dict) else {"params": [part]} for part in parameters]
         split = [
             group | {"params": [p for p in group["params"] if (p.ndim > 1) is decayed], "weight_decay": 1e-4 * decayed}
