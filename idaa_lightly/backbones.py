@@ -1,4 +1,4 @@
-"""Backbones by name, with the stem that fits the image size."""
+"""ResNet backbones by name, with a stem that fits the image size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from idaa_lightly.errors import UsageError, require_extra, suggestion
 
-SMALL = 64  # px; up to here a ResNet gets the CIFAR stem
+SMALL = 64  # largest image size, in pixels, at which a ResNet gets the CIFAR stem
 NARROW_LAYERS = {"resnet9": [1, 1, 1, 1], "resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6, 3]}
 
 
@@ -19,8 +19,8 @@ class NarrowResNet(ResNet):  # type: ignore[misc]
     """Lightly's CIFAR ResNet of any width and image size, without its classifier.
 
     Args:
-        layers: basic blocks per stage.
-        width: channels of the first stage; the ordinary ResNet has 64.
+        layers: Number of basic blocks in each stage.
+        width: Channels of the first stage. The usual ResNet has 64.
     """
 
     def __init__(self, layers: list[int], width: int) -> None:
@@ -29,30 +29,30 @@ class NarrowResNet(ResNet):  # type: ignore[misc]
         self.num_features = 8 * width
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (N, 3, H, W) to features (N, 8 · width)."""
+        """Compute features (N, 8 · width) from images (N, 3, H, W)."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return x.mean((2, 3))
 
 
 def create_backbone(name: str, image_size: int) -> tuple[nn.Module, int]:
-    """Makes an untrained ResNet that gives features.
+    """Create an untrained ResNet without a classifier.
 
-    At 64 px and below the CIFAR stem takes the place of the ordinary one: a 3×3 convolution of stride 1 and no
-    max-pooling.
+    For images of up to 64 px, the stem is replaced by the CIFAR stem: a 3×3 convolution with stride 1, without
+    max-pooling. Narrow ResNets always have this stem.
 
     Args:
-        name: a ResNet of torchvision ("resnet18", "wide_resnet50_2"), of timm ("resnet26d"; "timm/resnet18" where
-            both have the name), or a narrow one such as "resnet18-w16" (resnet9, 18 or 34; 16 channels, not 64, in
-            the first stage).
-        image_size: in pixels.
+        name: ResNet of torchvision ("resnet18", "wide_resnet50_2") or timm ("resnet26d"). If both have the name,
+            "timm/resnet18" selects timm's. A name such as "resnet18-w16" is a narrow ResNet (resnet9, 18 or 34)
+            with 16 instead of 64 channels in the first stage.
+        image_size: Height and width of the images, in pixels.
 
     Returns:
-        The backbone, images (N, 3, H, W) to features (N, num_features), and num_features.
+        The backbone, which maps images (N, 3, H, W) to features (N, num_features), and `num_features`.
 
     Raises:
-        UsageError: there is no such ResNet.
-        MissingExtraError: torchvision has no such ResNet, and timm is not installed.
+        UsageError: The name is not a known ResNet.
+        MissingExtraError: Torchvision does not have the model, and timm is not installed.
     """
     narrow = re.fullmatch(r"(resnet\d+)-w(\d+)", name)
     if narrow and narrow[1] in NARROW_LAYERS and int(narrow[2]) > 0:
@@ -74,7 +74,7 @@ def create_backbone(name: str, image_size: int) -> tuple[nn.Module, int]:
         model = timm.create_model(name.removeprefix("timm/"), num_classes=0)
         num_features = model.num_features
     if not (hasattr(model, "conv1") and hasattr(model, "maxpool")):
-        raise UsageError(f"backbone {name!r} is no ResNet: it has no conv1 and maxpool")
+        raise UsageError(f"backbone {name!r} is not a ResNet: it has no conv1 and maxpool")
     if image_size <= SMALL:
         convolutions = [part for part in model.conv1.modules() if isinstance(part, nn.Conv2d)]
         model.conv1 = nn.Conv2d(3, convolutions[-1].out_channels, 3, padding=1, bias=False)

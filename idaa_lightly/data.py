@@ -1,6 +1,7 @@
-"""Data sets and their images.
+"""Data sets by name or from image folders.
 
-Small images (up to 96 px) are decoded once into memory; larger ones are read from disk each time.
+With an image size of up to 96 px, all images are decoded into memory once. Larger image files are read from disk each
+time.
 """
 
 from __future__ import annotations
@@ -24,16 +25,26 @@ from idaa_lightly.errors import DataError, UsageError, suggestion
 from idaa_lightly.options import Count, ImageSize, Share, checked
 from idaa_lightly.torchvision_data import SETS, read_torchvision
 
-IN_MEMORY = 96  # px; up to here all images are decoded at the start
+IN_MEMORY = 96  # largest image size, in pixels, at which all images are decoded at the start
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 NAMES = ("digits", *SETS)
 UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
 Progress = Callable[[str, int], Callable[[str], None]]
+"""Function of a title and a number of steps that starts a progress bar.
+
+It returns a function to call with a text after each step.
+"""
 
 
 @dataclass(frozen=True)
 class Images:
-    """The images of one split: pixels (N, S, S, 3), uint8, in memory, or else paths; and labels (N,)."""
+    """Images and labels of one split, either in memory or on disk.
+
+    Attributes:
+        labels: Class indices (N,).
+        pixels: Decoded images (N, S, S, 3) in uint8. None if the images are on disk.
+        paths: Image files, one per label. Empty if the images are in memory.
+    """
 
     labels: Tensor
     pixels: Tensor | None = None
@@ -48,13 +59,13 @@ class Images:
         return Image.fromarray(decode(self.paths[index])[0])
 
     def take(self, indices: Tensor) -> Images:
-        """The images at these indices."""
+        """Return the images and labels at `indices`."""
         pixels = None if self.pixels is None else self.pixels[indices]
         return Images(self.labels[indices], pixels, tuple(self.paths[i] for i in indices if self.paths))
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the labels and of the pixels, or of the names and sizes of the files."""
+        """Hash of the labels, and of the pixels or of the names and sizes of the files."""
         digest = hashlib.sha256(self.labels.numpy().tobytes())
         if self.pixels is not None:
             digest.update(self.pixels.numpy().tobytes())
@@ -65,14 +76,16 @@ class Images:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Train and test images, ready for views.
+    """Training and test images, and the size and normalisation of their views.
 
     Attributes:
-        name: as it was asked for.
-        classes: their names, by label.
-        image_size: of the views, in pixels.
-        normalize: mean and standard deviation per channel, of pixels in [0, 1].
-        notes: sentences on what was done to the images.
+        name: Name that was passed to `load_data`.
+        train: Training images.
+        test: Test images.
+        classes: Class names, indexed by label.
+        image_size: Height and width of the views, in pixels.
+        normalize: `mean` and `std` per channel, for pixels in [0, 1].
+        notes: Notes on how the images were converted, for the record of a run.
     """
 
     name: str
@@ -84,7 +97,7 @@ class DataSet:
     notes: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
-        """As JSON values, for a record."""
+        """Return a summary as JSON values, for the record of a run."""
         return {
             "name": self.name,
             "train": len(self.train),
@@ -108,24 +121,25 @@ def load_data(
     normalize: dict[str, list[float]] | None = None,
     progress: Progress | None = None,
 ) -> DataSet:
-    """Loads a data set by name.
+    """Load a data set by name.
 
     Args:
-        name: one of `NAMES`, or "folder:PATH" for an image folder with train/ and test/ or val/ below it, a folder
-            per class in each; or one such folder, which is split.
-        data_dir: where torchvision's data sets are kept or downloaded to.
-        image_size: in pixels; where it is None, the images' own if they are square and up to 96 px, else the largest
-            of 32, 64, 96 and 224 that most of them fill.
-        limit_train: keep this many training images, spread over the classes; the same ones each time, and a smaller
-            number's are among a larger one's.
-        test_fraction: of a folder that has to be split, in (0, 1).
-        normalize: mean and standard deviation that a trained network expects; where it is None, those of the training
-            images up to 96 px, else ImageNet's.
-        progress: called with a title and a number of steps, gives a function to call after each step.
+        name: One of `NAMES`, or "folder:PATH" for an image folder. PATH holds train/ and test/ (or val/), with one
+            folder per class in each. Images are split if PATH has no test/ or val/, or has one folder per class itself.
+        data_dir: Folder with torchvision's data sets. Missing ones are downloaded to it.
+        image_size: Height and width of the views, in pixels. None keeps the size of images in memory, and of image
+            files that are all the same square of up to 96 px. For other files, None takes the largest of 32, 64, 96
+            and 224 that does not exceed the median of their shorter sides, but at least 32.
+        limit_train: Number of training images to keep, balanced over the classes. The choice is deterministic, and
+            a smaller subset is contained in every larger one. None keeps all.
+        test_fraction: Fraction of each class that becomes test images, if a folder has to be split.
+        normalize: `mean` and `std` per channel that a trained network expects. None computes them from training
+            images in memory, and uses ImageNet's for images on disk.
+        progress: Starts a progress bar while images are decoded; see `Progress`.
 
     Raises:
-        DataError: nothing there, or an image cannot be read.
-        UsageError: no such data set, or a value out of range.
+        DataError: The data set cannot be found or downloaded, or an image cannot be read.
+        UsageError: The name is unknown, or an argument is out of range.
     """
     report = progress or (lambda title, total: lambda text: None)
     if name.startswith("folder:"):
@@ -152,12 +166,16 @@ def load_data(
 
 
 def decode(path: Path) -> tuple[np.ndarray[Any, Any], str]:
-    """An image file as RGB, (H, W, 3) in uint8, and the mode it was stored in.
+    """Decode an image file to RGB.
 
-    16 bits are scaled to 8; grey becomes RGB; an alpha channel is dropped, as torchvision's loader does.
+    Integer modes with more than 8 bits are scaled from 16 to 8 bits. Floating-point images are scaled by their maximum.
+    Grey becomes RGB, and an alpha channel is dropped as in torchvision's loader.
+
+    Returns:
+        The image (H, W, 3) in uint8, and the PIL mode of the file.
 
     Raises:
-        DataError: the file is no image or is cut short.
+        DataError: The file is not an image or is truncated.
     """
     try:
         with Image.open(path) as image:
@@ -169,11 +187,11 @@ def decode(path: Path) -> tuple[np.ndarray[Any, Any], str]:
                 return np.stack([grey] * 3, axis=2), mode
             return np.array(image.convert("RGBA").convert("RGB") if mode == "P" else image.convert("RGB")), mode
     except UNREADABLE as error:
-        raise DataError(f"cannot read the image {path} ({error}): repair it or take it out of the folder") from error
+        raise DataError(f"cannot read the image {path} ({error}): repair it or remove it from the folder") from error
 
 
 def _digits() -> tuple[Images, Images, tuple[str, ...]]:
-    """Scikit-learn's digits, 8×8 in 16 grey levels, enlarged to 32×32; a fifth of them is the test set."""
+    """Return scikit-learn's digits (8×8, 16 grey levels), enlarged to 32×32 and split 80:20."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -186,7 +204,7 @@ def _digits() -> tuple[Images, Images, tuple[str, ...]]:
 
 def _folder(root: Path, test_fraction: float) -> tuple[Images, Images, tuple[str, ...]]:
     if not root.is_dir():
-        raise DataError(f"{root} is no folder; expected train/ and test/ or val/ below it, or a folder per class")
+        raise DataError(f"{root} is not a folder; expected train/ and test/ or val/ below it, or a folder per class")
     parts = [root / part for part in ("train", "test", "val") if (root / part).is_dir()]
     if parts and root / "train" not in parts:
         raise DataError(f"{root} has {parts[0].name}/, but no train/ beside it")
@@ -204,7 +222,10 @@ def _folder(root: Path, test_fraction: float) -> tuple[Images, Images, tuple[str
 
 
 def _class_folders(root: Path) -> tuple[Images, tuple[str, ...]]:
-    """A folder per class; a folder of images alone counts as one class."""
+    """Return the images and class names of a folder with one folder per class.
+
+    A folder without subfolders counts as a single class.
+    """
     extensions = torchvision.datasets.folder.IMG_EXTENSIONS
     folders = sorted(path for path in root.iterdir() if path.is_dir()) or [root]
     found = [[path for path in sorted(folder.rglob("*")) if path.suffix.lower() in extensions] for folder in folders]
@@ -216,7 +237,10 @@ def _class_folders(root: Path) -> tuple[Images, tuple[str, ...]]:
 
 
 def _split(images: Images, test_fraction: float) -> tuple[Images, Images]:
-    """Train and test, each class divided in the same proportion, with an image or more on both sides."""
+    """Split images into train and test, in the same proportion for each class.
+
+    A class with a single image goes to train. Every other class has at least one image on both sides.
+    """
     turn, counts = _turns(images.labels), images.labels.bincount()
     wanted = (counts * test_fraction).round().clamp_min(1).minimum(counts - 1)
     in_test = turn < wanted[images.labels]
@@ -226,12 +250,12 @@ def _split(images: Images, test_fraction: float) -> tuple[Images, Images]:
 
 
 def _balanced(labels: Tensor, count: int) -> Tensor:
-    """Indices of `count` samples, taken class by class in turn."""
+    """Return the indices of `count` samples, taken from each class in turn."""
     return _turns(labels).argsort(stable=True)[:count]
 
 
 def _turns(labels: Tensor) -> Tensor:
-    """Each sample's place, from 0, in a shuffle of its class that is the same each time."""
+    """Return each sample's position (N,), from 0, in a deterministic shuffle of its class."""
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     turns = torch.empty(len(labels), dtype=torch.long)
     for label in range(int(labels.max()) + 1):
@@ -241,7 +265,7 @@ def _turns(labels: Tensor) -> Tensor:
 
 
 def _usual_size(images: Images) -> int:
-    """The images' own size if it is the same square for all, up to 96 px; else the largest usual one they fill."""
+    """Return the default image size; see `load_data`. Image files are sampled, not all opened."""
     if images.pixels is not None:
         return int(images.pixels.shape[1])
     sides: list[tuple[int, int]] = []
@@ -250,7 +274,7 @@ def _usual_size(images: Images) -> int:
             with Image.open(path) as image:
                 sides.append(image.size)
         except UNREADABLE as error:
-            raise DataError(f"cannot read the image {path} ({error}): repair it or take it out") from error
+            raise DataError(f"cannot read the image {path} ({error}): repair it or remove it") from error
     if len(set(sides)) == 1 and sides[0][0] == sides[0][1] <= IN_MEMORY:
         return sides[0][0]
     middle = sorted(min(side) for side in sides)[len(sides) // 2]
@@ -258,7 +282,7 @@ def _usual_size(images: Images) -> int:
 
 
 def _decoded(images: Images, size: int, notes: Counter[str], step: Callable[[str], None]) -> Images:
-    """The images in memory, square, of the given size."""
+    """Return the images in memory, resized and centre-cropped to `size`. Count conversions in `notes`."""
     if images.pixels is not None and images.pixels.shape[1] == size:
         return replace(images, paths=())
     pixels = torch.empty(len(images), size, size, 3, dtype=torch.uint8)
@@ -279,7 +303,7 @@ def _decoded(images: Images, size: int, notes: Counter[str], step: Callable[[str
 
 
 def _statistics(pixels: Tensor) -> dict[str, list[float]]:
-    """Mean and standard deviation per channel, of pixels in [0, 1], rounded as papers print them."""
+    """Return `mean` and `std` per channel of pixels in [0, 1], rounded to four decimals."""
     flat = pixels.reshape(-1, 3).double() / 255
     std, mean = torch.std_mean(flat, 0)
     return {

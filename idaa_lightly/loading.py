@@ -1,4 +1,4 @@
-"""From images to batches: augmented views for training, plain images for evaluation."""
+"""Data loaders: augmented views for training, and images without augmentation for evaluation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,15 @@ from idaa_lightly.seeding import seed_of, seeded
 
 
 class ViewDataset(Dataset[tuple[list[Tensor], int]]):
-    """Views of images, indexed by (epoch, index): the views depend on these and the seed, and on nothing else."""
+    """Data set of augmented views, indexed by (epoch, index).
+
+    The views depend only on the seed, the epoch and the index. They do not depend on the number of workers.
+
+    Args:
+        images: Images of one split.
+        transform: Lightly transform from a PIL image to a list of views.
+        seed: Seed of the run.
+    """
 
     def __init__(self, images: Images, transform: Callable[[Image.Image], Any], seed: int) -> None:
         self.images, self.transform, self.seed = images, transform, seed
@@ -38,7 +46,12 @@ class ViewDataset(Dataset[tuple[list[Tensor], int]]):
 
 
 class PixelDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Decoded images, a batch at a time: pixels (N, S, S, 3) in uint8 and labels (N,), by a list of (epoch, index)."""
+    """Data set of pixels without augmentation, read a batch at a time by a list of (epoch, index).
+
+    Args:
+        images: Images of one split, in memory.
+        seed: Seed of the run. The data loader derives its shuffling from it.
+    """
 
     def __init__(self, images: Images, seed: int) -> None:
         self.images, self.seed = images, seed
@@ -47,14 +60,14 @@ class PixelDataset(Dataset[tuple[Tensor, Tensor]]):
         return len(self.images)
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """What the DataLoader asks for instead of one image after the other."""
+        """Return pixels (N, S, S, 3) in uint8 and labels (N,). Called by DataLoader once per batch."""
         assert self.images.pixels is not None
         rows = torch.tensor([index for _, index in keys])
         return self.images.pixels[rows], self.images.labels[rows]
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """Shuffles by seed and epoch, and gives (epoch, index)."""
+    """DistributedSampler that yields (epoch, index)."""
 
     def __iter__(self) -> Iterator[Any]:
         return ((self.epoch, index) for index in super().__iter__())
@@ -63,7 +76,17 @@ class EpochSampler(DistributedSampler[Any]):
 def view_loader(
     views: ViewDataset | PixelDataset, batch_size: int, *, workers: int = 0, ranks: int = 1, rank: int = 0
 ) -> DataLoader[Any]:
-    """Loads shuffled views, or pixels, in batches of equal size; a sampler's `set_epoch` says which epoch."""
+    """Return a data loader of shuffled views or pixels. An incomplete last batch is dropped.
+
+    Call `loader.sampler.set_epoch(epoch)` before each epoch, or let Lightning do so.
+
+    Args:
+        views: Data set to load.
+        batch_size: Images per batch, on each rank.
+        workers: Number of worker processes.
+        ranks: Number of processes that train together (DDP).
+        rank: Index of this process.
+    """
     seed = seed_of("shuffle", views.seed) // 2  # the sampler adds the epoch
     sampler = EpochSampler(views, num_replicas=ranks, rank=rank, shuffle=True, seed=seed, drop_last=ranks > 1)
     return DataLoader(
@@ -73,7 +96,7 @@ def view_loader(
         num_workers=workers,
         drop_last=True,
         collate_fn=_as_it_is if isinstance(views, PixelDataset) else None,
-        generator=torch.Generator().manual_seed(seed_of("workers", views.seed)),  # or it draws from the global stream
+        generator=torch.Generator().manual_seed(seed_of("workers", views.seed)),  # not the global stream
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
@@ -84,21 +107,31 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def evaluation_batches(data: DataSet, images: Images, batch_size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalised images (N, 3, S, S) without augmentation, and labels (N,), in order."""
+    """Yield batches of normalised images (N, 3, S, S) without augmentation and labels (N,), in order.
+
+    Args:
+        data: Data set that gives the image size and the normalisation.
+        images: Images of one of its splits.
+        batch_size: Images per batch. The last batch may be smaller.
+    """
     for start in range(0, len(images), batch_size):
         rows = range(start, min(start + batch_size, len(images)))
         if images.pixels is not None and images.pixels.shape[1] == data.image_size:
             batch = images.pixels[rows.start : rows.stop].permute(0, 3, 1, 2).float().div(255)
-        else:  # the usual evaluation of ImageNet models: shorter side to 8/7 of the size, then the centre
+        else:  # as is usual for ImageNet: resize the shorter side to 8/7 of the size, then crop the centre
             parts = (TF.resize(images[i], data.image_size * 8 // 7) for i in rows)
             batch = torch.stack([TF.to_tensor(TF.center_crop(part, data.image_size)) for part in parts])
         yield TF.normalize(batch, **data.normalize), images.labels[rows.start : rows.stop]
 
 
 def require_trainable(data: DataSet, batch_size: int) -> None:
-    """Raises DataError where the evaluation would have too little to go by, or an epoch no batch."""
+    """Check that a data set is large enough for training and evaluation.
+
+    Raises:
+        DataError: There is only one class, or fewer training images than one batch or the linear probe needs.
+    """
     if len(data.classes) < 2:
-        raise DataError(f"{data.name} has one class only, but evaluation needs two or more, a folder for each")
+        raise DataError(f"{data.name} has only one class, but evaluation needs two or more, a folder for each")
     if len(data.train) < batch_size:
         raise DataError(
             f"{data.name} has {len(data.train)} training images, fewer than a batch of {batch_size}: lower --batch-size"
@@ -109,15 +142,18 @@ def require_trainable(data: DataSet, batch_size: int) -> None:
         )
 
 
-def describe(transform: Any) -> Any:  # noqa: PLR0911 - a case a line
-    """JSON values that tell transforms apart: names and public attributes, all the way down."""
+def describe(transform: Any) -> Any:  # noqa: PLR0911 - one return per type
+    """Describe a transform as JSON values that distinguish it from others, for a cache key.
+
+    The values are class names and public attributes, recursively.
+    """
     if isinstance(transform, str | int | float | bool | None):
         return transform
     if isinstance(transform, list | tuple):
         return [describe(part) for part in transform]
     if isinstance(transform, dict):
         return {str(key): describe(value) for key, value in transform.items()}
-    if isinstance(transform, FunctionType):  # by its code: all lambdas have one name
+    if isinstance(transform, FunctionType):  # by its bytecode, since all lambdas have the same name
         return [transform.__qualname__, transform.__code__.co_code.hex(), repr(transform.__code__.co_consts)]
     if isinstance(transform, Tensor | np.ndarray):
         return transform.tolist()

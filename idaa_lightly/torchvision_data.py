@@ -1,7 +1,7 @@
-"""Data sets of torchvision by name, each with the split that the field uses.
+"""Torchvision data sets by name, each with the split that the field uses.
 
-Where a data set has training and validation images apart, both are the training set, as in Kornblith et al., "Do Better
-ImageNet Models Transfer Better?", CVPR 2019, Table 1: what is chosen by validation is chosen on a part of them.
+Separate training and validation images are joined to one training set, as in Kornblith et al., "Do Better ImageNet
+Models Transfer Better?", CVPR 2019, Table 1. Hyperparameters are then selected on a part of this training set.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torchvision import datasets
 from idaa_lightly.errors import DataError
 
 Fields = tuple[Tensor, Tensor | None, tuple[Path, ...]]
-"""Labels (N,), and pixels (N, S, S, 3) in uint8 or else paths: what `idaa_lightly.data.Images` is made of."""
+"""Arguments of `idaa_lightly.data.Images`: labels (N,), pixels (N, S, S, 3) in uint8 or None, and paths."""
 
 _FLAGS = [{"train": True}], [{"train": False}]
 
@@ -32,25 +32,31 @@ SETS: dict[str, tuple[Any, list[dict[str, Any]], list[dict[str, Any]]]] = {
     "stl10": (datasets.STL10, *_splits("train")),
     "fashionmnist": (datasets.FashionMNIST, *_FLAGS),
     "svhn": (datasets.SVHN, *_splits("train")),
-    "dtd": (datasets.DTD, *_splits("train", "val")),  # the first of its ten partitions
+    "dtd": (datasets.DTD, *_splits("train", "val")),  # the first of ten partitions
     "flowers102": (datasets.Flowers102, *_splits("train", "val")),
-    "aircraft": (datasets.FGVCAircraft, *_splits("trainval")),  # its 100 variants
+    "aircraft": (datasets.FGVCAircraft, *_splits("trainval")),  # labelled by 100 variants
     "pets": (datasets.OxfordIIITPet, *_splits("trainval")),
     "food101": (datasets.Food101, *_splits("train")),
     "cars": (datasets.StanfordCars, [{"split": "train", "download": False}], [{"split": "test", "download": False}]),
 }
-"""Class, arguments of its training parts, and of its test part. The cars are no longer there to be downloaded."""
+"""Data set class, constructor arguments of each training part, and constructor arguments of the test part.
+
+StanfordCars is not downloaded, since its download is no longer available.
+"""
 
 
 def read_torchvision(name: str, data_dir: str) -> tuple[Fields, Fields, tuple[str, ...]]:
-    """Train, test and the names of the classes; downloaded where they are not in `data_dir` yet.
+    """Read a torchvision data set, and download it if it is not in `data_dir` yet.
 
     Args:
-        name: one of `SETS`.
-        data_dir: as torchvision's `root`.
+        name: Key of `SETS`.
+        data_dir: Folder that is passed to torchvision as `root`.
+
+    Returns:
+        Training fields, test fields and class names.
 
     Raises:
-        DataError: the data set is not there, or damaged, and cannot be downloaded.
+        DataError: The data set is missing or damaged and cannot be downloaded.
     """
     cls, *splits = SETS[name]
     try:
@@ -88,7 +94,7 @@ def _labels(part: Any) -> Any:
 
 
 def _paths(part: Any) -> Any:
-    """Of its files: torchvision keeps them to itself, and gives decoded images only."""
+    """Return the image files of a data set. Torchvision has them in private attributes only."""
     if hasattr(part, "_samples"):
         return [path for path, _ in part._samples]
     return part._image_files if hasattr(part, "_image_files") else part._images

@@ -1,4 +1,4 @@
-"""The one LightningModule, and its callbacks."""
+"""The LightningModule that trains every method, its evaluation callback and its CSV logger."""
 
 from __future__ import annotations
 
@@ -24,26 +24,35 @@ from idaa_lightly.plugin import Augmentation, Method
 from idaa_lightly.seeding import STREAMS, seed_of
 from idaa_lightly.transforms.device import DeviceViews
 
-LOG_EVERY = 10  # steps; scalars leave the device only then
+LOG_EVERY = 10  # steps between logs; scalars are copied to the host only then
 
 
 def to_fast_layout(module: nn.Module) -> None:
-    """Puts convolutions into channels_last, which is the same up to rounding, and faster."""
+    """Convert a module to channels_last, which is faster. Results differ by rounding only.
+
+    A module with a convolution whose output channels are not a multiple of 16 is left unchanged.
+
+    Args:
+        module: Module to convert in place.
+    """
     widths = [part.out_channels for part in module.modules() if isinstance(part, nn.Conv2d)]
-    if all(width % 16 == 0 for width in widths):  # narrower ones end torch 2.15 in a segmentation fault on the CPU
+    if all(width % 16 == 0 for width in widths):  # others crash torch 2.15 with a segmentation fault on the CPU
         module.to(memory_format=torch.channels_last)
 
 
 class SelfSupervised(pl.LightningModule):
-    """Trains a method with an augmentation on batches of (views, labels), or of (pixels, labels).
+    """LightningModule that trains a method with an augmentation.
+
+    A batch is (views, labels), or (pixels, labels) if `device_views` is given.
 
     Args:
-        method: converted by `dual_batchnorm` here if the augmentation needs it.
-        augmentation: fitted already.
-        epochs: of the whole training.
-        steps_per_epoch: optimiser steps.
-        seed: of the run; epoch e begins with the random state that the seed and e give, resumed or not.
-        device_views: makes the views of pixels; None where the batches are views already.
+        method: Method to train. It is converted by `dual_batchnorm` if the augmentation needs it.
+        augmentation: Augmentation whose `fit` has been called.
+        epochs: Number of epochs of the whole training.
+        steps_per_epoch: Optimiser steps per epoch.
+        seed: Seed of the run. The seed and the epoch determine the random state at the start of each epoch, so that
+            a resumed run equals an uninterrupted one.
+        device_views: Makes views from batches of pixels. None if the batches hold views already.
     """
 
     first_bad_step: Tensor
@@ -67,14 +76,14 @@ class SelfSupervised(pl.LightningModule):
         to_fast_layout(self)
         for part in self.objective.modules():
             if isinstance(part, Noise):
-                part.seed = seed  # or all seeds would share their random directions
+                part.seed = seed  # Otherwise all runs would share their random directions.
         self.objective_lr = augmentation.lr
         self.schedule, self.seed = (epochs, steps_per_epoch), seed
         self.sums: dict[str, Tensor] = {}
         self.register_buffer("first_bad_step", torch.tensor(-1), persistent=False)
 
     def configure_optimizers(self) -> Any:
-        """The method's recipe; the objective's own parameters are a group of their own."""
+        """Return the method's optimiser and schedule, with a parameter group for the objective's own parameters."""
         groups: list[dict[str, Any]] = [{"params": [p for p in self.method.parameters() if p.requires_grad]}]
         if own := list(self.objective.parameters()):
             groups.append({"params": own} | ({} if self.objective_lr is None else {"lr": self.objective_lr}))
@@ -86,12 +95,12 @@ class SelfSupervised(pl.LightningModule):
         checkpoint["idaa_lightly_streams"] = STREAMS
 
     def on_train_epoch_start(self) -> None:
-        """Seed the epoch, so that a resumed run goes on as an uninterrupted one would."""
+        """Seed the epoch, so that a resumed run equals an uninterrupted one."""
         torch.manual_seed(seed_of("epoch", self.seed, self.current_epoch, self.global_rank))
         self.sums = {}
 
     def training_step(self, batch: tuple[Any, Tensor], index: int) -> Tensor:
-        """One step of the objective on the views."""
+        """Compute the objective on the views of a batch, and log its terms."""
         views: list[Tensor] = batch[0]
         if self.device_views is not None:
             views = self.device_views(batch[0], self.seed, self.current_epoch, index, self.global_rank)
@@ -111,13 +120,20 @@ class SelfSupervised(pl.LightningModule):
 
     @torch.no_grad()
     def _log_identity(self, anchor: Any = None, *views: Any) -> None:
-        """Is the second view hard, and the adversarial one, and do they keep the identity?"""
+        """Log how hard the second and the adversarial view are, and whether they keep the identity."""
         for name, view in zip(("second", "adversarial"), views, strict=False):
             figures = batch_figures(embedding_of(anchor), embedding_of(view))
             self.log_dict({f"identity/{name}_{figure}": value for figure, value in figures.items()}, on_epoch=False)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
-        """Stops at NaN: looks now and then, and at an epoch's end before anything is evaluated or saved."""
+        """Stop the run if the loss or the network is NaN or infinite.
+
+        Losses are checked every 10 steps. At the end of an epoch, parameters and buffers are checked as well, before
+        anything is evaluated or saved.
+
+        Raises:
+            NonFiniteError: A loss, parameter or buffer is NaN or infinite.
+        """
         last = index + 1 == self.schedule[1]
         if last:
             floats = [part for part in (*self.parameters(), *self.buffers()) if part.is_floating_point()]
@@ -126,13 +142,13 @@ class SelfSupervised(pl.LightningModule):
         if (last or (index + 1) % LOG_EVERY == 0) and self.first_bad_step >= 0:
             raise NonFiniteError(
                 f"the loss or the network became NaN or infinite at step {int(self.first_bad_step)}: lower the "
-                "learning rate or eps; checkpoints/last.ckpt, if there is one, is from before"
+                "learning rate or eps; checkpoints/last.ckpt, if there is one, is from an earlier epoch"
             )
 
     def on_train_epoch_end(self) -> None:
-        """Logs the means of the epoch.
+        """Log the mean losses of the epoch.
 
-        Lightning would do so after the checkpoint, and a run that is killed in between would lose them.
+        Lightning would log them after the checkpoint. A run that is killed in between would lose them.
         """
         if self.logger is not None:
             means = {f"{name}_epoch": float(value) / self.schedule[1] for name, value in self.sums.items()}
@@ -141,11 +157,12 @@ class SelfSupervised(pl.LightningModule):
 
 
 class Evaluation(pl.Callback):
-    """Evaluates before the first step, about ten times during training and at its end.
+    """Callback that evaluates before the first step, about ten times during training and at its end.
 
     Args:
-        evaluate: from the method and the number of epochs done to metrics; it leaves the method's mode as it is.
-        epochs: of the whole training.
+        evaluate: Computes metrics from the method and the number of finished epochs. Must not change the method's
+            train or eval mode.
+        epochs: Number of epochs of the whole training.
     """
 
     def __init__(self, evaluate: Callable[[Method, int], dict[str, float]], epochs: int) -> None:
@@ -154,12 +171,12 @@ class Evaluation(pl.Callback):
         self.seconds = 0.0
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Evaluates the untrained method."""
+        """Evaluate the untrained method, unless the run is resumed."""
         if not self.history:
             self._evaluate(trainer, module.method, 0)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Evaluates after every tenth of the epochs."""
+        """Evaluate after each tenth of the training, and after the last epoch."""
         epoch = trainer.current_epoch + 1
         if epoch % self.every == 0 or epoch == trainer.max_epochs:
             self._evaluate(trainer, module.method, epoch)
@@ -172,25 +189,26 @@ class Evaluation(pl.Callback):
             if trainer.logger is not None:
                 trainer.logger.log_metrics({"epochs_done": epoch, **metrics}, max(0, trainer.global_step - 1))
         trainer.strategy.barrier()
-        self.seconds += time.perf_counter() - start if epoch else 0.0  # what Lightning's Timer has counted too
+        self.seconds += time.perf_counter() - start if epoch else 0.0  # included in Lightning's Timer
 
     def state_dict(self) -> dict[str, Any]:
-        """History and time, for the checkpoint."""
+        """Return the history and the evaluation time for the checkpoint."""
         return {"history": self.history, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """History and time up to the checkpoint."""
+        """Restore the history and the evaluation time from a checkpoint."""
         self.history, self.seconds = state["history"], state["seconds"]
 
 
 class MetricsCSV(Logger):
-    """Writes metrics.csv, a row per logged step, after each epoch; a resumed run goes on where it was.
+    """Logger that writes a CSV file with one row per logged step, and appends to it when a run is resumed.
 
-    Lightning's CSVLogger deletes what an earlier, interrupted process wrote.
+    The file is written after each epoch. Lightning's CSVLogger would delete the rows of an interrupted process.
 
     Args:
-        path: of the file.
-        resume_at: steps done in the checkpoint that is resumed; later rows of the file are dropped. 0 starts anew.
+        path: CSV file to write.
+        resume_at: Optimiser steps in the checkpoint that is resumed. Later rows of the file are dropped. 0 starts a
+            new file.
     """
 
     def __init__(self, path: Path, resume_at: int = 0) -> None:
@@ -203,27 +221,27 @@ class MetricsCSV(Logger):
 
     @property
     def name(self) -> str:
-        """Of the file."""
+        """Name of the CSV file."""
         return self.path.name
 
     @property
     def version(self) -> str:
-        """There is one only."""
+        """Unused: runs are not versioned."""
         return ""
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: they are in config.toml."""
+        """Do nothing: hyperparameters are in config.toml."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Adds to the row of this step."""
+        """Add metrics to the row of a step. The file is written by `finalize`."""
         if not self.rows or int(self.rows[-1]["step"]) != step:
             self.rows.append({"step": step})
         self.rows[-1] |= {name: float(value) for name, value in metrics.items()}
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Writes the file."""
+        """Write the CSV file."""
         names = ["step", "epoch", *sorted({name for row in self.rows for name in row} - {"step", "epoch"})]
         with atomic_write(self.path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, names)

@@ -235,7 +235,7 @@ def test_config_file_that_is_none(path: str) -> None:
 
 @pytest.mark.parametrize("command", [run, vae])
 def test_no_folder_and_no_images(command: Callable[..., Result]) -> None:
-    refused(command(Path("missing"), "--out", "out"), 1, "missing is no folder", "train/ and test/")
+    refused(command(Path("missing"), "--out", "out"), 1, "missing is not a folder", "train/ and test/")
     Path("empty").mkdir()
     refused(command(Path("empty"), "--out", "out"), 1, "empty holds no images", "empty/CLASS/NAME.png")
     for split in ("train", "test"):
@@ -253,7 +253,7 @@ def test_no_test_images(own_folder: Path) -> None:
 
 def test_a_folder_that_is_a_file() -> None:
     Path("images.zip").write_text("")
-    refused(run(Path("images.zip"), "--out", "out"), 1, "images.zip is no folder")
+    refused(run(Path("images.zip"), "--out", "out"), 1, "images.zip is not a folder")
 
 
 def test_a_single_image() -> None:
@@ -267,7 +267,7 @@ def test_one_class_only(own_folder: Path) -> None:
         for name in ("green", "red"):
             shutil.rmtree(own_folder / split / name)
     before = files()
-    refused(run(own_folder, "--out", "out"), 1, str(own_folder), "one class only", "two or more")
+    refused(run(own_folder, "--out", "out"), 1, str(own_folder), "only one class", "two or more")
     assert files() == before
     done(vae(own_folder, "--out", "vae.pt"))  # needs no classes
     assert Path("vae.pt").exists()
@@ -361,7 +361,7 @@ def test_damaged_image(own_folder: Path, damage: Callable[[Path], Path], split: 
     path = damage(images_of(own_folder, split, name)[0])
     before = files()
     for options in ((), ("--image-size", 16)):  # the size is inferred from the first training images
-        words = (f"cannot read the image {path} ", "repair it or take it out")
+        words = (f"cannot read the image {path} ", "repair it or remove it")
         refused(run(own_folder, *options, "--out", "out"), 1, *words)
         refused(vae(own_folder, *options, "--out", "vae.pt"), 1, *words)
     assert files() == before

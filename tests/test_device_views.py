@@ -261,7 +261,7 @@ class OwnCall(MultiViewTransform):
         (transform_of(v2.RandomPosterize(4)), "of RandomPosterize cannot be made on the device: it is not known"),
         (transform_of(Sharper(0.4)), "of Sharper cannot be made on the device: it is not known. Use --views loader"),
         (SimCLRTransform(32, rr_prob=0.5, rr_degrees=10.0), "of RandomApply .* applies RandomRotation, not a Color"),
-        (transform_of(RandomRotate(angle=45)), "of RandomRotate .* has angle 45, which is no multiple of 90"),
+        (transform_of(RandomRotate(angle=45)), "of RandomRotate .* has angle 45, which is not a multiple of 90"),
         (
             transform_of(v2.RandomResizedCrop(8, interpolation=InterpolationMode.NEAREST)),
             "has interpolation nearest, not bilinear or bicubic",
@@ -271,8 +271,8 @@ class OwnCall(MultiViewTransform):
             "of RandomGrayscale .* comes after the conversion to a tensor",
         ),
         (MultiViewTransform([v2.RandomGrayscale()]), "of RandomGrayscale .* does not convert to a tensor in"),
-        (OwnCall([]), "of OwnCall .* it is no MultiViewTransform of Lightly"),
-        (v2.Compose([ToTensor()]), "of Compose .* it is no MultiViewTransform of Lightly"),
+        (OwnCall([]), "of OwnCall .* it is not a Lightly MultiViewTransform"),
+        (v2.Compose([ToTensor()]), "of Compose .* it is not a Lightly MultiViewTransform"),
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else "",
 )

@@ -399,8 +399,12 @@ def test_sweep_warns_of_k_and_of_missing_classes():
         ({"k": ()}, UsageError, "k is  and temperature"),
         ({"k": (5, 0)}, UsageError, "k is 5, 0 and temperature 0.1, but k must be 1 or more"),
         ({"temperature": (0.1, 0.0)}, UsageError, "temperature 0.1, 0.0, but"),
-        ({"index": "nonsense"}, UsageError, "FAISS makes no index 'nonsense' for 300 features of 16 dimensions: could"),
-        ({"index": "PQ5"}, UsageError, "FAISS makes no index 'PQ5' .* multiple of the number of subquantizers"),
+        (
+            {"index": "nonsense"},
+            UsageError,
+            "FAISS cannot build the index 'nonsense' for 300 features of 16 dimensions: could",
+        ),
+        ({"index": "PQ5"}, UsageError, "FAISS cannot build the index 'PQ5' .* multiple of the number of subquantizers"),
         ({"index": "IVF999,Flat"}, UsageError, r"Number of training points \(300\) should be at least as large as"),
         ({"index": "Flat;nprobe=4"}, UsageError, "'Flat;nprobe=4' .*could not set parameter nprobe"),
     ],
@@ -613,7 +617,7 @@ def test_a_checkpoint_of_anybodys(name, folder):
         (["--temperature", "0.1;0.2"], "'0.1;0.2'; expected numbers, separated by commas"),
         (["--heatmap", "x.gif"], "--heatmap is x.gif, but expected a file whose name ends in .png"),
         (["--data", "digits"], "x.npz holds features already: leave out --backbone and --data"),
-        (["--index", "nonsense"], "FAISS makes no index 'nonsense' for 300 features of 16 dimensions"),
+        (["--index", "nonsense"], "FAISS cannot build the index 'nonsense' for 300 features of 16 dimensions"),
     ],
 )
 def test_options_that_are_refused(arguments, text):

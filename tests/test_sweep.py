@@ -140,7 +140,7 @@ def test_refused_pairs_are_left_out_and_named() -> None:
         (["--set", "eps=1"], "--set got 'eps=1', but expected aug.KEY=VALUES"),
         (["--set", "aug.eps="], "--set got 'aug.eps=', but expected KEY=VALUE"),
         (["--slurm", "partition=x"], "--cluster is local: add --cluster slurm"),
-        (["--aug", "none", "--data", "folder:gone"], "gone is no folder"),
+        (["--aug", "none", "--data", "folder:gone"], "gone is not a folder"),
     ],
 )
 def test_bad_input_is_refused_before_anything_runs(arguments: list[str], text: str) -> None:

@@ -122,7 +122,7 @@ def test_what_is_there_is_not_done_again(runs: Path, textures: Path) -> None:
     bench("transfer", run, "--to", f"{to},again=folder:away")
     assert results(run)["textures"] == entry
     assert results(run)["again"]["accuracy"] == entry["accuracy"]
-    assert "textures is no folder" in bench("transfer", runs, "--to", to, code=1).stderr  # the other seed lacks it
+    assert "textures is not a folder" in bench("transfer", runs, "--to", to, code=1).stderr  # the other seed lacks it
 
 
 def test_other_weights_or_another_folder_are_done_anew(runs: Path, textures: Path) -> None:
@@ -132,7 +132,7 @@ def test_other_weights_or_another_folder_are_done_anew(runs: Path, textures: Pat
     shutil.rmtree("copy/test/few")
     shutil.rmtree("copy/train/few")
     refused = bench("transfer", run, "--to", "textures=folder:copy", code=1).stderr
-    assert "has one class only" in refused  # so it was looked at
+    assert "has only one class" in refused  # so it was looked at
     before = results(run)["textures"]
     shutil.copy(runs / "seed-1/backbone.pt", run / "backbone.pt")
     bench("transfer", run, "--to", f"textures=folder:{textures}")
@@ -156,7 +156,7 @@ def test_another_normalisation_is_done_anew(runs: Path, textures: Path) -> None:
 def test_what_is_done_is_kept_where_the_next_data_set_fails(runs: Path, textures: Path) -> None:
     run = runs / "seed-0"
     result = bench("transfer", run, "--to", f"textures=folder:{textures},gone=folder:nowhere", code=1)
-    assert "nowhere is no folder; expected train/ and test/ or val/ below it" in result.stderr
+    assert "nowhere is not a folder; expected train/ and test/ or val/ below it" in result.stderr
     assert results(run).keys() == {"textures"}
     assert not [path for path in run.iterdir() if path.name.startswith(".")]
 

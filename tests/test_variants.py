@@ -115,7 +115,7 @@ def test_modes_in_the_runner(mode: str) -> None:
     [
         ("idaa", ["aug.steps=2"], "mode is reused, with steps 2 and decompose True: it needs 1 and true"),
         ("idaa", ["aug.decompose=false"], "with steps 1 and decompose False"),
-        ("pgd", [], "mode is reused, which serves a search of one step from the input: choose clae, or exact"),
+        ("pgd", [], "mode is reused, which needs a single step from the input: choose clae, or mode exact"),
     ],
 )
 def test_a_search_that_cannot_reuse_the_graph(aug: str, options: list[str], text: str) -> None:

@@ -1,1 +1,1 @@
-"""What a representation is worth: kNN and linear evaluation of frozen features."""
+"""Evaluation of representations: kNN and linear classification of frozen features."""

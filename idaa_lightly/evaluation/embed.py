@@ -1,4 +1,4 @@
-"""Frozen features of a data set."""
+"""Features of a data set by a frozen backbone."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ def embed(
     batches: Iterable[tuple[Tensor, Tensor]],
     on_batch: Callable[[int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Features of the backbone in eval mode; the mode of every part is restored afterwards.
+    """Compute features of a data set with the backbone in eval mode. Train and eval modes are restored afterwards.
 
     Args:
-        backbone: images (N, C, H, W) to features (N, D).
-        batches: images, which follow the backbone to its device and type, and labels (N,).
-        on_batch: called after each batch with its number of images, for a progress bar.
+        backbone: Module from images (N, C, H, W) to features (N, D).
+        batches: Batches of images (N, C, H, W) and labels (N,). Images are moved to the backbone's device and type.
+        on_batch: Called after each batch with its number of images, for a progress bar.
 
     Returns:
-        Features (M, D) in float32, and labels (M,), on the CPU.
+        Features (M, D) in float32 and labels (M,), both on the CPU.
 
     Raises:
-        DataError: there is no batch.
+        DataError: `batches` is empty.
     """
     modes = [(part, part.training) for part in backbone.modules()]
     parameter = next(backbone.parameters(), torch.empty(0))
@@ -44,6 +44,6 @@ def embed(
             part.training = mode
     if not features:
         raise DataError(
-            "there is no batch of images to embed: the data loader is empty, or an iterator that is used up"
+            "there is no batch of images to embed: the data loader is empty, or an iterator that is exhausted"
         )
     return torch.cat(features), torch.cat(labels)

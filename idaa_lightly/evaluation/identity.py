@@ -1,7 +1,7 @@
-"""Is a view hard, and does it keep its sample's identity? The case study of the papers.
+"""Measures of how hard a view is and whether it keeps the identity of its sample.
 
-Source: Yang et al., ICML 2022, Sec. 4 and Fig. 1: for each sample, the distance of its embedding to that of its own
-view, against the distance to the nearest view of another sample. Where the first is the larger, the identity is lost.
+Source: Yang et al., ICML 2022, Sec. 4 and Fig. 1. For each sample, they compare the distance to its own view with the
+distance to the nearest view of another sample. If its own view is farther away, the identity is lost.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 @dataclass(frozen=True)
 class Identity:
-    """Distances between embeddings of length 1, 0 to 2, one entry a sample.
+    """Distances between normalised embeddings of samples and views, from 0 to 2.
 
     Attributes:
-        positive: to the sample's own view, (N,).
-        negative: to the nearest view of another sample, (N,).
+        positive: Distance from each sample to its own view, (N,).
+        negative: Distance from each sample to the nearest view of another sample, (N,).
     """
 
     positive: Tensor
@@ -33,32 +33,36 @@ class Identity:
 
     @property
     def lost(self) -> float:
-        """Share of samples that are nearer to another sample's view than to their own."""
+        """Fraction of samples that are nearer to another sample's view than to their own."""
         return (self.positive > self.negative).double().mean().item()
 
     @property
     def hardness(self) -> list[float]:
-        """Quantiles (5, 25, 50, 75 and 95 %) of positive / negative: 0 is an easy view, 1 the boundary."""
+        """Quantiles of `ratio` at 5, 25, 50, 75 and 95 %."""
         quantiles: list[float] = self.ratio.quantile(torch.tensor(QUANTILES, dtype=torch.double)).tolist()
         return quantiles
 
     @property
     def ratio(self) -> Tensor:
-        """Positive / negative, (N,): 0 is an easy view, 1 the boundary. Finite, where two samples coincide, too."""
+        """Ratio `positive` / `negative` of the distances, (N,).
+
+        0 is an easy view. Above 1, the identity is lost. The ratio is finite even if two samples coincide.
+        """
         return self.positive.double() / self.negative.double().clamp_min(1e-12)
 
 
 def batch_figures(anchors: Tensor, views: Tensor, temperature: float = 0.1) -> dict[str, Tensor]:
-    """Figures to log during training, of one batch, without a look at the host.
+    """Compute identity metrics of one batch for logging, without synchronising with the host.
 
     Args:
-        anchors: embeddings (N, D) of samples, in the space of the loss; normalised here.
-        views: embeddings (N, D) of a view of each.
-        temperature: scales the cosines in InfoNCE.
+        anchors: Embeddings (N, D) of the samples, in the space of the loss. Need not be normalised.
+        views: Embeddings (N, D) of one view of each sample.
+        temperature: Temperature of InfoNCE, which divides the cosines.
 
     Returns:
-        `lost`, the share of samples that are nearer to another sample's view than to their own; and `information`, a
-        lower bound in nats of the mutual information of sample and view, log N − L_NCE: Yang et al., Eq. 4.
+        Scalars by name. `lost` is the fraction of samples that are nearer to another sample's view than to their own.
+        `information` is a lower bound of the mutual information of sample and view in nats, log N − L_NCE: Yang et
+        al., Eq. 4.
     """
     cosines = F.normalize(anchors.float(), dim=1) @ F.normalize(views.float(), dim=1).T
     itself = torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
@@ -68,14 +72,17 @@ def batch_figures(anchors: Tensor, views: Tensor, temperature: float = 0.1) -> d
 
 
 def identity(anchors: Tensor, views: Tensor) -> Identity:
-    """Distances from each anchor to the view of its own sample, and to the nearest of another.
+    """Compute the distances from each sample to its own view and to the nearest view of another sample.
 
     Args:
-        anchors: embeddings (N, D) of samples, in the space of the loss; normalised here.
-        views: embeddings (N, D) of a view of each.
+        anchors: Embeddings (N, D) of the samples, in the space of the loss. Need not be normalised.
+        views: Embeddings (N, D) of one view of each sample.
+
+    Returns:
+        Distances of each sample. The metrics are properties of the result.
 
     Raises:
-        DataError: shapes that do not match, fewer than two samples, or NaN.
+        DataError: Shapes do not match, there are fewer than two samples, or an embedding holds NaN or infinity.
     """
     if anchors.ndim != 2 or anchors.shape != views.shape or len(anchors) < 2:
         raise DataError(
@@ -91,11 +98,11 @@ def identity(anchors: Tensor, views: Tensor) -> Identity:
 
 @dataclass(frozen=True)
 class Perturbation:
-    """Sizes of x' − x in pixels of [0, 1], means over images.
+    """Mean size of a perturbation, for pixels in [0, 1].
 
     Attributes:
-        l2: Euclidean length over all pixels and channels.
-        linf: largest change of a pixel.
+        l2: Euclidean norm over all pixels and channels, averaged over images.
+        linf: Largest absolute change of a pixel, averaged over images.
     """
 
     l2: float
@@ -103,12 +110,12 @@ class Perturbation:
 
 
 def perturbation(x: Tensor, views: Tensor, std: list[float]) -> Perturbation:
-    """How far views are from their images.
+    """Measure the difference between views and their images.
 
     Args:
-        x: normalised images (N, C, H, W).
-        views: of the same samples, likewise.
-        std: per channel, of the normalisation.
+        x: Normalised images (N, C, H, W).
+        views: Normalised views (N, C, H, W) of the same samples.
+        std: Standard deviation per channel of the normalisation.
     """
     change = ((views - x) * torch.tensor(std, device=x.device).view(1, -1, 1, 1)).flatten(1)
     return Perturbation(change.norm(dim=1).mean().item(), change.abs().amax(1).mean().item())

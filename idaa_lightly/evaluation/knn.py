@@ -1,7 +1,7 @@
 """Weighted k-nearest-neighbour classification.
 
-Source: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018, Sec. 3.4;
-equal to Lightly's `knn_predict` up to ties.
+Source: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018, Sec. 3.4.
+Results equal those of Lightly's `knn_predict` up to ties.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ from torch import Tensor
 from idaa_lightly.errors import DataError, UsageError
 from idaa_lightly.evaluation.search import Search, blocks, faiss_index, nearest, query_blocks
 
-NO_PLACE = 2**31  # of a class without a vote: beyond every top-n, also where there are fewer classes than n
-VOTE_BLOCK = 512  # queries that vote at a time: 4 MiB a table at 1000 classes
-SAMPLE = 1000  # queries that are also searched exactly: what an index changes is known to about a point
+NO_PLACE = 2**31  # rank of a class without a vote; outside every top-n, even with fewer than n classes
+VOTE_BLOCK = 512  # queries per block of votes; a table takes 4 MiB at 1000 classes
+SAMPLE = 1000  # queries that are also searched exactly, to know the effect of an index to about one point
 
 
 class KNNAccuracy(NamedTuple):
-    """Accuracies in [0, 1] for one k and one temperature, and what an approximate index did to them.
+    """Accuracies in [0, 1] for one k and one temperature, and the error of an approximate index.
 
     Attributes:
-        k: neighbours that voted.
-        temperature: of the votes.
-        top1: share of the queries whose class is ranked first.
-        top5: share of the queries whose class is among the first five; a class without a vote is a miss.
-        recall: share of the k exact neighbours that the index found, on a sample of the queries; None without one.
-        change: top-1 by the index less top-1 by the exact search, on that sample; None without one.
+        k: Number of neighbours that voted.
+        temperature: Temperature of the votes.
+        top1: Fraction of queries whose class is ranked first.
+        top5: Fraction of queries whose class is among the first five. A class without a vote is a miss.
+        recall: Fraction of the k exact neighbours that the index found, on a sample of the queries. None for an exact
+            search.
+        change: Top-1 accuracy with the index minus top-1 accuracy of the exact search, on the same sample. None for an
+            exact search.
     """
 
     k: int
@@ -51,26 +53,27 @@ def knn_classify(
     temperature: float = 0.1,
     num_classes: int | None = None,
 ) -> Tensor:
-    """Ranks the classes of each query by the votes of its k nearest neighbours, each weighing exp(cosine / T).
+    """Rank the classes of each query by the weighted votes of its k nearest neighbours.
 
-    Features are normalised here. Similarities are accumulated in float32 whatever the storage (half precision,
-    memory-mapped arrays); memory beyond the inputs and the result stays within 512 MiB.
+    Each neighbour votes with weight exp(cosine / T). Features need not be normalised. Similarities are accumulated in
+    float32 for every storage type, such as half precision. Apart from the inputs and the result, at most 512 MiB of
+    memory are used.
 
     Args:
-        bank: features (N, D), tensor or array.
-        bank_labels: classes (N,) from 0.
-        queries: features (M, D).
-        k: neighbours that vote, 1 or more; the size of the bank, with a warning, where it is larger.
-        temperature: T, above 0.
-        num_classes: columns of the result; 1 + the largest label where it is None.
+        bank: Features (N, D), a tensor or array, possibly memory-mapped.
+        bank_labels: Class indices (N,).
+        queries: Features (M, D).
+        k: Number of neighbours that vote, at least 1. Reduced to N with a warning if it is larger.
+        temperature: Temperature T of the votes. Must be above 0.
+        num_classes: Number of columns of the result. None takes 1 + the largest label.
 
     Returns:
-        Class indices (M, num_classes), best first; -1 where a class got no vote.
+        Class indices (M, num_classes), best first. The entries of classes without a vote are -1.
 
     Raises:
-        DataError: shapes do not match, or a label is negative or too large.
-        NonFiniteError: NaN or infinity in the features.
-        UsageError: k or temperature out of range.
+        DataError: Shapes do not match, or a label is negative or too large.
+        NonFiniteError: The features hold NaN or infinity.
+        UsageError: `k` or `temperature` is out of range.
     """
     labels, classes = _checked(bank, bank_labels, queries, num_classes)
     (k,) = neighbours_that_vote([k], [temperature], len(bank))
@@ -92,24 +95,26 @@ def knn_sweep(
     *,
     index: str | None = None,
 ) -> list[KNNAccuracy]:
-    """Accuracies for every pair of k and temperature, for the time of about one search.
+    """Compute kNN accuracies for every pair of k and temperature, in about the time of a single search.
 
     Args:
-        bank: features (N, D), tensor or array; an array may be memory-mapped.
-        bank_labels: classes (N,) from 0.
-        queries: features (M, D).
-        query_labels: classes (M,); where the bank lacks one, its queries are misses, with a warning.
-        k: numbers of neighbours; the size of the bank, with a warning, where one is larger.
-        temperature: of the votes.
-        index: None searches exactly. For banks of millions, a string of FAISS's index factory, such as
-            "IVF256,Flat;nprobe=16" (see `faiss_index`); the index holds the bank in memory in its own format, and
-            1000 of the queries are searched exactly, too, for `recall` and `change`.
+        bank: Features (N, D), a tensor or array, possibly memory-mapped.
+        bank_labels: Class indices (N,).
+        queries: Features (M, D).
+        query_labels: Class indices (M,). Queries of a class that the bank lacks count as misses, with a warning.
+        k: Numbers of neighbours. Values above N are reduced to N with a warning.
+        temperature: Temperatures of the votes.
+        index: FAISS index factory string for an approximate search in banks of millions of features, such as
+            "IVF256,Flat;nprobe=16"; see `faiss_index`. The index holds the bank in memory in its own format. 1000
+            queries are also searched exactly to compute `recall` and `change`. None searches exactly.
 
     Returns:
-        One for each pair, those of the smallest k first.
+        Accuracies of each pair, in ascending order of k and then of temperature.
 
     Raises:
-        As `knn_places`, and UsageError where FAISS refuses the index.
+        DataError: Shapes do not match, a label is negative or too large, or the index finds no neighbour of a query.
+        NonFiniteError: The features hold NaN or infinity.
+        UsageError: A k or temperature is out of range, or FAISS is missing or rejects the index.
     """
     ks = sorted(set(neighbours_that_vote(k, temperature, len(bank))))
     ts = sorted(set(temperature))
@@ -145,25 +150,27 @@ def knn_places(
     normalize: bool = True,
     search: Search | None = None,
 ) -> Tensor:
-    """The place of each query's own class among the ranked ones, for every k and T, after one search.
+    """Compute the rank of each query's own class, for every k and temperature, with a single search.
 
     Args:
-        bank: features (N, D).
-        bank_labels: classes (N,).
-        queries: features (M, D).
-        query_labels: classes (M,).
-        k: numbers of neighbours.
-        temperature: of the votes.
-        num_classes: 1 + the largest label where it is None.
-        normalize: to unit length; False compares by the inner product, as Lightly's `KNNClassifier` can.
-        search: from normalised queries and k to their neighbours; the exact one where it is None.
+        bank: Features (N, D).
+        bank_labels: Class indices (N,).
+        queries: Features (M, D).
+        query_labels: Class indices (M,).
+        k: Numbers of neighbours.
+        temperature: Temperatures of the votes.
+        num_classes: Number of classes. None takes 1 + the largest label.
+        normalize: Compare by cosine. False compares by the inner product, as Lightly's `KNNClassifier` can.
+        search: Function from queries and k to their neighbours. None searches exactly.
 
     Returns:
-        Places (len(k), len(temperature), M) from 0, the best; NO_PLACE where the class got no vote. A query is
-        right in top-n where its place is below n.
+        Ranks (len(k), len(temperature), M), where 0 is the best. A class without a vote has rank NO_PLACE. The top-n
+        prediction of a query is correct if its rank is below n.
 
     Raises:
-        As `knn_classify`, and DataError where query_labels do not fit.
+        DataError: Shapes do not match, there are no queries, or a label is negative or too large.
+        NonFiniteError: The features hold NaN or infinity.
+        UsageError: A k or temperature is out of range.
     """
     targets = as_labels(query_labels)
     if targets.shape != (len(queries),) or not len(targets) or targets.min() < 0:
@@ -191,7 +198,16 @@ def knn_places(
 
 
 def neighbours_that_vote(k: Sequence[int], temperature: Sequence[float], bank: int) -> list[int]:
-    """Each k, at most the size of the bank, with a warning; refuses what is out of range."""
+    """Check k and temperature, and reduce each k to the size of the bank with a warning.
+
+    Args:
+        k: Numbers of neighbours.
+        temperature: Temperatures of the votes.
+        bank: Number of features in the bank.
+
+    Raises:
+        UsageError: A k or temperature is out of range.
+    """
     if not k or not temperature or min(k) < 1 or not all(0 < t < float("inf") for t in temperature):
         raise UsageError(
             f"k is {', '.join(map(str, k))} and temperature {', '.join(map(str, temperature))}, but k must be 1 or "
@@ -203,7 +219,14 @@ def neighbours_that_vote(k: Sequence[int], temperature: Sequence[float], bank: i
 
 
 def as_labels(values: Any) -> Tensor:
-    """Classes as int64 on the CPU."""
+    """Convert class indices to an int64 tensor on the CPU.
+
+    Args:
+        values: Class indices, a tensor, array or sequence.
+
+    Raises:
+        DataError: The labels are floating-point numbers.
+    """
     labels = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
     if labels.is_floating_point() and labels.numel():
         raise DataError(f"labels are of type {labels.dtype}, but expected integers: classes from 0")
@@ -211,7 +234,7 @@ def as_labels(values: Any) -> Tensor:
 
 
 def _checked(bank: Any, bank_labels: Any, queries: Any, num_classes: int | None) -> tuple[Tensor, int]:
-    """The bank's labels and the number of classes, where everything fits."""
+    """Return the bank's labels and the number of classes, after checking all shapes and labels."""
     labels = as_labels(bank_labels)
     if len(bank.shape) != 2 or len(queries.shape) != 2 or bank.shape[1] != queries.shape[1] or 0 in bank.shape:
         raise DataError(
@@ -232,7 +255,7 @@ def _checked(bank: Any, bank_labels: Any, queries: Any, num_classes: int | None)
 def _searched(
     bank: Any, queries: Any, k: int, search: Search | None, *, normalize: bool
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Rows of the queries, their similarities (n, k) and neighbours (n, k), in pieces that can vote."""
+    """Yield a slice of queries, its similarities (n, k) and its neighbours (n, k), with n up to VOTE_BLOCK."""
     find = search or partial(nearest, bank, normalize=normalize)
     for rows in query_blocks(queries, k):
         similarities, neighbours = find(queries[rows], k)
@@ -243,27 +266,27 @@ def _searched(
 def _places(
     similarities: Tensor, labels: Tensor, targets: Tensor, ks: Sequence[int], temperature: Sequence[float], classes: int
 ) -> Tensor:
-    """Places (K, T, n) of the targets (n,), given the neighbours' similarities and labels (n, k)."""
+    """Compute the ranks (K, T, n) of the targets (n,) from the similarities and labels (n, k) of the neighbours."""
     places = torch.empty(len(ks), len(temperature), len(targets), dtype=torch.long)
     own, before = targets[:, None], torch.arange(classes) < targets[:, None]
     for i, k in enumerate(ks):
         for j, t in enumerate(temperature):
             scores = _scores(similarities[:, :k], labels[:, :k], t, classes)
             votes = scores.gather(1, own)
-            ahead = (scores > votes) | ((scores == votes) & before)  # as a stable sort has it
+            ahead = (scores > votes) | ((scores == votes) & before)  # ties as in a stable sort
             places[i, j] = ahead.sum(1).masked_fill(votes[:, 0] < 0, NO_PLACE)
     return places
 
 
 def _scores(similarities: Tensor, labels: Tensor, temperature: float, num_classes: int) -> Tensor:
-    """Summed exp(similarity / T) of each class (n, num_classes), up to a factor a row; -1 where it got no vote."""
-    weights = ((similarities.double() - similarities[:, :1].double()) / temperature).exp()  # cannot overflow
+    """Sum exp(similarity / T) for each class, (n, num_classes), up to a factor per row. -1 means no vote."""
+    weights = ((similarities.double() - similarities[:, :1].double()) / temperature).exp()  # at most 1, so no overflow
     scores = torch.zeros(len(labels), num_classes, dtype=torch.double).scatter_add_(1, labels, weights)
     voted = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, labels, True)
     return scores.masked_fill_(~voted, -1.0)
 
 
 def _recall(exact: Tensor, found: Tensor) -> float:
-    """Share of the exact neighbours (n, k) that were found (n, k)."""
-    offset = torch.arange(len(exact))[:, None] * (1 + max(exact.max(), found.max()))  # each query has ids of its own
+    """Compute the fraction of the exact neighbours (n, k) that are among the found ones (n, k)."""
+    offset = torch.arange(len(exact))[:, None] * (1 + max(exact.max(), found.max()))  # unique ids per query
     return torch.isin(exact + offset, found + offset).double().mean().item()

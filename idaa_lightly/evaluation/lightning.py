@@ -1,4 +1,4 @@
-"""kNN evaluation inside Lightning: in the place of Lightly's `KNNClassifier`, and during anybody's training."""
+"""kNN evaluation for Lightning: a replacement of Lightly's `KNNClassifier`, and a callback for any training."""
 
 from __future__ import annotations
 
@@ -18,60 +18,64 @@ from idaa_lightly.evaluation.search import prepared
 
 
 class FaissKNNClassifier(KNNClassifier):  # type: ignore[misc]
-    """Lightly's `KNNClassifier`, searched by FAISS: the same arguments, data loaders, accuracies and names in the log.
+    """Drop-in replacement of Lightly's `KNNClassifier` that searches with FAISS.
 
-    The queries are kept and searched in large blocks, so val_knn_top1/dataloader_idx_1 and val_knn_top5/... are logged
-    once, with the last batch. Either loader may come first, batches may be (images, labels) or (images, labels, names),
-    k may be larger than the bank, and features in half precision are compared in float32. With DDP the bank is gathered
-    once, and each process searches its own queries; Lightning's sampler then repeats up to one image a process.
+    Arguments, data loaders, accuracies and logged names are those of Lightly. Queries are kept and searched in large
+    blocks, so val_knn_top1/dataloader_idx_1 and val_knn_top5/... are logged once, with the last batch. Either data
+    loader may come first. Batches may be (images, labels) or (images, labels, names). `knn_k` may be larger than the
+    bank. Half-precision features are compared in float32.
 
-    Differs from Lightly's: a class that got no vote is a miss in top-5, where Lightly ranks such classes at random. It
-    shows where the k neighbours have fewer than five classes.
+    With DDP, the bank is gathered once and each process searches its own queries. Lightning's sampler then repeats up
+    to one image per process.
+
+    Differs from Lightly: a class without a vote is a miss in top-5. Lightly ranks such classes arbitrarily. The results
+    differ only if the k neighbours have fewer than five classes.
 
     Args:
-        model: images to features; None where the batches hold features.
-        num_classes: of the data.
-        knn_k: neighbours that vote.
-        knn_t: temperature of the votes.
-        train_dataloader_idx: which of the loaders gives the bank.
-        val_dataloader_idx: which gives the queries.
-        topk: accuracies to log.
-        feature_dtype: in which features are kept; torch.float16 halves the memory.
-        normalize: compare by cosine; False compares by the inner product.
+        model: Module from images to features. None if the batches hold features.
+        num_classes: Number of classes.
+        knn_k: Number of neighbours that vote.
+        knn_t: Temperature of the votes.
+        train_dataloader_idx: Index of the data loader that gives the bank.
+        val_dataloader_idx: Index of the data loader that gives the queries.
+        topk: Values of k for which the top-k accuracy is logged.
+        feature_dtype: Type in which features are stored. torch.float16 halves the memory.
+        normalize: Compare by cosine. False compares by the inner product.
 
     Raises:
-        DataError: a loader gave nothing, or labels do not fit.
-        NonFiniteError: NaN or infinity in the features.
-        UsageError: knn_k or knn_t out of range.
+        DataError: A data loader is empty, or labels do not match the features or `num_classes`.
+        NonFiniteError: The features hold NaN or infinity.
+        UsageError: `knn_k` or `knn_t` is out of range.
     """
 
     def on_validation_epoch_start(self) -> None:
-        """Forgets the last epoch's features; refuses settings before any are made."""
+        """Clear the features of the last epoch, and check `knn_k` and `knn_t` before features are computed."""
         neighbours_that_vote([self.knn_k], [self.knn_t], self.knn_k)
         self._kept: dict[int, list[tuple[Tensor, Tensor]]] = {}
         self._done = False
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (N, D) of images (N, C, H, W), normalised and of `feature_dtype`."""
+        """Compute features (N, D) of images (N, C, H, W), normalised unless disabled, in `feature_dtype`."""
         features = (images if self.model is None else self.model(images)).flatten(1)
         return prepared(features, "features", normalize=self.normalize).to(self.feature_dtype)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Keeps the features and labels of a batch."""
+        """Store the features and labels of a batch."""
         if dataloader_idx in (self.train_dataloader_idx, self.val_dataloader_idx):
             images, targets = images_and_labels(batch)
             self._kept.setdefault(dataloader_idx, []).append((self(images).cpu(), targets.cpu()))
         last = batch_idx + 1 == self.trainer.num_val_batches[dataloader_idx]
         if last and dataloader_idx == self.val_dataloader_idx > self.train_dataloader_idx:
-            self._evaluate("")  # Lightning adds the loader; callbacks, Lightly's MetricCallback, see what is logged now
+            # Lightly's MetricCallback sees only what is logged here, and Lightning adds the suffix.
+            self._evaluate("")
 
     def on_validation_epoch_end(self) -> None:
-        """Evaluates where the bank came last, or a loader could not say how many batches it has."""
+        """Evaluate if it has not been done: the bank came last, or the number of batches was unknown."""
         if not self._done:
             self._evaluate(f"/dataloader_idx_{self.val_dataloader_idx}")
 
     def _evaluate(self, suffix: str) -> None:
-        """Searches, votes and logs."""
+        """Search, vote and log the accuracies."""
         bank, labels = map(self._gathered, self._concatenated(self.train_dataloader_idx, "bank"))
         queries, targets = self._concatenated(self.val_dataloader_idx, "queries")
         setting = [self.knn_k], [self.knn_t], self.num_classes
@@ -92,27 +96,32 @@ class FaissKNNClassifier(KNNClassifier):  # type: ignore[misc]
         return torch.cat(features), torch.cat(targets)
 
     def _gathered(self, part: Tensor) -> Tensor:
-        """The rows of all processes, also where they are not equally many."""
+        """Return the rows of all processes, which may differ in number."""
         if self.trainer.world_size == 1:
             return part
         return torch.cat([rows.cpu() for rows in gather_all_tensors(part.to(self.device))])
 
 
 class KNNCallback(pl.Callback):
-    """Logs val_knn_top1 and val_knn_top5 of any LightningModule while it trains.
+    """Callback that logs val_knn_top1 and val_knn_top5 of any LightningModule during training.
 
-    Training goes on as if nothing had happened: the mode of every part and the random state of the CPU are restored.
-    With DDP the first process evaluates and the others wait; not for sharded models.
+    Training is not affected: train and eval modes and the random state of the CPU are restored. With DDP, the first
+    process evaluates while the others wait. Sharded models are not supported.
 
     Args:
-        bank: batches (images, labels, ...) of training images without augmentation; it is read at each evaluation.
-        queries: the same of the validation images.
-        k: neighbours that vote; the size of the bank, with a warning, where it is larger.
-        temperature: of the votes.
-        backbone: dotted name of the part of the module that gives features, such as "method.backbone"; "" for the
-            module itself.
-        every: epochs between evaluations.
-        topk: accuracies to log.
+        bank: Data loader of training images without augmentation, with batches (images, labels, ...). It is read at
+            each evaluation.
+        queries: Data loader of validation images, with batches (images, labels, ...).
+        k: Number of neighbours that vote. Reduced to the size of the bank with a warning if it is larger.
+        temperature: Temperature of the votes.
+        backbone: Dotted name of the submodule that gives features, such as "method.backbone". "" takes the module
+            itself.
+        every: Number of epochs between evaluations.
+        topk: Values of k for which the top-k accuracy is logged.
+
+    Raises:
+        ModelError: The module has no submodule `backbone`. Raised at the first evaluation.
+        UsageError: `k`, `temperature` or `every` is out of range.
 
     Example:
         >>> knn = KNNCallback(train_loader, test_loader, every=10)
@@ -137,7 +146,7 @@ class KNNCallback(pl.Callback):
         self.k, self.temperature, self.topk = k, temperature, topk
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluates after every `every` epochs, and logs."""
+        """Evaluate and log the accuracies after every `every` epochs."""
         if (trainer.current_epoch + 1) % self.every:
             return
         accuracies = self._evaluate(pl_module) if trainer.is_global_zero else {}
@@ -161,7 +170,14 @@ class KNNCallback(pl.Callback):
 
 
 def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
-    """The first two parts of a batch, which may have more, as those of Lightly's data sets have."""
+    """Return the first two parts of a batch, and ignore others such as the file names of Lightly's data sets.
+
+    Args:
+        batch: Tuple or list that starts with images and labels.
+
+    Raises:
+        DataError: The batch does not start with two tensors.
+    """
     if not (isinstance(batch, (tuple, list)) and len(batch) > 1 and all(isinstance(x, Tensor) for x in batch[:2])):
         got = [type(part).__name__ for part in batch] if isinstance(batch, (tuple, list)) else type(batch).__name__
         raise DataError(f"a batch is {got}, but expected images and labels, two tensors, and what else there may be")

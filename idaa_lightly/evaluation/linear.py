@@ -1,4 +1,4 @@
-"""Linear evaluation of frozen features."""
+"""Linear evaluation of frozen features, by three protocols."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler
 from idaa_lightly.errors import DataError, NonFiniteError
 from idaa_lightly.options import Count, checked
 
-LEAST = 20  # training features
+LEAST = 20  # minimum number of training features
 PAPER_EPOCHS, SGD_EPOCHS, BATCH_SIZE = 1000, 90, 256
 L2_GRID = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 
@@ -24,9 +24,9 @@ class LinearResult(NamedTuple):
     """Accuracies in [0, 1] on the test features.
 
     Attributes:
-        accuracy: top-1.
-        l2: the strength that was chosen on a part of train.
-        mean_per_class: mean over the classes of the test features of the share of each that is right.
+        accuracy: Top-1 accuracy.
+        l2: L2 regularisation strength that was selected on a part of the training features.
+        mean_per_class: Top-1 accuracy of each class, averaged over the classes of the test features.
     """
 
     accuracy: float
@@ -38,9 +38,9 @@ class TrainedResult(NamedTuple):
     """Top-1 accuracy in [0, 1] on the test features.
 
     Attributes:
-        accuracy: of the last epoch; the figure to cite.
-        best: of the best epoch; chosen on the test features, so optimistic.
-        best_epoch: the first one that has it, from 1.
+        accuracy: Accuracy of the last epoch. Cite this one.
+        best: Accuracy of the best epoch. Selected on the test features, and therefore optimistic.
+        best_epoch: First epoch with the best accuracy, counted from 1.
     """
 
     accuracy: float
@@ -56,21 +56,23 @@ def linear_probe(
     *,
     seed: int = 0,
 ) -> LinearResult:
-    """Multinomial logistic regression by L-BFGS on standardised features.
+    """Fit a multinomial logistic regression by L-BFGS on standardised features, and evaluate it.
 
-    The L2 strength is chosen on a tenth of the training features, then the regression is fitted to all of them; the
-    test set is used once. Kornblith et al., "Do Better ImageNet Models Transfer Better?", CVPR 2019, App. A.
+    The L2 strength is selected on a held-out tenth of the training features. The regression is then fitted to all of
+    them, and the test set is used only once.
+
+    Source: Kornblith et al., "Do Better ImageNet Models Transfer Better?", CVPR 2019, App. A.
 
     Args:
-        train_features: (N, D).
-        train_labels: classes (N,) from 0.
-        test_features: (M, D).
-        test_labels: classes (M,).
-        seed: of the split.
+        train_features: Training features (N, D).
+        train_labels: Class indices (N,).
+        test_features: Test features (M, D).
+        test_labels: Class indices (M,).
+        seed: Seed of the split into fitted and held-out training features.
 
     Raises:
-        DataError: fewer than 20 training features, or shapes that do not match.
-        NonFiniteError: NaN or infinity in the features.
+        DataError: There are fewer than 20 training features, shapes do not match, or a label is negative.
+        NonFiniteError: The features hold NaN or infinity.
     """
     train, train_labels, test, test_labels, classes = _checked(train_features, train_labels, test_features, test_labels)
     std, mean = torch.std_mean(train, 0)
@@ -79,7 +81,7 @@ def linear_probe(
     held_out, rest = order[: len(train) // 10], order[len(train) // 10 :]
     weight = train.new_zeros(classes, train.shape[1] + 1)
     scores = []
-    for l2 in L2_GRID:  # strong to weak, each from the last one's solution
+    for l2 in L2_GRID:  # from strong to weak, each fit starts at the previous solution
         weight = _fit(train[rest], train_labels[rest], weight, l2)
         scores.append(_accuracy(weight, train[held_out], train_labels[held_out]))
     best = L2_GRID[scores.index(max(scores))]
@@ -101,28 +103,31 @@ def paper_probe(
     seed: int = 0,
     on_epoch: Callable[[str], None] | None = None,
 ) -> TrainedResult:
-    """A linear layer by Adam, learning rate 3e-4, on features as they are: the protocol of IDAA's and CLAE's authors.
+    """Train and evaluate a linear layer with the protocol of the authors of IDAA and CLAE.
 
-    Source: Yang et al., ICML 2022, and Ho & Vasconcelos, NeurIPS 2020: 1000 epochs on frozen features of images
-    without augmentation. Their tables hold the best epoch on the test set; here it stands beside the last one.
+    The protocol is Adam with learning rate 3e-4 for 1000 epochs, on frozen features of images without augmentation. The
+    features are not standardised.
 
-    Differs from the paper: it gives no batch size; 256 is ours, and each epoch leaves out the images, drawn anew, that
-    would make a smaller last batch.
+    Source: Yang et al., ICML 2022, and Ho & Vasconcelos, NeurIPS 2020. Their tables report the best epoch on the test
+    set. Here the result has both the last and the best epoch.
+
+    Differs from the paper: the paper does not state a batch size, so 256 is our choice. In each epoch, features
+    that would form an incomplete last batch are dropped. These features are drawn anew each time.
 
     Args:
-        train_features: (N, D).
-        train_labels: classes (N,) from 0.
-        test_features: (M, D), on the same device.
-        test_labels: classes (M,).
-        epochs: 1 or more.
-        batch_size: 1 or more; N where that is smaller.
-        seed: of the initial weights and the batches.
-        on_epoch: called after each epoch with its accuracy in words, for a progress bar.
+        train_features: Training features (N, D). The layer is trained on their device.
+        train_labels: Class indices (N,), on the same device.
+        test_features: Test features (M, D), on the same device.
+        test_labels: Class indices (M,), on the same device.
+        epochs: Number of epochs.
+        batch_size: Features per batch, reduced to N if it is larger.
+        seed: Seed of the initial weights and the batches.
+        on_epoch: Called after each epoch with the test accuracy as text, for a progress bar.
 
     Raises:
-        DataError: fewer than 20 training features, or shapes that do not match.
-        NonFiniteError: NaN or infinity in the features, or in the weights after the training.
-        UsageError: epochs or batch_size is below 1.
+        DataError: There are fewer than 20 training features, shapes do not match, or a label is negative.
+        NonFiniteError: The features, or the weights after training, hold NaN or infinity.
+        UsageError: `epochs` or `batch_size` is out of range.
     """
     parts = _checked(train_features, train_labels, test_features, test_labels)
     return _result(_train(parts, _paper, epochs, batch_size, seed, on_epoch)[1])
@@ -140,27 +145,43 @@ def sgd_probe(
     seed: int = 0,
     on_epoch: Callable[[str], None] | None = None,
 ) -> TrainedResult:
-    """A linear layer by SGD on features as they are: the protocol of Lightly's benchmark, which is SimCLR's.
+    """Train and evaluate a linear layer with the protocol of Lightly's benchmarks and SimCLR.
 
-    Learning rate 0.1 · batch / 256, momentum 0.9, no weight decay, cosine to a thousandth of it over 90 epochs;
-    Lightly's tables hold the best epoch. Source: `lightly.utils.benchmarking.LinearClassifier`; Chen et al., "A Simple
-    Framework for Contrastive Learning of Visual Representations", ICML 2020.
+    The protocol is SGD for 90 epochs with learning rate 0.1 · batch size / 256, momentum 0.9 and no weight decay. A
+    cosine schedule lowers the learning rate to a thousandth. Features are not standardised. Lightly's tables report the
+    best epoch.
 
-    Differs from Lightly: the features are computed once, of images without augmentation; there each epoch sees random
-    crops and flips.
+    Source: `lightly.utils.benchmarking.LinearClassifier`; Chen et al., "A Simple Framework for Contrastive Learning of
+    Visual Representations", ICML 2020.
 
-    Args and errors as for `paper_probe`.
+    Differs from Lightly: features are computed once, from images without augmentation. In Lightly, each epoch uses new
+    random crops and flips.
+
+    Args:
+        train_features: Training features (N, D). The layer is trained on their device.
+        train_labels: Class indices (N,), on the same device.
+        test_features: Test features (M, D), on the same device.
+        test_labels: Class indices (M,), on the same device.
+        epochs: Number of epochs.
+        batch_size: Features per batch, reduced to N if it is larger.
+        seed: Seed of the initial weights and the batches.
+        on_epoch: Called after each epoch with the test accuracy as text, for a progress bar.
+
+    Raises:
+        DataError: There are fewer than 20 training features, shapes do not match, or a label is negative.
+        NonFiniteError: The features, or the weights after training, hold NaN or infinity.
+        UsageError: `epochs` or `batch_size` is out of range.
     """
     parts = _checked(train_features, train_labels, test_features, test_labels)
     return _result(_train(parts, _sgd, epochs, batch_size, seed, on_epoch)[1])
 
 
 Parts = tuple[Tensor, Tensor, Tensor, Tensor, int]
-"""Features (N, D) and labels (N,) of train, the same of test, and the number of classes."""
+"""Training features (N, D) and labels (N,), test features (M, D) and labels (M,), and the number of classes."""
 
 
 def _checked(train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor) -> Parts:
-    """As floats and class numbers, or refused."""
+    """Return features as float32, labels as int64 and the number of classes, after checking them."""
     train, test = train_features.float(), test_features.float()
     train_labels, test_labels = train_labels.long(), test_labels.long()
     for name, x, y in (("train", train, train_labels), ("test", test, test_labels)):
@@ -195,10 +216,10 @@ def _train(
     seed: int,
     on_epoch: Callable[[str], None] | None,
 ) -> tuple[Tensor, list[float]]:
-    """Weights, trained on the features' device, and the accuracy after each epoch."""
+    """Train a linear layer. Return its weights and biases (classes, D + 1), and the test accuracy of each epoch."""
     x, y, test, test_labels, classes = parts
     draws = torch.Generator().manual_seed(seed)
-    bound = x.shape[1] ** -0.5  # as nn.Linear has it
+    bound = x.shape[1] ** -0.5  # as in nn.Linear
     weight = torch.empty(classes, x.shape[1] + 1).uniform_(-bound, bound, generator=draws)
     weight = weight.to(x.device).requires_grad_()
     batch = min(batch_size, len(x))

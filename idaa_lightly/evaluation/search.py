@@ -1,7 +1,7 @@
-"""The nearest features of a bank: exactly, by FAISS or torch, or approximately, by an index of FAISS.
+"""Nearest-neighbour search in a bank of features: exact with FAISS or PyTorch, or approximate with a FAISS index.
 
-Memory: beyond the inputs and the result, the exact search and its votes need 512 MiB at most (`BUDGET`), for a bank and
-queries of any length, in memory or memory-mapped, with up to 2048 dimensions, 1000 classes and k = 1000.
+Beyond the inputs and the result, the exact search and its votes use at most 512 MiB of memory (`BUDGET`). This holds
+for any number of features, in memory or memory-mapped, with up to 2048 dimensions, 1000 classes and k = 1000.
 """
 
 from __future__ import annotations
@@ -20,20 +20,34 @@ from torch.nn import functional as F
 
 from idaa_lightly.errors import DataError, NonFiniteError, UsageError
 
-BUDGET = 2**29  # bytes; a promise that a test keeps, not a switch
-BLOCK = 2**24  # elements in float32 at a time, 64 MiB: 32 768 rows of 512 dimensions
-QUERY_BLOCK = 16_384  # many queries a call: FAISS uses BLAS only for large ones
-TORCH_BLOCK = 512  # queries that torch compares with a block of the bank at a time
-GPU_K = 2048  # the most neighbours that FAISS finds on a GPU
-UNIT = 2e-6  # how far from 1 a length may be: float32 does not come nearer in 2048 dimensions
-FAISS_FROM = 128_000  # query elements; below it FAISS goes without BLAS and torch is faster
-TRAIN_BYTES = 2**28  # of the random part of a bank that an index is trained on
+BUDGET = 2**29  # upper bound on extra memory in bytes; enforced by a test, not configurable
+BLOCK = 2**24  # float32 elements per block: 64 MiB, or 32 768 rows of 512 dimensions
+QUERY_BLOCK = 16_384  # queries per call; large, since FAISS uses BLAS only for large calls
+TORCH_BLOCK = 512  # queries that PyTorch compares with a block of the bank at a time
+GPU_K = 2048  # maximum number of neighbours of FAISS on a GPU
+UNIT = 2e-6  # tolerance of unit length; float32 cannot get closer in 2048 dimensions
+FAISS_FROM = 128_000  # query elements; below, FAISS does not use BLAS and PyTorch is faster
+TRAIN_BYTES = 2**28  # size of the random subset of a bank that an index is trained on
 
-Search = Callable[[Any, int], tuple[Tensor, Tensor]]  # queries and k to similarities and rows of the bank, best first
+Search = Callable[[Any, int], tuple[Tensor, Tensor]]
+"""Function of queries (M, D) and k that returns similarities and bank rows (M, k) of the nearest, best first."""
 
 
 def nearest(bank: Any, queries: Any, k: int, *, normalize: bool = True) -> tuple[Tensor, Tensor]:
-    """Similarities and row numbers of the exactly k nearest features of the bank, (M, k) each, best first."""
+    """Find the k nearest features of the bank by an exact search.
+
+    Args:
+        bank: Features (N, D), a tensor or array, possibly memory-mapped.
+        queries: Features (M, D).
+        k: Number of neighbours. At most N are returned.
+        normalize: Compare by cosine. False compares by the inner product.
+
+    Returns:
+        Similarities and row numbers in the bank, (M, k) each, best first, on the CPU.
+
+    Raises:
+        NonFiniteError: The features hold NaN or infinity.
+    """
     queries = prepared(queries, "queries", normalize=normalize)
     use_faiss = faiss_available() and queries.numel() >= FAISS_FROM and (queries.device.type == "cpu" or _gpus() > 0)
     search = _faiss_search if use_faiss else _torch_search
@@ -54,13 +68,24 @@ def nearest(bank: Any, queries: Any, k: int, *, normalize: bool = True) -> tuple
 
 
 def prepared(features: Any, name: str, *, normalize: bool = True) -> Tensor:
-    """Features in float32, of unit length where asked: a copy, or themselves; refuses NaN and infinity by name."""
+    """Convert features to float32, and normalise them to unit length if requested.
+
+    Features that need no conversion are returned without a copy.
+
+    Args:
+        features: Features (N, D), a tensor or array.
+        name: Name of the features in the error message.
+        normalize: Normalise to unit length.
+
+    Raises:
+        NonFiniteError: The features hold NaN or infinity.
+    """
     if (same := _as_it_is(features, normalize)) is not None:
         return same
     if isinstance(features, Tensor):
         rows = features.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     else:
-        with np.errstate(over="ignore"):  # infinity is refused below
+        with np.errstate(over="ignore"):  # infinity raises an error below
             rows = torch.from_numpy(np.array(features, np.float32, order="C"))
     largest = torch.linalg.vector_norm(rows, float("inf"), dim=1, keepdim=True)
     bad = int((~largest.isfinite()).sum())
@@ -70,31 +95,31 @@ def prepared(features: Any, name: str, *, normalize: bool = True) -> Tensor:
             "precision overflowed"
         )
     if normalize:
-        rows /= largest.clamp_min(torch.finfo(rows.dtype).tiny)  # squares must not overflow
+        rows /= largest.clamp_min(torch.finfo(rows.dtype).tiny)  # so that squares do not overflow
         F.normalize(rows, dim=1, out=rows)
     return rows
 
 
 def faiss_index(bank: Any, description: str) -> Search:
-    """Puts a bank into an approximate index of FAISS, which holds it in the index's own format.
+    """Build an approximate FAISS index of a bank. The index holds the bank in its own format.
 
     Args:
-        bank: features (N, D), tensor or array.
-        description: a string of FAISS's index factory, "IVF256,Flat" or "PQ64x4fs,RFlat", and after a semicolon what
-            to set for the search, "IVF256,Flat;nprobe=16" or "PQ64x4fs,RFlat;k_factor_rf=8".
+        bank: Features (N, D), a tensor or array.
+        description: FAISS index factory string, such as "IVF256,Flat" or "PQ64x4fs,RFlat". Search parameters may follow
+            after a semicolon: "IVF256,Flat;nprobe=16" or "PQ64x4fs,RFlat;k_factor_rf=8".
 
     Returns:
-        The search. It raises DataError where a query finds nothing at all.
+        Search function. It raises DataError if a query has no neighbour at all.
 
     Raises:
-        UsageError: FAISS is not installed, or it refuses the description for this bank.
+        UsageError: FAISS is not installed, or it rejects the description for this bank.
     """
     if not faiss_available():
         raise UsageError(f'the index {description!r} needs FAISS: pip install "idaa-lightly[cpu]"')
     import faiss
 
     factory, _, settings = description.partition(";")
-    parameters: Any = settings  # FAISS's annotation has another overload only
+    parameters: Any = settings  # the annotation of FAISS lacks this overload
     count = min(len(bank), max(1, TRAIN_BYTES // (4 * bank.shape[1])))
     sample = np.sort(np.random.default_rng(0).choice(len(bank), count, replace=False))
     try:
@@ -106,8 +131,9 @@ def faiss_index(bank: Any, description: str) -> Search:
     except RuntimeError as error:
         reason = re.sub(r"^.*\.cpp:\d+: (Error: '.*' failed: )?", "", str(error), flags=re.DOTALL).strip()
         raise UsageError(
-            f"FAISS makes no index {description!r} for {len(bank)} features of {bank.shape[1]} dimensions: {reason}; "
-            "expected a string of its index factory, and settings after a semicolon, such as 'IVF256,Flat;nprobe=16'"
+            f"FAISS cannot build the index {description!r} for {len(bank)} features of {bank.shape[1]} dimensions: "
+            f"{reason}; expected an index factory string, with settings after a semicolon, such as "
+            "'IVF256,Flat;nprobe=16'"
         ) from error
 
     def search(queries: Any, k: int) -> tuple[Tensor, Tensor]:
@@ -115,16 +141,16 @@ def faiss_index(bank: Any, description: str) -> Search:
         empty = int((at[:, 0] < 0).sum())
         if empty:
             raise DataError(
-                f"the index {description!r} finds no neighbour of {empty} of {len(at)} queries: let it probe more "
+                f"the index {description!r} found no neighbour of {empty} of {len(at)} queries: let it probe more "
                 "lists (;nprobe=16), or make fewer"
             )
-        return similarities.masked_fill(at < 0, -torch.inf), torch.where(at < 0, at[:, :1], at)  # no vote
+        return similarities.masked_fill(at < 0, -torch.inf), torch.where(at < 0, at[:, :1], at)  # weight 0
 
     return search
 
 
 def _as_it_is(features: Any, normalize: bool) -> Tensor | None:
-    """The features without a copy, where they are in memory just as the search on the CPU wants them."""
+    """Return the features without a copy if the CPU search can use them unchanged, else None."""
     if isinstance(features, np.ndarray) and type(features) is not np.memmap and features.flags.writeable:
         features = torch.from_numpy(features)
     if not isinstance(features, Tensor) or features.dtype != torch.float32 or features.device.type != "cpu":
@@ -135,18 +161,28 @@ def _as_it_is(features: Any, normalize: bool) -> Tensor | None:
 
 
 def blocks(length: int, size: int) -> list[slice]:
-    """Consecutive slices of at most `size` rows, 1 or more."""
+    """Split `length` rows into consecutive slices of at most `size` rows, and at least one.
+
+    Args:
+        length: Number of rows.
+        size: Maximum number of rows per slice. Values below 1 count as 1.
+    """
     size = max(1, size)
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def query_blocks(queries: Any, k: int) -> list[slice]:
-    """Slices of the queries whose features and neighbours fit into a block."""
+    """Split queries into slices whose features and neighbours fit into a block.
+
+    Args:
+        queries: Features (M, D).
+        k: Number of neighbours per query.
+    """
     return blocks(len(queries), min(QUERY_BLOCK, BLOCK // max(queries.shape[1], 4 * k)))
 
 
 def faiss_available() -> bool:
-    """Whether FAISS can be imported; warns where faiss-cpu and faiss-gpu overwrite each other."""
+    """Return True if FAISS can be imported. Warn if both faiss-cpu and faiss-gpu are installed."""
     installed = [name for name in ("faiss-cpu", "faiss-gpu") if _is_installed(name)]
     if len(installed) == 2:
         warnings.warn(
@@ -158,7 +194,12 @@ def faiss_available() -> bool:
 
 
 def backend(elements: int, index: str | None = None) -> str:
-    """One line on what searches for queries of M · D `elements` on the CPU, for logs and records."""
+    """Describe the search backend in one line, for logs and records.
+
+    Args:
+        elements: Size of the queries, M · D. The queries are assumed to be on the CPU.
+        index: FAISS index factory string, or None for an exact search.
+    """
     if index is not None:
         import faiss
 
@@ -179,10 +220,10 @@ def _gpus() -> int:
 
 
 def _faiss_search(block: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    import faiss  # after torch: they then share one OpenMP runtime
+    import faiss  # after torch, so that both share one OpenMP runtime
 
     arrays = queries.cpu().numpy(), block.cpu().numpy(), k
-    if _gpus() > 0 and k <= GPU_K:  # without a GPU, knn_gpu would end the process
+    if _gpus() > 0 and k <= GPU_K:  # without a GPU, knn_gpu would abort the process
         found, at = faiss.knn_gpu(faiss.StandardGpuResources(), *arrays, metric=faiss.METRIC_INNER_PRODUCT)
     else:
         found, at = faiss.knn(*arrays, metric=faiss.METRIC_INNER_PRODUCT)

@@ -1,1 +1,1 @@
-"""Lightly's transforms on whole batches, on the device."""
+"""Lightly's transforms for whole batches on the training device."""

@@ -1,12 +1,11 @@
-"""Views of whole batches, on the device of the training, in the distribution of a Lightly transform.
+"""Views of whole batches on the training device, with the same distribution as a Lightly transform.
 
-Lightly's transforms work on one PIL image after the other. Here the probabilities and ranges are read off the
-transform's own parts, drawn for each image on its own, as there (the order of a colour jitter's steps too), and applied
-to the batch. What a part does to an image equals what it does to a PIL image up to PIL's rounding to 8 bits: a test
-compares both, and the distributions.
+Lightly's transforms process one PIL image at a time. `DeviceViews` reads probabilities and ranges from a transform,
+draws them for each image separately (including the order of the colour jitter), and applies them to the batch. Each
+part gives the same image as with PIL, up to PIL's rounding to 8 bits. A test compares the images and the distributions.
 
-The random numbers come from a generator on the CPU, of which nothing else draws: so the host knows how many images a
-part is for, and never waits for the device.
+Random numbers come from a CPU generator that nothing else uses. The host therefore knows how many images each part
+applies to, and never waits for the device.
 """
 
 from __future__ import annotations
@@ -29,35 +28,40 @@ from torchvision.transforms import v2
 from idaa_lightly.seeding import seed_of
 from idaa_lightly.transforms.parts import Blur, Crop, Flip, Greyscale, Jitter, Normalize, Rotate, Solarize, unknown
 
-IN_CACHE = 2**19  # pixel values; a CPU makes views of more in pieces, which at 96 px takes half the time
+IN_CACHE = 2**19  # pixel values; the CPU processes larger batches in chunks, which halves the time at 96 px
 Part = Callable[[Tensor, Generator], Tensor]
-"""From images (N, 3, H, W) in [0, 1], which it may change, and the random numbers' generator to images."""
+"""Function of images (N, 3, H, W) in [0, 1], which it may change in place, and a CPU generator."""
 
 
 class DeviceViews(nn.Module):
-    """Makes the views of a batch that a Lightly transform makes of an image.
+    """Lightly transform that makes the views of a whole batch at once.
 
     Args:
-        transform: of Lightly, or made of torchvision's and Lightly's parts as those are.
+        transform: Lightly transform, or a MultiViewTransform composed of the same torchvision and Lightly parts.
 
     Shape:
-        - Input: pixels (N, H, W, 3) in uint8, and integers or names that seed the random numbers.
-        - Output: a list of views (N, 3, S, S), normalised, one for each of `transform.transforms`.
+        - Input: Pixels (N, H, W, 3) in uint8, and integers or strings that seed the random numbers.
+        - Output: List of normalised views (N, 3, S, S), one for each of `transform.transforms`.
 
     Raises:
-        UsageError: there is a part that it does not know; the message names it.
+        UsageError: The transform has an unsupported part. The message names the part.
     """
 
     def __init__(self, transform: MultiViewTransform) -> None:
         super().__init__()
         if not isinstance(transform, MultiViewTransform) or type(transform).__call__ is not MultiViewTransform.__call__:
-            raise unknown(transform, "is no MultiViewTransform of Lightly")
+            raise unknown(transform, "is not a Lightly MultiViewTransform")
         same = (list(group) for _, group in groupby(transform.transforms, key=id))
-        self.views = [(_pipeline(views[0]), len(views)) for views in same]  # and how many views it makes
+        self.views = [(_pipeline(views[0]), len(views)) for views in same]  # the pipeline and its number of views
 
     @torch.no_grad()
     def forward(self, pixels: Tensor, *key: int | str) -> list[Tensor]:
-        """Returns the views; they depend on the pixels and the key, and on nothing else."""
+        """Return the views. They depend only on the pixels and the key.
+
+        Args:
+            pixels: Images (N, H, W, 3) in uint8.
+            key: Integers or strings that seed the random numbers, such as the seed of the run and the epoch.
+        """
         generator = Generator().manual_seed(seed_of("device views", *key))
         pieces = math.ceil(pixels.numel() / IN_CACHE) if pixels.device.type == "cpu" else 1
         with torch.autocast(pixels.device.type, enabled=False):  # half precision is too coarse for colours
@@ -70,7 +74,7 @@ class DeviceViews(nn.Module):
         return [view for views in made for view in views]
 
     def first(self) -> DeviceViews:
-        """Makes the first view alone."""
+        """Return a module that makes only the first view."""
         single = DeviceViews(MultiViewTransform([]))
         single.views = [(self.views[0][0], 1)]
         return single
@@ -83,7 +87,7 @@ def _apply(parts: list[Part], images: Tensor, generator: Generator) -> Tensor:
 
 
 def _pipeline(transform: Any) -> list[Part]:
-    """Returns the parts of the transform of a view, without those that never do anything."""
+    """Convert the transform of one view to a list of parts, without no-ops."""
     parts: list[Part] = []
     converted = False
     for item in _flat(transform):
@@ -105,7 +109,7 @@ def _pipeline(transform: Any) -> list[Part]:
 
 
 def _applied(item: Any) -> Part | None:
-    """Of RandomApply."""
+    """Convert a `RandomApply` of one `ColorJitter`. Return None if it is a no-op."""
     if item.p == 0:
         return None
     if len(item.transforms) != 1 or type(item.transforms[0]) not in (v1.ColorJitter, v2.ColorJitter):
@@ -114,12 +118,12 @@ def _applied(item: Any) -> Part | None:
 
 
 def _jitter(item: Any, p: float = 1.0) -> Part | None:
-    """Of ColorJitter, which may have nothing to do."""
+    """Convert a `ColorJitter`. Return None if it is a no-op."""
     return Jitter(item, p) if any((item.brightness, item.contrast, item.saturation, item.hue)) else None
 
 
 def _flat(transform: Any) -> Iterator[Any]:
-    """Yields the parts of nested compositions, in order."""
+    """Yield the parts of nested compositions, in order."""
     if type(transform) in (v1.Compose, v2.Compose):
         for part in transform.transforms:
             yield from _flat(part)
@@ -130,7 +134,7 @@ def _flat(transform: Any) -> Iterator[Any]:
 
 
 _VIEW = re.compile(r"lightly\.transforms\.\w+\.(\w+View\d?Transform|ToTensor|RandomRotateDegrees)")
-"""Lightly's own wrappers of a composition."""
+"""Qualified names of Lightly classes that wrap a composition in their attribute `transform`."""
 _CONVERSIONS: dict[type, Callable[[Any], bool]] = {
     v1.ToTensor: lambda _: True,
     v1.PILToTensor: lambda _: False,
@@ -141,7 +145,7 @@ _CONVERSIONS: dict[type, Callable[[Any], bool]] = {
     v1.ConvertImageDtype: lambda item: item.dtype == torch.float32,
     v2.ConvertImageDtype: lambda item: item.dtype == torch.float32,
 }
-"""Whether the result is in [0, 1]."""
+"""Conversions to a tensor. Each function tells whether the result is in [0, 1]."""
 _PARTS: dict[type, Callable[[Any], Part | None]] = {
     v1.RandomResizedCrop: Crop,
     v2.RandomResizedCrop: Crop,

@@ -1,8 +1,8 @@
-"""What a Lightly transform is made of, on whole batches; `idaa_lightly.transforms.device` puts it together.
+"""Parts of Lightly transforms for whole batches, which `idaa_lightly.transforms.device` assembles.
 
-Each part takes images (N, 3, H, W) in [0, 1], which it may change, and the generator of the random numbers, which is on
-the CPU. It draws as torchvision's or Lightly's part does for each image, and does to an image what PIL does, but for
-the rounding to 8 bits.
+Each part takes images (N, 3, H, W) in [0, 1] and a CPU generator of random numbers. It may change the images in place.
+Random parameters have the distribution of torchvision's or Lightly's part, independently for each image. The result
+equals PIL's up to rounding to 8 bits.
 """
 
 from __future__ import annotations
@@ -18,27 +18,30 @@ from torch import Generator, Tensor
 
 from idaa_lightly.errors import UsageError
 
-GREY = (0.299, 0.587, 0.114)  # ITU-R 601-2, as PIL's
+GREY = (0.299, 0.587, 0.114)  # weights of red, green and blue: ITU-R 601-2, as in PIL
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
 class Crop:
-    """RandomResizedCrop on PIL images, and flips that follow it.
+    """Torchvision's RandomResizedCrop for PIL images, merged with the flips that follow it.
 
-    PIL resizes by a weighted mean along one axis, then along the other, antialiased when it shrinks. Here each axis is
-    a matrix per image, in which a flip is free.
+    PIL resizes by a weighted mean along one axis, then along the other. It is antialiased when an image shrinks. Here
+    each axis has its own weights per image, so that a flip costs no extra step.
+
+    Args:
+        crop: `RandomResizedCrop` to convert.
     """
 
     def __init__(self, crop: Any) -> None:
         self.size, self.scale, self.ratio = tuple(crop.size), crop.scale, crop.ratio
-        self.flips = [0.0, 0.0]  # probabilities, of the vertical and the horizontal one
-        interpolation = getattr(crop.interpolation, "value", crop.interpolation)  # or its name, or PIL's number of it
+        self.flips = [0.0, 0.0]  # probabilities of a vertical and a horizontal flip
+        interpolation = getattr(crop.interpolation, "value", crop.interpolation)  # an enum, a name or PIL's number
         if interpolation not in _KERNELS:
             raise unknown(crop, f"has interpolation {interpolation}, not bilinear or bicubic")
         self.kernel, self.reach = _KERNELS[interpolation]
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        """Returns images of another size."""
+        """Return crops (N, 3, S, S), resized and flipped."""
         count, _, *shape = images.shape
         boxes = self.boxes(count, shape[0], shape[1], generator)
         flips = torch.stack([torch.rand(count, generator=generator) < p for p in self.flips])
@@ -50,7 +53,16 @@ class Crop:
         return self._resized(images, 2, top, height, down, math.ceil(2 * reach[0]))
 
     def boxes(self, count: int, height: int, width: int, generator: Generator) -> Tensor:
-        """Returns top, left, height and width, (4, N), drawn as RandomResizedCrop does: ten tries, else the centre."""
+        """Draw top, left, height and width of the crops, (4, N).
+
+        As in RandomResizedCrop, ten tries are made for each image. If all fail, the crop is centred.
+
+        Args:
+            count: Number of images, N.
+            height: Height of the images, in pixels.
+            width: Width of the images, in pixels.
+            generator: CPU generator of the random numbers.
+        """
         area = torch.empty(count, 10).uniform_(*self.scale, generator=generator) * height * width
         low, high = (math.log(value) for value in self.ratio)
         ratio = torch.empty(count, 10).uniform_(low, high, generator=generator).exp()
@@ -68,7 +80,7 @@ class Crop:
         return torch.stack([top, left, h, w])
 
     def _resized(self, images: Tensor, dim: int, start: Tensor, length: Tensor, flip: Tensor, taps: int) -> Tensor:
-        """Returns the images with dimension 2 or 3 resized: each new pixel is a weighted mean of `taps` old ones."""
+        """Resize dimension 2 or 3 of the images. Each new pixel is a weighted mean of `taps` old pixels."""
         count, _, height, width = images.shape
         new_size, start, length = self.size[dim - 2], start[:, None], length[:, None]
         new = torch.arange(new_size, device=images.device) + 0.5
@@ -96,36 +108,50 @@ class Crop:
 
 
 class Flip:
-    """A flip that follows no crop, along a dimension, with probability p."""
+    """Random flip that does not follow a crop.
+
+    Args:
+        dim: Dimension to flip: 2 is vertical, 3 is horizontal.
+        p: Probability for each image.
+    """
 
     def __init__(self, dim: int, p: float) -> None:
         self.dim, self.p = dim, p
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        """Flips some of the images."""
+        """Flip a random selection of the images."""
         rows = _chosen(images, self.p, generator)
         return images.index_copy_(0, rows, images.index_select(0, rows).flip(self.dim))
 
 
 class Rotate:
-    """Lightly's RandomRotate by a multiple of 90°."""
+    """Lightly's RandomRotate by a multiple of 90°.
+
+    Args:
+        rotate: `RandomRotate` to convert.
+    """
 
     def __init__(self, rotate: RandomRotate) -> None:
         self.p, self.quarters = rotate.prob, rotate.angle // 90
         if rotate.angle % 90:
-            raise unknown(rotate, f"has angle {rotate.angle}, which is no multiple of 90")
+            raise unknown(rotate, f"has angle {rotate.angle}, which is not a multiple of 90")
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        """Rotates some of the images."""
+        """Rotate a random selection of the images."""
         rows = _chosen(images, self.p, generator)
         return images.index_copy_(0, rows, images.index_select(0, rows).rot90(self.quarters, (2, 3)))
 
 
 class Jitter:
-    """ColorJitter with probability p: brightness, contrast, saturation and hue, in an order of each image's own.
+    """ColorJitter with probability p. Each image has its own order of brightness, contrast, saturation and hue.
 
-    The first three mix an image with a reference: black, its mean grey, its own grey. So each step is one operation on
-    the batch, whose images are sorted by the hue's place in their order. (kornia's jitter has one order for a batch.)
+    Brightness mixes an image with black, contrast with its mean grey level, and saturation with its grey version. One
+    formula covers all three, so a step is a single operation on the batch. Images are sorted by the position of hue in
+    their order, so that hue is applied to a slice. (Kornia's jitter uses one order for a whole batch.)
+
+    Args:
+        jitter: `ColorJitter` to convert.
+        p: Probability for each image.
     """
 
     def __init__(self, jitter: Any, p: float) -> None:
@@ -134,7 +160,7 @@ class Jitter:
         self.hue = jitter.hue or (0.0, 0.0)
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        """Changes the colours of some of the images."""
+        """Jitter the colours of a random selection of the images."""
         chosen = (torch.rand(len(images), generator=generator) < self.p).nonzero()[:, 0]
         order = torch.rand(len(chosen), 4, generator=generator).argsort(1)
         place, by_place = (order == HUE).int().argmax(1).sort()
@@ -158,29 +184,36 @@ class Jitter:
 
 
 class Greyscale:
-    """RandomGrayscale."""
+    """Torchvision's RandomGrayscale.
+
+    Args:
+        p: Probability for each image.
+    """
 
     def __init__(self, p: float) -> None:
         self.p = p
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        """Takes the colour from some of the images."""
+        """Convert a random selection of the images to grey."""
         rows = _chosen(images, self.p, generator)
         return images.index_copy_(0, rows, grey_of(images.index_select(0, rows)).expand(-1, 3, -1, -1))
 
 
 class Blur:
-    """Lightly's GaussianBlur, which is PIL's: three box filters along each axis, one matrix for the three.
+    """Lightly's GaussianBlur, which is PIL's: three box filters along each axis, combined into one matrix.
 
-    The radius of the boxes is that of Gwosdek et al., "Theoretical foundations of Gaussian convolution by extended box
-    filtering", SSVM 2011, as in Pillow.
+    The radius of the box filters follows Gwosdek et al., "Theoretical foundations of Gaussian convolution by extended
+    box filtering", SSVM 2011, as in Pillow.
+
+    Args:
+        blur: `GaussianBlur` to convert.
     """
 
     def __init__(self, blur: GaussianBlur) -> None:
         self.p, self.sigmas = blur.prob, blur.sigmas
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        """Blurs some of the images."""
+        """Blur a random selection of the images."""
         rows = _chosen(images, self.p, generator)
         sigma = torch.empty(len(rows)).uniform_(*self.sigmas, generator=generator).to(images.device, non_blocking=True)
         down, across = (self._matrix(sigma, size) for size in images.shape[2:])
@@ -188,7 +221,7 @@ class Blur:
         return images.index_copy_(0, rows, blurred)
 
     def _matrix(self, sigma: Tensor, size: int) -> Tensor:
-        """Returns the weights (N, size, size) of the pixels, the outermost of which go on for ever."""
+        """Return the filter matrix (N, size, size) of one axis. Border pixels are replicated outside the image."""
         variance = sigma.square() / 3
         whole = (((12 * variance + 1).sqrt() - 1) / 2).floor()
         part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1).square()))
@@ -204,41 +237,53 @@ class Blur:
 
 
 class Solarize:
-    """Lightly's RandomSolarization: inverts what is at or above the threshold."""
+    """Lightly's RandomSolarization, which inverts pixel values at or above a threshold.
+
+    Args:
+        solarize: `RandomSolarization` to convert.
+    """
 
     def __init__(self, solarize: RandomSolarization) -> None:
         self.p, self.threshold = solarize.prob, (solarize.threshold - 0.5) / 255
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        """Solarises some of the images."""
+        """Solarise a random selection of the images."""
         rows = _chosen(images, self.p, generator)
         some = images.index_select(0, rows)
         return images.index_copy_(0, rows, torch.where(some < self.threshold, some, 1 - some))
 
 
 class Normalize:
-    """Normalize."""
+    """Torchvision's Normalize.
+
+    Args:
+        normalize: `Normalize` to convert.
+    """
 
     def __init__(self, normalize: Any) -> None:
         self.mean, self.std = (torch.tensor(list(values)).view(-1, 1, 1) for values in (normalize.mean, normalize.std))
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        """Subtracts the mean and divides by the standard deviation."""
+        """Subtract the mean and divide by the standard deviation, per channel."""
         mean, std = (values.to(images.device, non_blocking=True) for values in (self.mean, self.std))
         return images.sub_(mean).div_(std)
 
 
 def grey_of(images: Tensor) -> Tensor:
-    """Images (N, 3, H, W) to their brightness (N, 1, H, W)."""
+    """Convert images (N, 3, H, W) to grey images (N, 1, H, W)."""
     red, green, blue = images.split(1, dim=1)
     result: Tensor = (red * GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
     return result
 
 
 def turn_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Turns the hue of images (N, 3, H, W) by (N,) 255ths of the colour circle; value and chroma stay.
+    """Shift the hue of images, and keep value and chroma.
 
-    As PIL does it: hues are the whole numbers from 0 to 255, of which the last is the first again, and 256 wraps to 0.
+    As in PIL, hues are integers from 0 to 255. 255 is the same hue as 0, and 256 wraps to 0.
+
+    Args:
+        images: Images (N, 3, H, W) in [0, 1].
+        turns: Shift of each image, (N,), in 255ths of the colour circle.
     """
     red, green, blue = images.unbind(1)
     high, low = green.maximum(blue), green.minimum(blue)
@@ -255,28 +300,33 @@ def turn_hue(images: Tensor, turns: Tensor) -> Tensor:
 
 
 def _triangle(x: Tensor) -> Tensor:
-    """Bilinear."""
+    """Return bilinear weights."""
     return (1 - x.abs()).clamp_min(0)
 
 
 def _cubic(x: Tensor) -> Tensor:
-    """Bicubic with a = -0.5, as PIL's."""
+    """Return bicubic weights with a = -0.5, as in PIL."""
     x = x.abs()
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
     return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
 
 
 _KERNELS = {"bilinear": (_triangle, 1), 2: (_triangle, 1), "bicubic": (_cubic, 2), 3: (_cubic, 2)}
-"""Weight of an old pixel by its distance, and how far it reaches."""
+"""Weight as a function of the distance in pixels, and the radius of its support, by interpolation."""
 
 
 def _chosen(images: Tensor, p: float, generator: Generator) -> Tensor:
-    """Returns the indices, on the images' device, of those that a part of probability p is for."""
+    """Draw the indices of the images that a part with probability p changes, on the images' device."""
     rows = (torch.rand(len(images), generator=generator) < p).nonzero()[:, 0]
     return rows.to(images.device, non_blocking=True)
 
 
 def unknown(part: Any, reason: str) -> UsageError:
-    """The refusal of a part that cannot be done on a batch."""
+    """Return the error for a part that cannot process a batch.
+
+    Args:
+        part: Unsupported part of a transform.
+        reason: Reason without its subject, such as "is not known".
+    """
     name = type(part).__name__
     return UsageError(f"the views of {name} cannot be made on the device: it {reason}. Use --views loader")

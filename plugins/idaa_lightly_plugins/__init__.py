@@ -1,1 +1,1 @@
-"""The plugins that come with idaa-lightly."""
+"""Built-in plugins of idaa-lightly."""

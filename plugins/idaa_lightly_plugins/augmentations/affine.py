@@ -1,4 +1,4 @@
-"""The rotation, translation and scale that raise the loss most, within bounds."""
+"""Adversarial rotation, translation and scale within bounds."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from idaa_lightly.spaces import Change, Degrees
 
 
 class Affine(GeneratorAugmentation):
-    """One step of ascent on rotation, translation and scale: each at one of its bounds.
+    """Adversarial rotation, translation and scale by one FGSM step, which moves each to one of its bounds.
 
-    Source: the geometric attacks of Lubana & Aldeeb, "Adversarial Augmentations for Contrastive Learning".
+    Source: Lubana & Aldeeb, "Adversarial Augmentations for Contrastive Learning", geometric attacks.
 
     Args:
-        degrees: largest angle.
-        translate: largest shift as a fraction of the image's size.
-        scale: largest change of the size, as a fraction.
+        degrees: Largest angle, in degrees.
+        translate: Largest shift, as a fraction of the image size.
+        scale: Largest relative change of size.
+
+    Raises:
+        MissingExtraError: Kornia is not installed.
     """
 
     def __init__(
@@ -28,5 +31,5 @@ class Affine(GeneratorAugmentation):
         self.space = AffineSpace(degrees=degrees, translate=translate, scale=scale)
 
     def generator(self) -> ViewGenerator:
-        """FGSM within the bounds."""
+        """Return FGSM within the bounds."""
         return ViewGenerator(self.space, FGSM(1.0))

@@ -10,12 +10,12 @@ from idaa_lightly.plugin import GeneratorAugmentation
 
 
 class CLAE(GeneratorAugmentation):
-    """Contrastive learning with adversarial examples: one FGSM step on the pixels.
+    """Contrastive learning with adversarial examples (CLAE): one FGSM step on the pixels.
 
     Source: Ho & Vasconcelos, "Contrastive Learning with Adversarial Examples", NeurIPS 2020, Sec. 3.2.
 
     Args:
-        eps: L∞ radius in units of the normalised image.
+        eps: Radius of the L∞ ball, in units of the normalised image.
     """
 
     def __init__(self, *, eps: NonNegative = 0.03, **options: Any) -> None:
@@ -23,5 +23,5 @@ class CLAE(GeneratorAugmentation):
         self.ascent = FGSM(eps)
 
     def generator(self) -> ViewGenerator:
-        """FGSM on pixels."""
+        """Return FGSM on the pixels."""
         return ViewGenerator(PixelSpace(), self.ascent)

@@ -1,4 +1,4 @@
-"""A learned colour mixing."""
+"""Learned mixing of the colour channels."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from idaa_lightly.plugin import LearnedAugmentation, Method
 
 
 class Color(LearnedAugmentation):
-    """A linear layer on the backbone's representation mixes the colour channels, and learns to raise the loss.
+    """Learned colour mixing: a linear layer on the backbone's features mixes the channels to raise the loss.
 
     Source: Lubana & Aldeeb, "Adversarial Augmentations for Contrastive Learning", colour mixing.
 
     Args:
-        eps: largest share of other channels in a channel.
+        eps: Largest share of the other channels in a channel.
     """
 
     def __init__(self, *, eps: Fraction = 1.0, **options: Any) -> None:
@@ -26,8 +26,8 @@ class Color(LearnedAugmentation):
         self.eps = eps
 
     def generator(self, method: Method) -> nn.Module:
-        """The layer."""
-        represent = partial(_represent, method)  # a copy of the loss then goes with the copy of the method
+        """Return the mixing layer."""
+        represent = partial(_represent, method)  # not a lambda, so that a copied loss uses the copied method
         return LearnedColor(represent, method.num_features, self.normalize, eps=self.eps)
 
 

@@ -1,4 +1,4 @@
-"""The colour mixing that raises the loss most, within a bound."""
+"""Adversarial mixing of the colour channels within a bound."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from idaa_lightly.plugin import FitContext, GeneratorAugmentation
 
 
 class ColorFGSM(GeneratorAugmentation):
-    """One step of ascent on a mixing of the colour channels.
+    """Adversarial mixing of the colour channels by one FGSM step.
 
-    Source: the colour mixing of Lubana & Aldeeb, "Adversarial Augmentations for Contrastive Learning", searched
-    instead of learned.
+    Source: Lubana & Aldeeb, "Adversarial Augmentations for Contrastive Learning", colour mixing. There the mixing is
+    learned, here it is searched.
 
     Args:
-        eps: largest share of other channels in a channel.
-        norm: of the ball.
+        eps: Largest share of the other channels in a channel.
+        norm: Norm of the ball.
     """
 
     def __init__(self, *, eps: Fraction = 0.5, norm: Norm = "linf", **options: Any) -> None:
@@ -26,9 +26,9 @@ class ColorFGSM(GeneratorAugmentation):
         self.ascent = FGSM(eps, norm)
 
     def fit(self, context: FitContext) -> None:
-        """Takes over how the views are normalised."""
+        """Store the normalisation of the views."""
         self.space = ColorSpace(context.normalize)
 
     def generator(self) -> ViewGenerator:
-        """FGSM on the mixing."""
+        """Return FGSM on the mixing weights."""
         return ViewGenerator(self.space, self.ascent)

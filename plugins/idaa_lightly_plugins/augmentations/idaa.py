@@ -1,4 +1,4 @@
-"""IDAA: one FGSM step on the bottleneck of a VAE, with the identity added back."""
+"""IDAA: one FGSM step on the bottleneck of a VAE, with the residual added back."""
 
 from __future__ import annotations
 
@@ -14,25 +14,30 @@ from idaa_lightly.options import Count, NonNegative
 from idaa_lightly.plugin import FitContext, GeneratorAugmentation
 from idaa_lightly.vae import cached_vae
 
-BATCH_SIZE = 128  # of the VAE's training: Yang et al., ICML 2022, appendix on training
+BATCH_SIZE = 128  # batch size of VAE training: Yang et al., ICML 2022, appendix on training
 
 
 class IDAA(GeneratorAugmentation):
-    """Identity-disentangled adversarial augmentation: FGSM on a VAE's bottleneck, the identity added back.
+    """Identity-disentangled adversarial augmentation (IDAA): one FGSM step on the bottleneck of a VAE.
+
+    The residual R(x) = x − D(E(x)), which carries the identity of the sample, is added back to the decoded view.
 
     Source: Yang et al., "Identity-Disentangled Adversarial Augmentation for Self-Supervised Learning", ICML 2022,
     Sec. 3.
 
     Args:
-        eps: radius of the ball in units of the bottleneck; the paper studies 0.1 to 0.3.
-        steps: 1 is FGSM, as in the paper; more are PGD.
-        norm: of the ball.
-        decompose: false leaves the residual out, x' = D(z + δ): the paper's ablation.
-        vae: file of a VAE made by `idaa-bench vae`; where it is None, one is fitted and cached.
-        beta: weight of the KL term in the VAE's loss; best at 0.1 on CIFAR, at 10 on miniImageNet.
-        bottleneck_dim: dimension of the bottleneck; the paper takes 512 on CIFAR and 3072 on ImageNet.
-        width: channels of the VAE's innermost feature map.
-        vae_epochs: of the VAE's training; as many as the method's where it is None, as in the paper (300 and 300).
+        eps: Radius of the ball, in bottleneck units. The paper studies 0.1 to 0.3.
+        steps: Number of steps. 1 is FGSM, as in the paper. More steps are PGD.
+        norm: Norm of the ball.
+        decompose: Add the residual back. False is the paper's ablation, x' = D(z + δ).
+        vae: File of a VAE made by `idaa-bench vae`. None fits one and caches it.
+        beta: Weight of the KL term in the VAE's loss. Best at 0.1 on CIFAR and at 10 on miniImageNet.
+        bottleneck_dim: Dimension of the bottleneck. The paper uses 512 on CIFAR and 3072 on ImageNet.
+        width: Channels of the VAE's innermost feature map.
+        vae_epochs: Epochs of VAE training. None takes the epochs of the method, as in the paper (300 and 300).
+
+    Raises:
+        UsageError: `mode` is "reused" with more than one step or without decomposition.
     """
 
     def __init__(
@@ -59,7 +64,11 @@ class IDAA(GeneratorAugmentation):
         self.vae: VAE | None = None
 
     def fit(self, context: FitContext) -> None:
-        """Load the VAE from its file or the cache, or fit one on the method's views."""
+        """Load the VAE from its file or the cache, or fit one on the method's views.
+
+        Raises:
+            UsageError: The VAE was made for another image size or number of channels.
+        """
         if self.file is None:
             self.vae = cached_vae(self._key(context), context.cache_dir, lambda: self._fit(context))
             return
@@ -88,26 +97,26 @@ class IDAA(GeneratorAugmentation):
         return self.vae
 
     def fitted(self) -> dict[str, Any]:
-        """How the VAE was trained, by this run or by an earlier one."""
+        """Return how the VAE was trained, by this run or an earlier one."""
         return {} if self.vae is None else {"vae": self.vae.fitted}
 
     def generator(self) -> ViewGenerator:
-        """The ascent on the bottleneck."""
+        """Return the ascent on the bottleneck."""
         return ViewGenerator(self.space, self.ascent)
 
     @property
     def space(self) -> LatentSpace:
-        """The bottleneck of the fitted VAE."""
+        """Bottleneck of the fitted VAE."""
         if self.vae is None:
             raise UsageError("IDAA has no VAE yet: call fit() first, or give vae=PATH")
         return LatentSpace(self.vae, decompose=self.decompose)
 
     def panels(self, images: Tensor) -> dict[str, Tensor]:
-        """R(x) and G(x)."""
+        """Return the residual R(x) and the reconstruction G(x)."""
         residual, reconstruction = self.space.decomposition(images)
         return {"R(x)": residual, "G(x)": reconstruction}
 
     def _key(self, context: FitContext) -> dict[str, object]:
-        """What the VAE depends on."""
+        """Return everything that the VAE depends on, as its cache key."""
         epochs = self.epochs or context.epochs
         return context.key | self.size | {"beta": self.beta, "epochs": epochs, "seed": context.seed}

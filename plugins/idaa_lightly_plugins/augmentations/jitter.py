@@ -1,4 +1,4 @@
-"""The brightness, contrast, saturation and hue that raise the loss most, within bounds."""
+"""Adversarial brightness, contrast, saturation and hue within bounds."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from idaa_lightly.spaces import Change, Hue
 
 
 class Jitter(GeneratorAugmentation):
-    """One step of ascent on brightness, contrast, saturation and hue: each at one of its bounds.
+    """Adversarial colour jitter by one FGSM step.
 
-    Source: the colour jitter of Lubana & Aldeeb, "Adversarial Augmentations for Contrastive Learning".
+    The step moves brightness, contrast, saturation and hue each to one of its bounds.
+
+    Source: Lubana & Aldeeb, "Adversarial Augmentations for Contrastive Learning", colour jitter.
 
     Args:
-        brightness: largest change of the factor.
-        contrast: largest change of the factor.
-        saturation: largest change of the factor.
-        hue: largest shift as a fraction of the colour circle.
+        brightness: Largest change of the brightness factor from 1.
+        contrast: Largest change of the contrast factor from 1.
+        saturation: Largest change of the saturation factor from 1.
+        hue: Largest shift, as a fraction of the colour circle.
     """
 
     def __init__(
@@ -35,9 +37,13 @@ class Jitter(GeneratorAugmentation):
         JitterSpace({"mean": [0.0], "std": [1.0]}, **self.bounds)  # a missing kornia is reported before data are read
 
     def fit(self, context: FitContext) -> None:
-        """Takes over how the views are normalised."""
+        """Store the normalisation of the views.
+
+        Raises:
+            MissingExtraError: Kornia is not installed.
+        """
         self.space = JitterSpace(context.normalize, **self.bounds)
 
     def generator(self) -> ViewGenerator:
-        """FGSM within the bounds."""
+        """Return FGSM within the bounds."""
         return ViewGenerator(self.space, FGSM(1.0))

@@ -1,4 +1,4 @@
-"""MetAug: augmented embeddings by generators that learn through a step of the network."""
+"""MetAug: augmented embeddings from generators that are trained through one step of the network."""
 
 from __future__ import annotations
 
@@ -17,32 +17,33 @@ PRESETS: dict[str, tuple[float, float, Literal["weighted", "released"]]] = {
     "tuned": (0.1, 0.1, "weighted"),
     "released": (1e-5, 1e-11, "released"),
 }
-"""Weights of the augmented and the margin term, and the form of OUCL.
+"""`feature_weight`, `margin_weight` and `form` of each preset.
 
-"tuned" was chosen among (1, 0), (1, 1) and (0.1, 0.1) in short runs with SimCLR's recipe, whose optimiser trains the
-generators, too, on a part of CIFAR-10's training images. "released" are the authors' settings, whose auxiliary terms do
-next to nothing.
+The weights of "tuned" were chosen among (1, 0), (1, 1) and (0.1, 0.1), in short runs on a part of CIFAR-10's training
+images. These runs used the recipe of SimCLR, whose optimiser also trains the generators. "released" has the settings of
+the authors' code, whose auxiliary terms have almost no effect.
 """
 
 
 class MetAug(OUCL):
-    """Contrast with generated embeddings, whose generators are trained by the second derivative through one step.
+    """Contrast with generated embeddings (MetAug). Generators are trained through one gradient step of the network.
 
-    OUCL takes the place of the method's loss: of the method its network, views and recipe are used.
+    The method's loss is replaced by OUCL. Its network, views and recipe are used unchanged.
 
     Source: Li et al., "MetAug: Contrastive Learning via Meta Feature Augmentation", ICML 2022, Sec. 3.
 
-    Differs from the paper: two ordinary views and in-batch negatives, any backbone; see `MetAugLoss`.
+    Differs from the paper: two ordinary views, in-batch negatives and any backbone; see `MetAugLoss`.
 
     Args:
-        preset: weights and form of OUCL that were tuned here, a little, or those of the released program, whose
-            auxiliary terms do next to nothing.
-        feature_weight: of the contrast with generated embeddings; the preset's where it is None.
-        margin_weight: of the margin term; the preset's where it is None.
-        form: of OUCL, as for `oucl`; the preset's where it is None.
-        inner_lr: length of the network's step in the graph.
-        hidden_dim: width of the generators.
-        lr: learning rate of the generators; the method's where it is None.
+        preset: Default weights and form of OUCL. "tuned" was tuned in a few short runs. "released" has the settings of
+            the authors' code, whose auxiliary terms have almost no effect.
+        feature_weight: Weight of the contrast with generated embeddings. None takes the preset's.
+        margin_weight: Weight of the margin term. None takes the preset's.
+        form: Form of OUCL. "weighted" is the paper's, "released" the default of the authors' code, without weights
+            and margins. None takes the preset's.
+        inner_lr: Learning rate of the network's inner step, which is differentiated.
+        hidden_dim: Width of the generators' hidden layers.
+        lr: Learning rate of the generators. None takes the method's.
     """
 
     compiles = False
@@ -69,11 +70,11 @@ class MetAug(OUCL):
         self.hidden_dim, self.lr = hidden_dim, lr
 
     def fit(self, context: FitContext) -> None:
-        """Takes over the shape of the views."""
+        """Store the shape of the views."""
         self.shape = (2, context.channels, context.image_size, context.image_size)
 
     def loss(self, method: Method) -> nn.Module:
-        """OUCL with generated embeddings."""
+        """Return OUCL on the method's embeddings and on generated ones."""
         with torch.no_grad():
             dim = embedding_of(method.eval()(torch.zeros(self.shape))).shape[1]
         method.train()

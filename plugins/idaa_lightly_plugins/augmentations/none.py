@@ -1,4 +1,4 @@
-"""The method as it is: the baseline."""
+"""Baseline: the method without an adversarial view."""
 
 from __future__ import annotations
 
@@ -11,26 +11,36 @@ from idaa_lightly.plugin import Augmentation, Method
 
 
 class CleanOutput(NamedTuple):
-    """The method's own loss, a scalar, and the outputs of the first two views, detached."""
+    """Output of `CleanLoss`.
+
+    Attributes:
+        total: Loss of the method, a scalar.
+        outputs: Detached outputs of the first two views.
+    """
 
     total: Tensor
     outputs: tuple[Any, ...]
 
 
 class CleanLoss(nn.Module):
-    """The method's own loss on all its views."""
+    """Loss of the method on all its views."""
 
     def forward(self, model: Method, *views: Tensor) -> CleanOutput:
-        """Views (N, C, H, W) each."""
+        """Compute the loss of the method.
+
+        Args:
+            model: Method to train.
+            views: Views of the same samples, (N, C, H, W) each. Local views may be smaller.
+        """
         outputs = tuple(model(view) for view in views)
         return CleanOutput(model.loss(*outputs), detached(outputs[:2]))
 
 
 class NoAugmentation(Augmentation):
-    """No adversarial view: the method's own loss and nothing else."""
+    """Baseline without an adversarial view: only the loss of the method."""
 
     dual_batchnorm = False
 
     def loss(self, method: Method) -> nn.Module:
-        """The method's own loss."""
+        """Return the loss of the method."""
         return CleanLoss()

@@ -1,4 +1,4 @@
-"""OUCL: another contrast on the method's embeddings."""
+"""OUCL: another contrastive loss on the method's embeddings."""
 
 from __future__ import annotations
 
@@ -13,32 +13,47 @@ from idaa_lightly.plugin import Augmentation, Method
 
 
 class OUCLOutput(NamedTuple):
-    """The loss, a scalar."""
+    """Output of `EmbeddingLoss`.
+
+    Attributes:
+        total: Contrastive loss, a scalar.
+    """
 
     total: Tensor
 
 
 class EmbeddingLoss(nn.Module):
-    """A contrast of the embeddings of two views."""
+    """Contrastive loss on the embeddings of two views.
+
+    Args:
+        contrast: Loss that is called with two batches of embeddings (N, D).
+    """
 
     def __init__(self, contrast: nn.Module) -> None:
         super().__init__()
         self.contrast = contrast
 
     def forward(self, model: Method, x0: Tensor, x1: Tensor) -> OUCLOutput:
-        """Views (N, C, H, W) each."""
+        """Compute the loss.
+
+        Args:
+            model: Method to train.
+            x0: First view of the samples, (N, C, H, W).
+            x1: Second view of the same samples.
+        """
         return OUCLOutput(self.contrast(embedding_of(model(x0)), embedding_of(model(x1))))
 
 
 class OUCL(Augmentation):
-    """The optimisation-driven unified contrast in place of the method's loss, without any augmentation.
+    """Optimisation-driven unified contrast (OUCL), which replaces the method's loss. No view is augmented.
 
     Source: Li et al., "MetAug: Contrastive Learning via Meta Feature Augmentation", ICML 2022, Sec. 3.3.
 
     Args:
-        gamma: scale.
-        margin: of the similarities.
-        form: weighted as in the paper, or the default of the released program, without weights and margins.
+        gamma: Scale γ of the similarities.
+        margin: Margin m of the similarities.
+        form: Form of the loss. "weighted" is the paper's, "released" the default of the authors' code, without
+            weights and margins.
     """
 
     dual_batchnorm = False
@@ -50,11 +65,11 @@ class OUCL(Augmentation):
 
     @classmethod
     def refuses(cls, method: type[Method]) -> str:
-        """Needs pairs of views."""
+        """Refuse methods with multi-crop, whose outputs are not compared in pairs."""
         if method.multi_crop:
             return "it contrasts the embeddings of two views, and this method predicts clusters or classes of many"
         return ""
 
     def loss(self, method: Method) -> nn.Module:
-        """OUCL on the method's embeddings."""
+        """Return OUCL on the method's embeddings."""
         return EmbeddingLoss(self.contrast)

@@ -1,4 +1,4 @@
-"""PGD: several projected steps on the pixels."""
+"""PGD: several projected gradient steps on the pixels."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from idaa_lightly.plugin import GeneratorAugmentation
 
 
 class PGD(GeneratorAugmentation):
-    """Several projected gradient steps on the pixels, from a random start.
+    """Projected gradient descent (PGD): several steps on the pixels, by default from a random start.
 
-    Source: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018, Sec. 2.1; as an
-    augmentation of contrastive learning: Kim et al., "Adversarial Self-Supervised Contrastive Learning", NeurIPS 2020.
+    Source: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018, Sec. 2.1. Kim et
+    al., "Adversarial Self-Supervised Contrastive Learning", NeurIPS 2020, use it as an augmentation.
 
     Args:
-        eps: radius of the ball in units of the normalised image.
-        steps: number of steps.
-        step_size: length of a step; 2.5 · eps / steps where it is None.
-        norm: of the ball.
-        random_start: start from a random point of the ball, not from the image.
+        eps: Radius of the ball, in units of the normalised image.
+        steps: Number of steps.
+        step_size: Length of a step, in units of the normalised image. None takes 2.5 · eps / steps.
+        norm: Norm of the ball.
+        random_start: Start from a random point of the ball. False starts from the image.
+
+    Raises:
+        UsageError: `mode` is "reused".
     """
 
     def __init__(
@@ -38,9 +41,9 @@ class PGD(GeneratorAugmentation):
     ) -> None:
         super().__init__(**options)
         if self.mode == "reused":
-            raise UsageError("mode is reused, which serves a search of one step from the input: choose clae, or exact")
+            raise UsageError("mode is reused, which needs a single step from the input: choose clae, or mode exact")
         self.ascent = Ascent(eps, steps=steps, step_size=step_size, norm=norm, random_start=random_start)
 
     def generator(self) -> ViewGenerator:
-        """PGD on pixels."""
+        """Return PGD on the pixels."""
         return ViewGenerator(PixelSpace(), self.ascent)

@@ -1,4 +1,4 @@
-"""The control of IDAA: a random direction in place of the attack."""
+"""Control of IDAA: a random direction instead of the attack."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from idaa_lightly_plugins.augmentations.idaa import IDAA
 
 
 class Random(IDAA):
-    """IDAA with a random direction of the same length: what remains of a gain when the attack is taken away.
+    """Control of IDAA: a random direction of the same length instead of the attack.
 
-    Every other search has this control, too: `--aug clae --set aug.random=true`.
+    A gain that remains with this control does not come from the attack. The option `random` gives the same control for
+    every other search, such as `--aug clae --set aug.random=true`.
     """
 
     def __init__(self, *, random: bool = True, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""Viewmaker: a learned perturbation with a budget."""
+"""Viewmaker: a learned perturbation of limited size."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from idaa_lightly.plugin import LearnedAugmentation, Method
 
 
 class Viewmaker(LearnedAugmentation):
-    """A small network with noise input perturbs the image within an L1 budget, and learns to raise the loss.
+    """Learned perturbation: a small network with noise input perturbs images within an L1 budget to raise the loss.
 
     Source: Tamkin et al., "Viewmaker Networks: Learning Views for Unsupervised Representation Learning", ICLR 2021.
 
     Args:
-        budget: mean absolute perturbation of a pixel in [0, 1].
-        width: channels of the network's first layer.
+        budget: Mean absolute perturbation of a pixel, for pixels in [0, 1].
+        width: Channels of the network's first layer.
     """
 
     def __init__(self, *, budget: Fraction = 0.05, width: Count = 32, **options: Any) -> None:
@@ -26,5 +26,5 @@ class Viewmaker(LearnedAugmentation):
         self.budget, self.width = budget, width
 
     def generator(self, method: Method) -> nn.Module:
-        """The network."""
+        """Return the perturbation network."""
         return Network(self.normalize, budget=self.budget, width=self.width)

@@ -14,14 +14,14 @@ from idaa_lightly_plugins.methods.recipe import LightlyRecipe
 
 
 class BarlowTwins(LightlyRecipe, PairMethod):
-    """The cross-correlation of two views' projections is driven to the identity.
+    """Barlow Twins, which drives the cross-correlation of two views' projections to the identity matrix.
 
-    Source: Zbontar et al., "Barlow Twins", ICML 2021, Sec. 2; recipe of Lightly's CIFAR-10 benchmark, with its
+    Source: Zbontar et al., "Barlow Twins", ICML 2021, Sec. 2. The recipe is Lightly's CIFAR-10 benchmark, with its
     projection head of two layers.
 
     Args:
-        redundancy: weight of the off-diagonal terms, λ in the paper.
-        projection_dim: width of the projection head, and dimension of the projection.
+        redundancy: Weight of the off-diagonal terms, λ in the paper.
+        projection_dim: Width of the projection head and dimension of the projection.
     """
 
     def __init__(

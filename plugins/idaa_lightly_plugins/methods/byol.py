@@ -15,16 +15,16 @@ Pair = tuple[Tensor, Tensor]
 
 
 class BYOL(MomentumRecipe):
-    """Bootstrap your own latent: a predictor, and a target network that follows slowly.
+    """Bootstrap your own latent (BYOL): a predictor and a momentum target network.
 
-    An attack finds its direction through the predictor: between an image and itself, the prediction and the target
-    differ.
+    An attack that starts at the anchor has a non-zero gradient, since the predictor makes prediction and target differ
+    even for the same image.
 
-    Source: Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020, Sec. 3; recipe of Lightly's CIFAR-10 benchmark.
+    Source: Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020, Sec. 3. The recipe is Lightly's CIFAR-10 benchmark.
 
     Args:
-        hidden_dim: width of projection head and predictor.
-        projection_dim: dimension of the projection.
+        hidden_dim: Width of the projection head and the predictor.
+        projection_dim: Dimension of the projection.
     """
 
     def __init__(
@@ -42,10 +42,10 @@ class BYOL(MomentumRecipe):
         self.criterion = NegativeCosineSimilarity()
 
     def embed(self, images: Tensor) -> Pair:
-        """Predictions, and targets of the momentum network (N, projection_dim)."""
+        """Return predictions and targets of the momentum network, (N, projection_dim) each."""
         return self.predictor(self.project(images)), self.project_by_momentum(images)
 
     def loss(self, anchor: Pair, positive: Pair, *others: Pair) -> Tensor:
-        """Negative cosine of each prediction with the other's target."""
+        """Compute the negative cosine of each prediction and the other view's target."""
         loss: Tensor = 0.5 * (self.criterion(anchor[0], positive[1]) + self.criterion(positive[0], anchor[1]))
         return loss

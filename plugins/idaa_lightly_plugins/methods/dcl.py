@@ -14,13 +14,13 @@ from idaa_lightly_plugins.methods.recipe import LightlyRecipe
 
 
 class DCL(LightlyRecipe, PairMethod):
-    """Decoupled contrastive learning: NT-Xent without the positive in the denominator.
+    """Decoupled contrastive learning (DCL): NT-Xent without the positive in the denominator.
 
-    Source: Yeh et al., "Decoupled Contrastive Learning", ECCV 2022, Sec. 3; recipe of Lightly's CIFAR-10 benchmark.
+    Source: Yeh et al., "Decoupled Contrastive Learning", ECCV 2022, Sec. 3. The recipe is Lightly's CIFAR-10 benchmark.
 
     Args:
-        temperature: scales the cosines.
-        projection_dim: dimension of the projection.
+        temperature: Temperature of the loss, which divides the cosines.
+        projection_dim: Dimension of the projection.
     """
 
     def __init__(

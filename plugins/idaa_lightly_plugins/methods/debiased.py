@@ -18,17 +18,18 @@ from idaa_lightly_plugins.methods.simclr import SimCLR
 
 
 class Debiased(SimCLR):
-    """SimCLR with negatives corrected for those of the anchor's own class.
+    """Debiased contrastive learning: SimCLR with a correction for negatives of the anchor's own class.
 
-    Source and recipe: Chuang et al., "Debiased Contrastive Learning", NeurIPS 2020, Sec. 5 and the appendix: Adam,
-    learning rate 1e-3, weight decay 1e-6, 400 epochs, batch 256, ResNet-50, a head with BatchNorm of 512 and 128.
+    Source and recipe: Chuang et al., "Debiased Contrastive Learning", NeurIPS 2020, Sec. 5 and the appendix. The recipe
+    is Adam, learning rate 1e-3, weight decay 1e-6, 400 epochs, batch size 256, ResNet-50 and a projection head of
+    widths 512 and 128 with BatchNorm.
 
     Args:
-        temperature: scales the cosines.
-        tau_plus: probability that a negative is of the anchor's class.
-        lr: learning rate of Adam.
-        projection_dim: dimension of the projection.
-        jitter: strength of the colour jitter, a factor on (0.4, 0.4, 0.4, 0.1).
+        temperature: Temperature of the loss, which divides the cosines.
+        tau_plus: Probability that a negative has the anchor's class.
+        lr: Learning rate of Adam.
+        projection_dim: Dimension of the projection.
+        jitter: Strength of the colour jitter, a factor on (0.4, 0.4, 0.4, 0.1).
     """
 
     epochs = 400
@@ -51,7 +52,7 @@ class Debiased(SimCLR):
         self.criterion = DebiasedLoss(temperature, tau_plus)
 
     def transform(self, image_size: int, normalize: dict[str, list[float]]) -> MultiViewTransform:
-        """Crop, flip, colour jitter, greyscale."""
+        """Return a transform with crop, flip, colour jitter and greyscale."""
         return SimCLRTransform(
             image_size, cj_strength=0.5 * self.jitter, gaussian_blur=0.0, min_scale=0.08, normalize=normalize
         )
@@ -59,6 +60,6 @@ class Debiased(SimCLR):
     def optimizer(
         self, parameters: ParamsT, epochs: int, steps_per_epoch: int
     ) -> tuple[torch.optim.Optimizer, LRScheduler]:
-        """Adam at a constant learning rate."""
+        """Return Adam with a constant learning rate."""
         optimizer = torch.optim.Adam(parameters, lr=self.lr, weight_decay=1e-6)
         return optimizer, ConstantLR(optimizer, factor=1.0)

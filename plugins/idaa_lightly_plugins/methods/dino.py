@@ -19,20 +19,20 @@ Pair = tuple[Tensor, Tensor]
 
 
 class DINO(MomentumRecipe):
-    """Self-distillation without labels, with multi-crop: a student predicts a centred momentum teacher.
+    """Self-distillation without labels (DINO): a student predicts a centred momentum teacher, with multi-crop.
 
-    The gradient of an attack comes through the student; teacher and centre stay as they are. The teacher sees the
-    local views too, for nothing: about a tenth of a step.
+    Attacks get their gradient through the student, and do not change teacher and centre. The teacher also processes the
+    local views, although its outputs for them are unused. This takes about a tenth of the time of a step.
 
-    Source: Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021, Sec. 3; recipe of
-    Lightly's CIFAR-10 benchmark, which has no schedule of the temperature. Local views as in the paper; Lightly's
+    Source: Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021, Sec. 3. The recipe is
+    Lightly's CIFAR-10 benchmark, which has no temperature schedule. Local views are as in the paper, while Lightly's
     benchmark has none.
 
     Args:
-        hidden_dim: width of the head.
-        bottleneck_dim: of the head, before its last layer.
-        projection_dim: number of outputs.
-        local_views: smaller views of an image, besides the two global ones.
+        hidden_dim: Width of the projection head.
+        bottleneck_dim: Dimension of the head's bottleneck, before its last layer.
+        projection_dim: Number of outputs of the head.
+        local_views: Number of smaller views per image, in addition to the two global views.
     """
 
     multi_crop = True
@@ -49,7 +49,7 @@ class DINO(MomentumRecipe):
         **options: Any,
     ) -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # Lightly's weight_norm, which cannot be copied
+            warnings.simplefilter("ignore", FutureWarning)  # its weight_norm cannot be deep-copied; replaced below
             head = DINOProjectionHead(num_features, hidden_dim, bottleneck_dim, projection_dim, batch_norm=True)
         head.last_layer = weight_norm(nn.Linear(bottleneck_dim, projection_dim, bias=False))
         length = head.last_layer.parametrizations.weight.original0
@@ -60,7 +60,7 @@ class DINO(MomentumRecipe):
         self.local_views = local_views
 
     def transform(self, image_size: int, normalize: dict[str, list[float]]) -> MultiViewTransform:
-        """Two global crops and the local ones: crop, flip, colour jitter, greyscale, solarisation."""
+        """Return a transform of global and local crops, with flip, colour jitter, greyscale and solarisation."""
         return DINOTransform(
             global_crop_size=image_size,
             local_crop_size=local_size(image_size),
@@ -70,11 +70,11 @@ class DINO(MomentumRecipe):
         )
 
     def embed(self, images: Tensor) -> Pair:
-        """Outputs of student and teacher (N, projection_dim)."""
+        """Return outputs of student and teacher, (N, projection_dim) each."""
         return self.project(images), self.project_by_momentum(images)
 
     def loss(self, anchor: Pair, positive: Pair, *others: Pair) -> Tensor:
-        """Cross-entropy of all students with the teachers of the two global views."""
+        """Compute the cross-entropy of student outputs for all views with teacher outputs for the two global views."""
         views = (anchor, positive, *others)
         loss: Tensor = self.criterion([anchor[1], positive[1]], [student for student, _ in views])
         return loss

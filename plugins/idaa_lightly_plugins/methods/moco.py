@@ -16,20 +16,20 @@ Pair = tuple[Tensor, Tensor]
 
 
 class MoCo(MomentumRecipe):
-    """Momentum contrast, v2, with the symmetric loss: queries against keys of a momentum network and a queue of them.
+    """Momentum contrast v2 (MoCo): queries against keys of a momentum network and a queue of keys.
 
-    The gradient of an attack comes through the query of the view, which is compared with the anchor's key and the
-    queue. The queue takes keys of clean views only.
+    Attacks get their gradient through the view's query, which is compared with the anchor's key and the queue. Only
+    keys of clean views enter the queue.
 
     Source: He et al., "Momentum Contrast", CVPR 2020, Sec. 3.2; Chen et al., "Improved Baselines with Momentum
-    Contrastive Learning", 2020 (the head); recipe of Lightly's CIFAR-10 benchmark, with its symmetric loss.
+    Contrastive Learning", 2020 (projection head). The recipe is Lightly's CIFAR-10 benchmark, with its symmetric loss.
 
-    Differs from the paper: no shuffling of batches over devices before the momentum network.
+    Differs from the paper: batches are not shuffled across devices before the momentum network.
 
     Args:
-        temperature: scales the cosines.
-        projection_dim: dimension of the projection.
-        queue: number of keys kept.
+        temperature: Temperature of the loss, which divides the cosines.
+        projection_dim: Dimension of the projection.
+        queue: Number of keys in the queue.
     """
 
     def __init__(
@@ -48,11 +48,14 @@ class MoCo(MomentumRecipe):
         keep_in_checkpoints(self.criterion.memory_bank)
 
     def embed(self, images: Tensor) -> Pair:
-        """Queries, and keys of the momentum network (N, projection_dim)."""
+        """Return queries and keys of the momentum network, (N, projection_dim) each."""
         return self.project(images), self.project_by_momentum(images)
 
     def loss(self, anchor: Pair, positive: Pair, *others: Pair) -> Tensor:
-        """Each query against the other's key; in one call, so that the queue holds neither of the two keys yet."""
+        """Contrast each query with the other view's key and the queue.
+
+        A single call of the criterion serves both directions, so that the queue does not yet hold the two keys.
+        """
         queries, keys = torch.cat([positive[0], anchor[0]]), torch.cat([anchor[1], positive[1]])
         loss: Tensor = self.criterion(queries, keys)
         return loss

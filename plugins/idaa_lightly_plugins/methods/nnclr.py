@@ -16,18 +16,18 @@ Pair = tuple[Tensor, Tensor]
 
 
 class NNCLR(LightlyRecipe):
-    """Positives are the nearest neighbours, in a memory bank, of the other view.
+    """Nearest-neighbour contrastive learning (NNCLR): positives are nearest neighbours in a memory bank.
 
-    The gradient of an attack comes through the prediction of the view; the bank takes clean views only.
+    Attacks get their gradient through the view's prediction. Only clean views enter the memory bank.
 
-    Source: Dwibedi et al., "With a Little Help from My Friends", ICCV 2021, Sec. 3; recipe of Lightly's CIFAR-10
+    Source: Dwibedi et al., "With a Little Help from My Friends", ICCV 2021, Sec. 3. The recipe is Lightly's CIFAR-10
     benchmark, with its projection head of two layers.
 
     Args:
-        temperature: scales the cosines.
-        hidden_dim: width of the projection head; the predictor's is twice that.
-        projection_dim: dimension of the projection.
-        bank: number of projections kept.
+        temperature: Temperature of the loss, which divides the cosines.
+        hidden_dim: Width of the projection head. The predictor is twice as wide.
+        projection_dim: Dimension of the projection.
+        bank: Number of projections in the memory bank.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class NNCLR(LightlyRecipe):
         keep_in_checkpoints(self.bank)
 
     def embed(self, images: Tensor) -> Pair:
-        """Predictions and projections (N, projection_dim), the projections outside the graph."""
+        """Return predictions and detached projections, (N, projection_dim) each."""
         projection = self.project(images)
         return self.predictor(projection), projection.detach()
 
     def loss(self, anchor: Pair, positive: Pair, *others: Pair) -> Tensor:
-        """Each prediction against the nearest neighbour of the other's projection."""
+        """Contrast each prediction with the nearest neighbour of the other view's projection."""
         neighbours = self.bank(anchor[1]), self.bank(positive[1], update=True)
         loss: Tensor = 0.5 * (self.criterion(neighbours[0], positive[0]) + self.criterion(neighbours[1], anchor[0]))
         return loss

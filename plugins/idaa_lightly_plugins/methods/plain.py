@@ -17,16 +17,16 @@ from idaa_lightly.plugin import PairMethod
 
 
 class Plain(PairMethod):
-    """One-way InfoNCE on a linear embedding of 128 dimensions.
+    """One-way InfoNCE on a linear embedding, by default of 128 dimensions.
 
-    Source and recipe: Ho & Vasconcelos, NeurIPS 2020, Sec. 4 ("Plain"), as used by Yang et al., ICML 2022: SGD with
-    momentum 0.9 and weight decay 5e-4, learning rate × (1, 0.1, 0.05, 0.01) from epochs 0, 120, 160 and 200, batch
-    128, crops of 0.2 to 1, jitter 0.4.
+    Source and recipe: Ho & Vasconcelos, NeurIPS 2020, Sec. 4 ("Plain"), as used by Yang et al., ICML 2022. The recipe
+    is SGD with momentum 0.9, weight decay 5e-4 and batch size 128. The learning rate is multiplied by 1, 0.1, 0.05 and
+    0.01 from epochs 0, 120, 160 and 200 of 240. Crops have a scale of 0.2 to 1, and the colour jitter is 0.4.
 
     Args:
-        temperature: scales the cosines.
-        lr: learning rate of the first 120 of 240 epochs; of other lengths, in proportion.
-        projection_dim: dimension of the embedding.
+        temperature: Temperature of the loss, which divides the cosines.
+        lr: Initial learning rate. With another number of epochs, the drops are moved in proportion.
+        projection_dim: Dimension of the embedding.
     """
 
     epochs = 240
@@ -48,7 +48,7 @@ class Plain(PairMethod):
         self.lr = lr
 
     def transform(self, image_size: int, normalize: dict[str, list[float]]) -> MultiViewTransform:
-        """Crop, jitter, greyscale, flip."""
+        """Return a transform with crop, flip, colour jitter and greyscale."""
         return SimCLRTransform(
             image_size,
             cj_prob=1.0,
@@ -64,7 +64,7 @@ class Plain(PairMethod):
     def optimizer(
         self, parameters: ParamsT, epochs: int, steps_per_epoch: int
     ) -> tuple[torch.optim.Optimizer, LRScheduler]:
-        """SGD with three drops."""
+        """Return SGD with three drops of the learning rate."""
         optimizer = torch.optim.SGD(parameters, lr=self.lr, momentum=0.9, weight_decay=5e-4)
         drops = [epochs * epoch // self.epochs * steps_per_epoch for epoch in (120, 160, 200)]
         return optimizer, LambdaLR(optimizer, lambda step: (1.0, 0.1, 0.05, 0.01)[bisect_right(drops, step)])

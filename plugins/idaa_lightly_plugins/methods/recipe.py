@@ -1,4 +1,4 @@
-"""What several methods share: the recipe of Lightly's CIFAR-10 benchmark, and a momentum network."""
+"""Code that several methods share: the recipe of Lightly's CIFAR-10 benchmark, and a momentum network."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from idaa_lightly.plugin import Method
 
 
 class LightlyRecipe(Method):
-    """SGD with momentum and a cosine, SimCLR's views without blur.
+    """Base class of methods with the recipe of Lightly's CIFAR-10 benchmark.
 
-    Source: Lightly's CIFAR-10 benchmark (docs, cifar10_benchmark.py): ResNet-18, 200 epochs, batch 512, momentum 0.9,
-    weight decay 5e-4, learning rate 0.06 for every 128 images of a batch.
+    The recipe is SGD with momentum 0.9, weight decay 5e-4 and a cosine schedule, and SimCLR's views without blur.
+
+    Source: Lightly's CIFAR-10 benchmark (docs, cifar10_benchmark.py): ResNet-18, 200 epochs, batch size 512, learning
+    rate 0.06 per 128 images of a batch.
 
     Args:
-        lr: learning rate of SGD.
+        lr: Learning rate of SGD. The default is for batches of 512 images.
     """
 
     epochs = 200
@@ -36,27 +38,27 @@ class LightlyRecipe(Method):
         self.lr = lr
 
     def transform(self, image_size: int, normalize: dict[str, list[float]]) -> MultiViewTransform:
-        """Crop, flip, colour jitter, greyscale."""
+        """Return a transform with crop, flip, colour jitter and greyscale."""
         return SimCLRTransform(image_size, cj_strength=0.5, gaussian_blur=0.0, normalize=normalize)
 
     def project(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) to projections (N, D)."""
+        """Compute projections (N, D) of images (N, C, H, W)."""
         projection: Tensor = self.head(self.backbone(images).flatten(1))
         return projection
 
     def optimizer(
         self, parameters: ParamsT, epochs: int, steps_per_epoch: int
     ) -> tuple[torch.optim.Optimizer, LRScheduler]:
-        """SGD with a cosine over all steps."""
+        """Return SGD with a cosine schedule over all steps."""
         optimizer = torch.optim.SGD(parameters, lr=self.lr, momentum=0.9, weight_decay=5e-4)
         return optimizer, cosine(optimizer, epochs * steps_per_epoch)
 
 
 class MomentumRecipe(LightlyRecipe):
-    """Adds copies of backbone and head that follow them slowly.
+    """LightlyRecipe with a momentum network: moving averages of backbone and head.
 
     Args:
-        momentum: of the copies.
+        momentum: Momentum of the moving averages.
     """
 
     def __init__(
@@ -76,27 +78,42 @@ class MomentumRecipe(LightlyRecipe):
 
     @torch.no_grad()
     def project_by_momentum(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) to projections (N, D) by the copies."""
+        """Compute projections (N, D) of images (N, C, H, W) with the momentum network, without gradient."""
         projection: Tensor = self.momentum_head(self.momentum_backbone(images).flatten(1))
         return projection
 
     def before_step(self, step: int, epochs: int, steps_per_epoch: int) -> None:
-        """Lets the copies follow."""
+        """Update the momentum network."""
         update_momentum(self.backbone, self.momentum_backbone, self.momentum)
         update_momentum(self.head, self.momentum_head, self.momentum)
 
 
 def cosine(optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
-    """From the full learning rate to 0 in half a cosine."""
+    """Return a schedule from the full learning rate to 0 along half a cosine.
+
+    Args:
+        optimizer: Optimiser to schedule.
+        steps: Number of optimiser steps of the whole training.
+    """
     return LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step, steps) / steps)))
 
 
 def keep_in_checkpoints(bank: nn.Module) -> None:
-    """Makes the buffers of a memory bank persistent; Lightly leaves them out, and a resumed run would start anew."""
+    """Make the buffers of a memory bank persistent.
+
+    Lightly does not save them, so a resumed run would start with an empty memory bank.
+
+    Args:
+        bank: Memory bank to change in place.
+    """
     for name, buffer in list(bank.named_buffers(recurse=False)):
         bank.register_buffer(name, buffer, persistent=True)
 
 
 def local_size(image_size: int) -> int:
-    """Size of local crops: 96 at 224 px, as in the papers of SwAV and DINO, and in that proportion, from 8 px on."""
+    """Return the size of local crops in pixels: 96/224 of the image size, as in SwAV and DINO, and at least 8.
+
+    Args:
+        image_size: Height and width of global crops, in pixels.
+    """
     return max(8, round(image_size * 96 / 224))

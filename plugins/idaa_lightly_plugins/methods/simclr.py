@@ -20,15 +20,15 @@ from idaa_lightly.plugin import PairMethod
 class SimCLR(PairMethod):
     """SimCLR with the recipe of IDAA's authors for small images.
 
-    Source: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020; recipe of
-    Yang et al., ICML 2022, appendix on training (CIFAR): Adam, cosine after epoch 10, 300 epochs, batch 256, a
-    projection head 512-512-64 without BatchNorm, no blur.
+    Source: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020. The recipe
+    is that of Yang et al., ICML 2022, appendix on training (CIFAR): Adam, a cosine schedule after epoch 10, 300 epochs,
+    batch size 256, a projection head 512-512-64 without BatchNorm, and no blur.
 
     Args:
-        temperature: of NT-Xent.
-        lr: learning rate of Adam.
-        projection_dim: dimension of the projection.
-        jitter: strength of the colour jitter, a factor on (0.8, 0.8, 0.8, 0.2).
+        temperature: Temperature of NT-Xent, which divides the cosines.
+        lr: Learning rate of Adam.
+        projection_dim: Dimension of the projection.
+        jitter: Strength of the colour jitter, a factor on (0.8, 0.8, 0.8, 0.2).
     """
 
     epochs = 300
@@ -50,7 +50,7 @@ class SimCLR(PairMethod):
         self.lr, self.jitter = lr, jitter
 
     def transform(self, image_size: int, normalize: dict[str, list[float]]) -> MultiViewTransform:
-        """Crop, flip, colour jitter, greyscale."""
+        """Return a transform with crop, flip, colour jitter and greyscale."""
         return SimCLRTransform(
             image_size, cj_strength=self.jitter, gaussian_blur=0.0, min_scale=0.08, normalize=normalize
         )
@@ -58,7 +58,10 @@ class SimCLR(PairMethod):
     def optimizer(
         self, parameters: ParamsT, epochs: int, steps_per_epoch: int
     ) -> tuple[torch.optim.Optimizer, LRScheduler]:
-        """Adam; the cosine over all epochs starts to be followed after epoch 10."""
+        """Return Adam with a cosine schedule that starts after epoch 10.
+
+        The cosine has the length of the whole training, so the learning rate does not reach 0.
+        """
         optimizer = torch.optim.Adam(parameters, lr=self.lr)
 
         def factor(step: int) -> float:

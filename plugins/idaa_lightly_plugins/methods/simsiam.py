@@ -16,19 +16,19 @@ Pair = tuple[Tensor, Tensor]
 
 
 class SimSiam(LightlyRecipe):
-    """SimSiam: no negatives, a predictor and a stopped gradient.
+    """SimSiam, which has a predictor and a stopped gradient, but no negatives.
 
-    An attack finds its direction through the predictor: between an image and itself, the prediction and the
-    projection differ.
+    An attack that starts at the anchor has a non-zero gradient, since the predictor makes prediction and projection
+    differ even for the same image.
 
     Source and recipe: Chen & He, "Exploring Simple Siamese Representation Learning", CVPR 2021, Sec. 3 and App. D
-    (CIFAR): SGD with momentum 0.9, weight decay 5e-4, cosine, batch 512, a projection head of two layers, no blur; 300
-    epochs as in Yang et al., ICML 2022.
+    (CIFAR). The recipe is SGD with momentum 0.9, weight decay 5e-4, a cosine schedule, batch size 512, a projection
+    head of two layers and no blur. The 300 epochs are those of Yang et al., ICML 2022.
 
     Args:
-        lr: learning rate, 0.03 for every 256 images of a batch.
-        projection_dim: dimension of the projection.
-        prediction_dim: width of the predictor's bottleneck.
+        lr: Learning rate of SGD, 0.03 per 256 images of a batch. The default is for batches of 512 images.
+        projection_dim: Dimension of the projection.
+        prediction_dim: Width of the predictor's bottleneck.
     """
 
     epochs = 300
@@ -52,15 +52,15 @@ class SimSiam(LightlyRecipe):
         self.criterion = NegativeCosineSimilarity()
 
     def transform(self, image_size: int, normalize: dict[str, list[float]]) -> MultiViewTransform:
-        """Crop, flip, colour jitter, greyscale."""
+        """Return a transform with crop, flip, colour jitter and greyscale."""
         return SimCLRTransform(image_size, cj_strength=0.5, gaussian_blur=0.0, min_scale=0.2, normalize=normalize)
 
     def embed(self, images: Tensor) -> Pair:
-        """Predictions and projections (N, projection_dim), the projections outside the graph."""
+        """Return predictions and detached projections, (N, projection_dim) each."""
         projection = self.project(images)
         return self.predictor(projection), projection.detach()
 
     def loss(self, anchor: Pair, positive: Pair, *others: Pair) -> Tensor:
-        """Negative cosine of each prediction with the other's projection."""
+        """Compute the negative cosine of each prediction and the other view's projection."""
         loss: Tensor = 0.5 * (self.criterion(anchor[0], positive[1]) + self.criterion(positive[0], anchor[1]))
         return loss

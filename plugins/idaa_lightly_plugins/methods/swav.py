@@ -19,20 +19,20 @@ from idaa_lightly_plugins.methods.recipe import LightlyRecipe, cosine, local_siz
 
 
 class SwaV(LightlyRecipe):
-    """Swapped prediction of cluster codes, with multi-crop.
+    """Swapped prediction of cluster assignments (SwAV), with multi-crop.
 
-    An attack raises the cross-entropy between the anchor's codes, held fixed, and the view's scores; prototypes are
-    normalised before each step only, and get no gradient from the search.
+    An attack raises the cross-entropy between the anchor's codes, which are held fixed, and the view's scores.
+    Prototypes are normalised once before each step, and get no gradient from an attack.
 
     Source: Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", NeurIPS 2020,
-    Sec. 3; recipe of Lightly's CIFAR-10 benchmark: Adam, learning rate 1e-3 for every 128 images of a batch, weight
-    decay 1e-6, 512 prototypes, no queue. Local views as in the paper; Lightly's benchmark has none.
+    Sec. 3. The recipe is Lightly's CIFAR-10 benchmark: Adam, learning rate 1e-3 per 128 images of a batch, weight decay
+    1e-6, 512 prototypes and no queue. Local views are as in the paper, while Lightly's benchmark has none.
 
     Args:
-        lr: learning rate of Adam.
-        projection_dim: dimension of the projection.
-        prototypes: number of clusters.
-        local_views: smaller views of an image, besides the two global ones.
+        lr: Learning rate of Adam. The default is for batches of 512 images.
+        projection_dim: Dimension of the projection.
+        prototypes: Number of prototypes.
+        local_views: Number of smaller views per image, in addition to the two global views.
     """
 
     multi_crop = True
@@ -55,7 +55,7 @@ class SwaV(LightlyRecipe):
         self.local_views = local_views
 
     def transform(self, image_size: int, normalize: dict[str, list[float]]) -> MultiViewTransform:
-        """Two global crops and the local ones: crop, flip, colour jitter, greyscale."""
+        """Return a transform of global and local crops, with flip, colour jitter and greyscale."""
         return SwaVTransform(
             crop_sizes=(image_size, local_size(image_size)),
             crop_counts=(2, self.local_views),
@@ -65,22 +65,22 @@ class SwaV(LightlyRecipe):
         )
 
     def embed(self, images: Tensor) -> Tensor:
-        """Scores (N, prototypes)."""
+        """Compute the scores (N, prototypes) of images (N, C, H, W)."""
         scores: Tensor = self.prototypes(F.normalize(self.project(images), dim=1))
         return scores
 
     def loss(self, anchor: Tensor, positive: Tensor, *others: Tensor) -> Tensor:
-        """Codes of each global view against the scores of all others."""
+        """Compute the cross-entropy of the codes of each global view with the scores of all other views."""
         loss: Tensor = self.criterion([anchor, positive], list(others)).squeeze()
         return loss
 
     def before_step(self, step: int, epochs: int, steps_per_epoch: int) -> None:
-        """Brings the prototypes back to the unit sphere."""
+        """Normalise the prototypes to unit length."""
         self.prototypes.normalize()
 
     def optimizer(
         self, parameters: ParamsT, epochs: int, steps_per_epoch: int
     ) -> tuple[torch.optim.Optimizer, LRScheduler]:
-        """Adam with a cosine over all steps."""
+        """Return Adam with a cosine schedule over all steps."""
         optimizer = torch.optim.Adam(parameters, lr=self.lr, weight_decay=1e-6)
         return optimizer, cosine(optimizer, epochs * steps_per_epoch)

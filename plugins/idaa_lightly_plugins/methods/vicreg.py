@@ -20,15 +20,15 @@ from idaa_lightly.plugin import PairMethod
 
 
 class VICReg(PairMethod):
-    """Variance, invariance and covariance of projections as three terms of the loss.
+    """VICReg, whose loss has terms for variance, invariance and covariance of projections.
 
-    Source: Bardes et al., "VICReg", ICLR 2022, Sec. 4 (weights 25, 25 and 1); recipe of solo-learn for CIFAR-10: LARS,
-    learning rate 0.3, weight decay 1e-4, not for biases and norms, 10 epochs of warm-up, a cosine, 1000 epochs, batch
-    256, a projection head of three layers of 2048, no blur.
+    Source: Bardes et al., "VICReg", ICLR 2022, Sec. 4 (weights 25, 25 and 1). The recipe is solo-learn's for CIFAR-10:
+    LARS, learning rate 0.3, 10 epochs of warm-up, a cosine schedule, 1000 epochs and batch size 256. Weight decay is
+    1e-4, and 0 for biases and norms. The projection head has three layers of width 2048. Views have no blur.
 
     Args:
-        lr: learning rate of LARS.
-        projection_dim: width of the projection head, and dimension of the projection.
+        lr: Learning rate of LARS.
+        projection_dim: Width of the projection head and dimension of the projection.
     """
 
     epochs = 1000
@@ -43,13 +43,16 @@ class VICReg(PairMethod):
         self.lr = lr
 
     def transform(self, image_size: int, normalize: dict[str, list[float]]) -> MultiViewTransform:
-        """Crop, flip, colour jitter, greyscale, solarisation."""
+        """Return a transform with crop, flip, colour jitter, greyscale and solarisation."""
         return VICRegTransform(image_size, min_scale=0.2, gaussian_blur=0.0, normalize=normalize)
 
     def optimizer(
         self, parameters: ParamsT, epochs: int, steps_per_epoch: int
     ) -> tuple[torch.optim.Optimizer, LRScheduler]:
-        """LARS with warm-up and a cosine."""
+        """Return LARS with a cosine schedule after warm-up.
+
+        The warm-up takes 10 epochs, or a tenth of a training of less than 100 epochs.
+        """
         groups: list[dict[str, Any]] = [part if isinstance(part, dict) else {"params": [part]} for part in parameters]
         split = [
             group | {"params": [p for p in group["params"] if (p.ndim > 1) is decayed], "weight_decay": 1e-4 * decayed}
