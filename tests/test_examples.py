@@ -28,7 +28,7 @@ from idaa_lightly import VAE, AdversarialLoss
 from idaa_lightly.batchnorm import DualBatchNorm
 
 EXAMPLES = sorted((Path(__file__).parent / "examples").glob("*.diff"))
-README = Path(__file__).parents[1] / "README.md"
+LOOPS = Path(__file__).parents[1] / "docs" / "loops.md"
 SIDES = ("before", "after")
 BATCH, IMAGES, WORLD = 8, 36, 2
 SMALLER = {
@@ -78,8 +78,9 @@ def test_the_change_is_at_most_six_lines(example: Path) -> None:
         compile(code, example.stem, "exec")
 
 
-def test_the_readme_shows_parts_of_the_examples() -> None:
-    _, *shown = re.findall(r"```diff\n(.*?)```", README.read_text(), re.DOTALL)
+def test_the_docs_show_parts_of_the_examples() -> None:
+    shown = re.findall(r"```diff\n(.*?)```", LOOPS.read_text(), re.DOTALL)
+    assert len(shown) == 2
     examples = [example.read_text() for example in EXAMPLES]
     for part in shown:
         hunks = [hunk for hunk in re.split(r"^@@.*\n", part, flags=re.MULTILINE) if hunk]

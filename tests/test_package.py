@@ -90,6 +90,54 @@ def test_the_readmes_lightning_module(changed: bool) -> None:
     assert not any("vae" in name for name in model.state_dict())
 
 
+def readme_code(index: int) -> str:
+    """Return one of the README's examples in Python."""
+    found: list[str] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return found[index]
+
+
+def test_the_readmes_first_lines_run() -> None:
+    scope: dict[str, Any] = {}
+    exec(readme_code(0), scope)
+    assert all(part.grad is not None for part in scope["model"].parameters())
+
+
+def test_the_readmes_device_views() -> None:
+    scope: dict[str, Any] = {}
+    exec(readme_code(1), scope)
+    assert scope["x0"].shape == scope["x1"].shape == (256, 3, 32, 32)
+
+
+class Small(pl.LightningModule):
+    """A module with a backbone, for the README's evaluations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))
+
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        loss: torch.Tensor = self.backbone(batch[0]).square().mean()
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*many workers", "ignore:.*number of training batches")
+@pytest.mark.filterwarnings("ignore:k is 200, but the bank", "ignore:GPU available", "ignore:.*isinstance.treespec")
+def test_the_readmes_evaluations() -> None:
+    """The code as it stands, with names for what the reader brings, on the CPU and shorter."""
+    samples = TensorDataset(torch.randn(60, 3, 2, 2), torch.arange(60) % 3)
+    loader = DataLoader(samples, 20)
+    scope: dict[str, Any] = {"train_loader": loader, "test_loader": loader, "loader": loader, "model": Small()}
+    quiet = "accelerator='cpu', logger=False, enable_checkpointing=False, enable_progress_bar=False"
+    for index in (2, 3):
+        scope["backbone"] = scope["model"].backbone
+        code = readme_code(index).replace("max_epochs=100", f"max_epochs=10, {quiet}")
+        exec(code.replace("Trainer(max_epochs=1)", f"Trainer(max_epochs=1, {quiet})"), scope)
+        assert 0 <= scope["trainer"].callback_metrics["val_knn_top1"] <= 1
+
+
 def guide(index: int) -> dict[str, Any]:
     """What the code of plugins/README.md defines."""
     scope: dict[str, Any] = {}

@@ -12,21 +12,47 @@ import pytest
 from click.testing import CliRunner, Result
 from records import a_record
 
-from idaa_lightly.bench.published.pages import SECTION, pages, render
-from idaa_lightly.bench.published.recipes import read_table
+from idaa_lightly.bench.compare.forest import description
+from idaa_lightly.bench.config import read_recipe
+from idaa_lightly.bench.published.pages import figures, figures_of, pages
+from idaa_lightly.bench.published.recipes import read_questions, read_table
+from idaa_lightly.bench.published.tables import render
 from idaa_lightly.cli import main
-from idaa_lightly.errors import FileFormatError
+from idaa_lightly.errors import FileFormatError, UsageError
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-RECIPE = """\
-method = "simclr"
-aug = "{aug}"
-limit_train = 64
-backbone = "resnet9-w4"
-epochs = 1
-batch_size = 32
-accelerator = "cpu"
+RECIPES = """\
+[bases]
+small = { limit_train = 64, backbone = "resnet9-w4", epochs = 1, batch_size = 32, accelerator = "cpu" }
+simclr = { base = "small", method = "simclr" }
+
+[recipes]
+plain = { base = "simclr", aug = "none" }
+clae = { base = "plain", aug = "clae" }
+strong = { base = "clae", epochs = 2, set.aug.eps = 0.1, set.method.temperature = 0.2 }
+stronger = { base = "strong", set.aug.eps = 0.2 }
 """
+QUESTIONS = (
+    """\
+[help]
+title = "Does CLAE help?"
+conclusion = """
+    + "'''"
+    + """
+It adds
+11 points.
+"""
+    + "'''"
+    + """
+tables = ["small"]
+contrasts = [["CLAE − SimCLR", "clae", "plain"], ["never run", "strong", "plain"]]
+
+[other]
+title = "Another question?"
+conclusion = "No."
+tables = ["other", "short"]
+"""
+)
 TABLES = """\
 [tables.pairs]
 title = "Differences"
@@ -99,11 +125,11 @@ def record(
 @pytest.fixture(autouse=True)
 def benchmarks() -> Path:
     folder = Path("benchmarks")
-    (folder / "recipes").mkdir(parents=True)
+    folder.mkdir()
     (folder / "tables.toml").write_text(TABLES)
-    (folder / "recipes/plain.toml").write_text(RECIPE.format(aug="none"))
-    (folder / "recipes/clae.toml").write_text("# of old\n" + RECIPE.format(aug="clae"))
-    (folder / "README.md").write_text("# Page\n<!-- table small -->\nstale\n<!-- end -->\nText\n")
+    (folder / "recipes.toml").write_text(RECIPES)
+    (folder / "questions.toml").write_text(QUESTIONS)
+    (folder / "README.md").write_text("# Page\n<!-- questions -->\nstale\n<!-- end -->\nText\n")
     return folder
 
 
@@ -175,22 +201,70 @@ def test_a_study_of_identity_is_made_once(benchmarks: Path) -> None:
     assert (folder / "identity.json").stat().st_mtime_ns == before
 
 
-def test_pages_and_heads(benchmarks: Path) -> None:
-    record("clae", 0, 0.25)
-    result = bench("small", "--render")
-    assert "Rendered: benchmarks/README.md" in result.stderr
+def test_recipes_override_their_bases(benchmarks: Path) -> None:
+    small = {"limit_train": 64, "backbone": "resnet9-w4", "epochs": 1, "batch_size": 32, "accelerator": "cpu"}
+    place = benchmarks / "recipes.toml"
+    assert read_recipe(place, "clae") == small | {"method": "simclr", "aug": "clae"}
+    options = {"aug": {"eps": 0.2}, "method": {"temperature": 0.2}}
+    assert read_recipe(place, "stronger") == small | {"method": "simclr", "aug": "clae", "epochs": 2, "set": options}
+    shown = CliRunner().invoke(main, ["run", "--config", f"{place}:stronger", "--epochs", "3", "--dry-run"])
+    assert shown.exit_code == 0, shown.output
+    assert {"epochs = 3", "eps = 0.2", "temperature = 0.2", 'aug = "clae"'} <= set(shown.output.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("recipes", "name", "error", "text"),
+    [
+        ("[recipes]\na = {}", "b", UsageError, "no recipe 'b' in x.toml; known: a."),
+        ("[bases]\nb = {}\n[recipes]\na = {}", "b", UsageError, "no recipe 'b' in x.toml; known: a."),
+        ("[recipes]\na = { base = 'c' }", "a", FileFormatError, "the recipe 'a' has the base 'c', which is not there"),
+        ("[recipes]\na = { base = 'b' }\nb = { base = 'a' }", "a", FileFormatError, "'a' has itself as a base"),
+        ("[recipes]\na = { epochs = 0 }", "a", UsageError, "x.toml: a: epochs is 0, but expected int, 1 or more"),
+        ("[recipes]\na = { epoch = 1 }", "a", UsageError, "x.toml: a: 'epoch' is no field of a run"),
+    ],
+)
+def test_bad_recipes(recipes: str, name: str, error: type[Exception], text: str) -> None:
+    Path("x.toml").write_text(recipes)
+    with pytest.raises(error, match=re.escape(text)):
+        read_recipe("x.toml", name)
+
+
+def test_pages_and_pictures(benchmarks: Path) -> None:
+    for seed, (plain, clae) in enumerate(((0.5, 0.6), (0.5, 0.62))):
+        record("plain", seed, plain)
+        record("clae", seed, clae)
+    changed = {"README.md", "results.csv", "tables/help.md", "tables/other.md", "figures/help.svg"}
+    told = bench("small", "--render").stderr.splitlines()
+    assert set(told) == {f"Rendered: benchmarks/{name}" for name in changed}
     page = (benchmarks / "README.md").read_text()
-    assert page.startswith("# Page\n<!-- table small -->\n\n**A small table**")
+    assert page.startswith(
+        "# Page\n<!-- questions -->\n\n### Does CLAE help?\n\n![Does CLAE help?](figures/help.svg)\n\n"
+    )
+    assert "\n\nIt adds 11 points.\n\n[All tables](tables/help.md). `idaa-bench table small`\n\n### Another" in page
+    assert "### Tables that were not run" not in page
     assert page.endswith("\n<!-- end -->\nText\n")
-    head, body = (benchmarks / "recipes/clae.toml").read_text().split("method", 1)
-    assert head.splitlines() == [
-        "# idaa-bench run --config benchmarks/recipes/clae.toml --seed 0 --seed 1",
-        "# expected: knn 25.00, knn_projection 12.50, linear 25.00 (1 seeds), 2 min of training, a CPU",
-        "# paper: knn 80.27 (ResNet-12, 150 epochs)",
-    ]
-    assert "method" + body == RECIPE.format(aug="clae")
-    assert "# not run yet" in (benchmarks / "recipes/plain.toml").read_text()
+    shown = json.loads(figures_of(benchmarks / "figures/help.svg"))
+    points = [11.0, -1.71, 23.71]  # as in test_differences_of_pairs_by_hand
+    assert shown == {"CLAE − SimCLR": {"seeds": 2, "knn": points, "linear": points}}
+    tables = (benchmarks / "tables/help.md").read_text()
+    assert tables.startswith(
+        "# Does CLAE help?\n\nIt adds 11 points.\n\n![Does CLAE help?](../figures/help.svg)\n\n**A small"
+    )
+    rows = (benchmarks / "results.csv").read_text().splitlines()
+    assert rows[1].startswith("clae,0,simclr,clae,60.00,30.00,60.00,10.00,1,120.0,120,c0ffee,a CPU")
+    assert len(rows) == 5
     assert "Rendered" not in bench("small", "--render").stderr
+    record("clae", 2, 0.1)
+    record("plain", 2, 0.1)
+    assert "Rendered: benchmarks/figures/help.svg" in bench("small", "--render").stderr
+
+
+def test_a_table_of_which_nothing_was_run_is_a_line(benchmarks: Path) -> None:
+    record("plain", 0, 0.5)
+    bench("small", "--render")
+    lines = (benchmarks / "README.md").read_text().partition("### Tables that were not run\n\n")[2].splitlines()
+    assert lines[:2] == ["- `idaa-bench table other`: Another", "- `idaa-bench table studied`: Identity"]
+    assert not (benchmarks / "figures").exists()
 
 
 def test_it_runs_what_is_missing_and_nothing_twice(benchmarks: Path) -> None:
@@ -222,9 +296,18 @@ def test_bad_input(benchmarks: Path) -> None:
     assert "holds no tables, but expected [tables.NAME]" in bench(code=1).output
 
 
-def test_the_page_of_this_repository_is_what_its_records_give() -> None:
+def test_bad_questions(benchmarks: Path) -> None:
+    (benchmarks / "questions.toml").write_text("[x]\ntitle = 'x'\n")
+    assert "[x] needs title, conclusion and tables" in bench("small", "--render", code=1).output
+
+
+def test_the_pages_of_this_repository_are_what_its_records_give() -> None:
     for path, text in pages(BENCHMARKS).items():
         assert path.read_text() == text, f"{path}: run `idaa-bench table laptop --render`"
+    for path, rows in figures(BENCHMARKS).items():
+        assert figures_of(path) == description(rows), f"{path}: run `idaa-bench table laptop --render`"
+    for folder, names in (("tables", pages(BENCHMARKS)), ("figures", figures(BENCHMARKS))):
+        assert set((BENCHMARKS / folder).iterdir()) <= set(names), "a page without a question"
 
 
 def test_the_costs_of_this_repository_are_what_was_measured() -> None:
@@ -233,17 +316,29 @@ def test_the_costs_of_this_repository_are_what_was_measured() -> None:
     assert spec.loader is not None
     costs = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(costs)
-    page = (BENCHMARKS / "README.md").read_text()
+    page = (BENCHMARKS / "cost.md").read_text()
     assert costs.rendered(page) == page, "run `python benchmarks/costs.py`"
 
 
-@pytest.mark.parametrize("page", ["README.md", "benchmarks/README.md"])
-def test_every_interval_of_the_text_stands_in_a_table_of_differences(page: str) -> None:
-    number = r"([+−-]?\d+\.\d\d)"
-    prose = re.sub(r"```.*?```|^\|.*?$", "", SECTION.sub("", (BENCHMARKS.parent / page).read_text()), flags=re.S | re.M)
-    text = " ".join(prose.split())
-    said = re.findall(rf"{number} \[{number}, {number}\]", text)
-    assert 0 < len(said) == len(re.findall(r"\[[+−-]?\d+\.", text))  # all that looks like one
-    table = render(read_table(BENCHMARKS, "differences"))
-    for center, low, high in ([float(part.replace("−", "-")) for part in found] for found in said):
-        assert f"| {center:+.2f} [{low:+.2f}, {high:+.2f}] |" in table
+def looked_up(text: str, tables: str) -> None:
+    """Check that every accuracy and every difference of a text is that of a table, rounded as the text has it."""
+    numbers = re.findall(r"(\d+(?:\.\d+)?)(?= points| %| ×)", text.replace("95 %", ""))  # of the intervals
+    assert numbers
+    known = [float(number) for number in re.findall(r"\d+\.\d+", tables)]
+    for number in numbers:
+        digits = len(number.partition(".")[2])
+        assert any(round(value, digits) == float(number) for value in known), number
+
+
+@pytest.mark.parametrize("name", [question.name for question in read_questions(BENCHMARKS)])
+def test_every_figure_of_a_conclusion_stands_in_its_tables(name: str) -> None:
+    (question,) = [question for question in read_questions(BENCHMARKS) if question.name == name]
+    if name == "settings":  # its figures are settings
+        return
+    looked_up(question.conclusion, (BENCHMARKS / "tables" / f"{name}.md").read_text())
+
+
+def test_every_figure_of_the_readme_stands_in_a_table() -> None:
+    readme = (BENCHMARKS.parent / "README.md").read_text()
+    looked_up(readme.partition("## What to expect")[2].partition("##")[0], (BENCHMARKS / "tables/gain.md").read_text())
+    assert "[" not in re.sub(r"\[[^\]]*\]\(", "", readme.partition("## What to expect")[2].partition("##")[0])

@@ -122,5 +122,5 @@ def _results(folder: Path) -> str:
         row = [path.parent.parent.name, config.seed, config.method, config.aug, *accuracies]
         row += [f"{100 * record['initial']['knn']:.2f}", config.epochs, record["time"]["train_s"]]
         row += [f"{training_flops(record):.4g}", record["git_commit"], record["device"]["name"]]
-        writer.writerow([*row, record["versions"]["torch"]])
+        writer.writerow([*row, record["versions"].get("torch", "")])
     return text.getvalue()
