@@ -110,6 +110,7 @@ def test_counting_operations_leaves_no_trace(aug: str) -> None:
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
+@pytest.mark.slow
 def test_a_vae_that_is_fitted_in_half_precision_is_as_good() -> None:
     errors = []
     for precision in ("32-true", "bf16-mixed"):
