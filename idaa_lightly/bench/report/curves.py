@@ -1,4 +1,4 @@
-"""What the figures of a report show of groups of runs: learning curves, and accuracy against what it cost."""
+"""Learning curves of groups of runs, and accuracy over the cost of training."""
 
 from __future__ import annotations
 
@@ -19,13 +19,20 @@ T = TypeVar("T")
 K = TypeVar("K")
 UNITS = {15: "P", 12: "T", 9: "G", 6: "M"}
 IDENTITY = {"lost": ("identities lost, %", 100), "information": ("log N − L_NCE, nats", 1)}
-"""Figures that are logged in training: what they are, and the factor to that unit."""
+"""Figures that are logged in training: name with unit, and factor to that unit."""
 MEASURES: dict[Measure, tuple[str, str]] = {"knn": ("kNN", "kNN top-1, %"), "linear": ("linear", "linear top-1, %")}
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A group as the page shows it: its number, its name, and the style of its lines, as for `Line`."""
+    """A group as the page shows it.
+
+    Attributes:
+        index: Number of the group.
+        group: The runs.
+        label: Name that tells it from the others.
+        style: Style of its lines; see `Line`.
+    """
 
     index: int
     group: Group
@@ -34,17 +41,25 @@ class Shown:
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """Itself, as a legend's entry."""
+        """Its own number, for a legend."""
         return (self.index,)
 
     def line(self, x: Sequence[float], columns: Iterable[Sequence[float]]) -> Line:
-        """Means and standard deviations of columns, each with a value a seed."""
+        """Return the line of means and standard deviations of columns that have a value per seed."""
         return line(self.label, self.groups, self.style, x, columns)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot or picture, what it shows of which groups; its lines, and whether they need a legend of their own."""
+    """A plot or picture.
+
+    Attributes:
+        content: SVG or image.
+        caption: Text above it.
+        groups: Numbers of the groups that it shows.
+        lines: Lines of a plot.
+        legend: True if the lines need a legend of their own.
+    """
 
     content: Markup
     caption: str
@@ -55,14 +70,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Block:
-    """Groups that share figures: all on the same data, or of one method on it where they are many."""
+    """Groups that share figures: all on one data set, or one method on it if there are many."""
 
     title: str
     groups: list[Shown]
 
 
 def blocks(groups: list[Group]) -> list[Block]:
-    """The groups with names that tell them apart, and styles; those of `none` are neutral."""
+    """Return the groups in blocks, with distinct names and styles. Groups of `none` have neutral styles."""
     names = _names(groups)
     counts = Counter(group.mark("data") for group in groups)
     found: dict[str, list[int]] = {}
@@ -83,7 +98,7 @@ def blocks(groups: list[Group]) -> list[Block]:
 
 
 def _names(groups: list[Group]) -> list[str]:
-    """Method and augmentation, and all options that differ among the groups of both on the same data."""
+    """Return names of method and augmentation, with the options that differ among their groups on the same data."""
     options = [group.config.flat() | {mark: group.mark(mark) for mark in MARKS} for group in groups]
     pairs = [(group.config.method, group.config.aug, group.config.data) for group in groups]
     several = len({data for *_, data in pairs}) > 1
@@ -101,25 +116,25 @@ def _names(groups: list[Group]) -> list[str]:
 def line(
     label: str, groups: tuple[int, ...], style: int, x: Sequence[float], columns: Iterable[Sequence[float]]
 ) -> Line:
-    """Means and standard deviations of columns, each with a value a seed."""
+    """Return the line of means and standard deviations of columns that have a value per seed."""
     means, stds = zip(*map(spread, columns), strict=True)
     return Line(label, groups, style, x, means, stds)
 
 
 def style(number: int) -> int:
-    """The number-th style that is not neutral."""
+    """Return the style with this number among those that are not neutral."""
     return number + number // (COLOURS - 1) + 1
 
 
 def accuracy_curve(groups: list[Shown]) -> Figure:
-    """Accuracy by kNN over the epochs."""
+    """Return the figure of kNN accuracy over epochs."""
     lines = [item.line(*_history(item.group)) for item in groups]
     plot = curves(lines, f"knn{groups[0].index}", "epoch", MEASURES["knn"][1])
     return figure(plot, "kNN accuracy", lines)
 
 
 def time_curves(groups: list[Shown], everyone: list[Shown]) -> list[Figure]:
-    """Accuracy by kNN over the seconds of training, a figure a device; the shortest time of everyone is marked."""
+    """Return figures of kNN accuracy over training time, one per device. The shortest time of all groups is marked."""
     made = []
     for clock, part in _facets(groups, lambda item: item.group.clock).items():
         budget = min(item.group.seconds for item in everyone if item.group.clock == clock)
@@ -129,9 +144,9 @@ def time_curves(groups: list[Shown], everyone: list[Shown]) -> list[Figure]:
 
 
 def flops_curves(groups: list[Shown], everyone: list[Shown], missing: list[str]) -> list[Figure]:
-    """Accuracy by kNN over the FLOPs of training, one figure or none; the least of everyone's are marked.
+    """Return the figure of kNN accuracy over training FLOPs, if there is one. The least FLOPs of all are marked.
 
-    Adds to `missing` the groups whose records are too old to have them.
+    Groups without recorded FLOPs are added to `missing`.
     """
     costs = {item.index: mean(values) for item in everyone if all(values := item.group.values(training_flops))}
     part = [item for item in groups if item.index in costs]
@@ -147,7 +162,7 @@ def flops_curves(groups: list[Shown], everyone: list[Shown], missing: list[str])
 
 
 def _by_cost(name: str, caption: str, xlabel: str, costs: list[tuple[Shown, float]], budget: float) -> Figure:
-    """Accuracy over a cost that grows evenly to the group's whole one."""
+    """Return the figure of accuracy over a cost that grows evenly during training."""
     lines = []
     for item, cost in costs:
         epochs, columns = _history(item.group)
@@ -157,9 +172,9 @@ def _by_cost(name: str, caption: str, xlabel: str, costs: list[tuple[Shown, floa
 
 
 def logged_curves(groups: list[Shown], missing: list[str]) -> tuple[list[Figure], list[Figure]]:
-    """What metrics.csv holds over the epochs: losses, and how many views lose their identity; a figure a method.
+    """Return figures of losses and of identity over epochs, one per method and quantity, from each metrics.csv.
 
-    Adds to `missing` what cannot be read.
+    Files that cannot be read are added to `missing`.
     """
     losses: list[Figure] = []
     others: list[Figure] = []
@@ -182,12 +197,12 @@ def logged_curves(groups: list[Shown], missing: list[str]) -> tuple[list[Figure]
 
 
 def figure(plot: Markup, caption: str, lines: Sequence[Line], *, legend: bool = False) -> Figure:
-    """With the groups that its lines show."""
+    """Return a figure with the groups that its lines show."""
     return Figure(plot, caption, tuple(sorted({group for line in lines for group in line.groups})), lines, legend)
 
 
 def near(path: Path) -> Path:
-    """The path from here, where it is below."""
+    """Return a path relative to the working directory if it is below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
@@ -199,14 +214,14 @@ def _facets(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
 
 
 def _history(group: Group) -> tuple[list[int], list[list[float]]]:
-    """The epochs that all seeds were evaluated at, and the accuracies there in %."""
+    """Return the epochs at which all seeds were evaluated, and their accuracies in percent."""
     seeds = [{entry["epoch"]: 100 * entry["knn"] for entry in record["history"]} for record in group.records.values()]
     epochs = sorted(set.intersection(*map(set, seeds)))
     return epochs, [[seed[epoch] for seed in seeds] for epoch in epochs]
 
 
 def _logged(item: Shown, missing: list[str]) -> dict[str, tuple[list[float], list[tuple[float, ...]]]]:
-    """By name, the epochs, and at each the values of all seeds that have a metrics.csv."""
+    """Return logged quantities by name: epochs, and at each the values of all seeds that have a metrics.csv."""
     seeds, without = [], []
     for seed, folder in sorted(item.group.folders.items()):
         try:
@@ -228,12 +243,12 @@ def _logged(item: Shown, missing: list[str]) -> dict[str, tuple[list[float], lis
 
 
 def read_metrics(path: Path) -> dict[str, dict[int, float]]:
-    """Means of losses over an epoch, and all identity figures, by name and the number of steps done.
+    """Return mean losses of epochs and all identity figures, by name and by the number of steps done.
 
     Raises:
-        OSError: there is no such file.
-        ValueError: it holds no losses, or something else.
-        KeyError: it has no column of steps.
+        OSError: There is no such file.
+        ValueError: It holds no losses, or values that are no numbers.
+        KeyError: It has no column of steps.
     """
     found: dict[str, dict[int, float]] = {}
     with path.open(newline="", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Finished runs as one HTML page that needs nothing else: tables, plots, pictures, and how they were made."""
+"""HTML report of finished runs: one page with tables, plots, pictures and configurations that loads nothing else."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ from idaa_lightly.files import atomic_write
 
 
 def write_report(targets: Sequence[Path], out: Path) -> list[str]:
-    """Writes the page on all runs below these folders.
+    """Write the report on all runs below these directories.
 
     Args:
-        targets: run folders, or folders of runs.
-        out: the HTML file.
+        targets: Run directories, or directories of runs.
+        out: The HTML file.
 
     Returns:
-        What is missing, a sentence each; the page says so, too.
+        Sentences that name what is missing. The page lists them, too.
 
     Raises:
-        FileFormatError: nothing there, or a record that cannot be read.
-        UsageError: a run is there twice.
+        FileFormatError: There is no run, or a record cannot be read.
+        UsageError: A run is there twice.
     """
     comparison = compare(targets)
     parts = blocks(read_groups(targets)[0])
@@ -71,7 +71,7 @@ def write_report(targets: Sequence[Path], out: Path) -> list[str]:
 
 
 def _render(content: Mapping[str, Any]) -> str:
-    """The page, in which the browser runs no script but ours, and fetches nothing."""
+    """Return the page. Its policy lets the browser run no other script and fetch nothing."""
     environment = Environment(
         loader=PackageLoader("idaa_lightly.bench.report"),
         autoescape=True,
@@ -89,13 +89,13 @@ def _render(content: Mapping[str, Any]) -> str:
 
 
 def _source(environment: Environment, name: str) -> Markup:
-    """A file of ours, as it is."""
+    """Return the text of one of our files, unescaped."""
     assert environment.loader is not None
     return Markup(environment.loader.get_source(environment, name)[0])
 
 
 def _curves(block: Block, everyone: list[Shown], missing: list[str]) -> dict[str, Any]:
-    """The figures of a block by section."""
+    """Return the figures of a block by section."""
     losses, logged = logged_curves(block.groups, missing)
     learning = [accuracy_curve(block.groups), *losses]
     costs = [*time_curves(block.groups, everyone), *flops_curves(block.groups, everyone, missing)]
@@ -136,7 +136,7 @@ def _interval(row: Mapping[str, Any], name: str) -> list[float]:
 
 
 def _identity(groups: list[Shown], missing: list[str]) -> tuple[list[dict[str, Any]], list[Figure]]:
-    """Rows of a table, and pictures, from each identity.json in a run folder or right below it."""
+    """Return table rows and pictures from each identity.json in a run directory or right below it."""
     rows, figures = [], []
     for item in groups:
         for seed, folder in item.group.folders.items():
@@ -163,7 +163,7 @@ def _identity(groups: list[Shown], missing: list[str]) -> tuple[list[dict[str, A
 
 
 def _identity_row(views: str, part: Mapping[str, Any]) -> dict[str, Any]:
-    """Of one augmentation, in percent and pixels."""
+    """Return the figures of one augmentation, in percent and pixels."""
     low, _, median, _, high = map(float, part["hardness"])
     norms = ("l2", "linf", "own_l2", "own_linf")
     sizes = [None if part.get(norm) is None else float(part[norm]) for norm in norms]
@@ -178,7 +178,7 @@ def _identity_row(views: str, part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _views(groups: list[Shown], missing: list[str]) -> list[Figure]:
-    """The view panels of the first run of each group that has them."""
+    """Return the view panels of the first run of each group that has them."""
     figures = []
     for item in groups:
         found = [(seed, folder / "views.png") for seed, folder in sorted(item.group.folders.items())]
@@ -188,7 +188,7 @@ def _views(groups: list[Shown], missing: list[str]) -> list[Figure]:
 
 
 def _picture(path: Path, caption: str, item: Shown, missing: list[str]) -> list[Figure]:
-    """A PNG within the page, or none where there is none."""
+    """Return a PNG to embed in the page; nothing if there is none."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             width, height = image.size
@@ -202,7 +202,7 @@ def _picture(path: Path, caption: str, item: Shown, missing: list[str]) -> list[
 
 
 def _runs(groups: list[Shown]) -> dict[str, Any]:
-    """What all runs share, and of each group its runs and what they do not share with all others."""
+    """Return what all runs share, and for each group its runs and what differs from the others."""
     facts = [{seed: _facts(record) for seed, record in item.group.records.items()} for item in groups]
     names = list(next(iter(facts[0].values())))
     values = {name: {fact[name] for part in facts for fact in part.values()} for name in names}
@@ -219,7 +219,7 @@ def _runs(groups: list[Shown]) -> dict[str, Any]:
 
 
 def _by_seed(name: str, values: Mapping[int, str]) -> dict[str, str]:
-    """One entry where all seeds have the same."""
+    """Return one entry if all seeds have the same value, else one per seed."""
     if len(set(values.values())) == 1:
         return {name: next(iter(values.values()))}
     return {f"{name}, seed {seed}": value for seed, value in values.items()}
@@ -245,7 +245,7 @@ def _facts(record: Record) -> dict[str, str]:
 
 
 def _listed(values: Mapping[str, Any]) -> str:
-    """Names and values on one line."""
+    """Return names and values on one line."""
     texts = {
         name: json.dumps(value) if isinstance(value, list | dict) else str(value) for name, value in values.items()
     }

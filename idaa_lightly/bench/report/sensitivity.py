@@ -1,4 +1,4 @@
-"""Options with several values among groups that are otherwise the same, and how accuracy depends on them."""
+"""Sensitivity plots: accuracy over an option that has several values among otherwise equal groups."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from idaa_lightly.bench.report.svg import COLOURS, Line, sensitivity
 
 
 def swept(groups: list[Group]) -> dict[str, list[list[int]]]:
-    """For each option, the families of groups that differ in it alone, each by the option's value.
+    """Return for each option the families of groups that differ in it alone, ordered by its value.
 
-    Method, augmentation and data are no options here. Groups of another commit or other images are no family, except
-    that the training images may differ where it is their number that is swept.
+    Method, augmentation and data do not count as options. Groups of different commits or images form no family, except
+    that the training images may differ if their number is the option.
     """
     options = [group.config.flat() for group in groups]
     found = {}
@@ -33,13 +33,13 @@ def swept(groups: list[Group]) -> dict[str, list[list[int]]]:
 
 
 def _rank(value: Any) -> tuple[bool, bool, float, str]:
-    """Numbers in order, then text, then what is not set."""
+    """Return a sort key: numbers first, then text, then unset values."""
     number = isinstance(value, int | float)
     return value is None, not number, value if number else 0.0, str(value)
 
 
 def sensitivity_figures(groups: list[Shown]) -> list[Figure]:
-    """A figure of each measure for each swept option, with `none` drawn across where it is one and the same."""
+    """Return a figure for each measure and option. `none` is drawn across if it is the same for the family."""
     made: list[Figure] = []
     several = len({item.group.config.data for item in groups}) > 1
     for option, families in swept([item.group for item in groups]).items():
@@ -59,7 +59,7 @@ def sensitivity_figures(groups: list[Shown]) -> list[Figure]:
 def swept_lines(
     option: str, families: list[list[Shown]], groups: list[Shown], measure: Measure
 ) -> tuple[list[Any], list[Line], list[Line]]:
-    """The values of an option in order, a line a family whose x are places among them, and the lines of `none`."""
+    """Return the values of an option in order, a line per family over their places, and the lines of `none`."""
     values: list[Any] = []
     for value in sorted((item.group.config.flat().get(option) for family in families for item in family), key=_rank):
         values += [value] if value not in values else []
@@ -77,13 +77,13 @@ def swept_lines(
 
 
 def _facet(option: str, item: Shown) -> tuple[str, str]:
-    """An option of a plugin means what it means for this plugin only."""
+    """Return plugin and data of a figure, since an option has a meaning for its own plugin only."""
     kind = option.partition(".")[0]
     return f" of {getattr(item.group.config, kind)}" if kind in ("method", "aug") else "", item.group.config.data
 
 
 def _family_names(option: str, families: list[list[Shown]]) -> list[str]:
-    """What tells the families of a figure apart."""
+    """Return names that tell the families of a figure apart."""
     first = [family[0].group.config.flat() | {"commit": family[0].group.mark("commit")} for family in families]
     names = sorted({name for own in first for name in own} - {"method", "aug", "data", option})
     telling = [name for name in names if any(own.get(name) != first[0].get(name) for own in first)]
@@ -94,7 +94,7 @@ def _family_names(option: str, families: list[list[Shown]]) -> list[str]:
 
 
 def _level(family: list[Shown], groups: list[Shown]) -> Shown | None:
-    """The one group of `none` that has all other options of the family."""
+    """Return the one group of `none` that shares all other options of the family."""
 
     def setting(item: Shown) -> tuple[str, str]:
         return item.group.setting, item.group.mark("commit")

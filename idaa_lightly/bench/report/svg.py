@@ -1,4 +1,4 @@
-"""Plots of a report: SVG to stand in a page, with the page's colours and fonts, light or dark."""
+"""Plots of a report as inline SVG, with the colours and fonts of the page, light or dark."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ SETTINGS: Any = {
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a plot; `std` is 0 where there is one value only.
+    """A line of a plot.
 
     Args:
-        label: its name.
-        groups: numbers of the groups that it shows; the page hides it when it hides all of them.
-        style: colour `style % COLOURS`, dashes `style // COLOURS`.
-        x: places, (N).
-        y: means over seeds, (N).
-        std: standard deviations over seeds, (N).
+        label: Name of the line.
+        groups: Numbers of the groups that it shows. The page hides the line when it hides all of them.
+        style: Colour `style % COLOURS` and dashes `style // COLOURS`.
+        x: Places, (N).
+        y: Means over seeds, (N).
+        std: Standard deviations over seeds, (N); 0 for a single seed.
     """
 
     label: str
@@ -66,22 +66,22 @@ class Line:
 
     @property
     def colour(self) -> str:
-        """Its number in the page's palette."""
+        """Placeholder of its colour in the palette of the page."""
         return f"{SERIES}{self.style % COLOURS}"
 
     @property
     def dashes(self) -> int:
-        """Number of its pattern."""
+        """Number of its dash pattern."""
         return self.style // COLOURS % len(DASHES)
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation, 0 for a single value."""
+    """Return mean and standard deviation, which is 0 for a single value."""
     return mean(values), stdev(values) if len(values) > 1 else 0.0
 
 
 def logarithmic(values: Iterable[Any]) -> bool:
-    """Whether positive numbers are spaced more evenly on a logarithmic axis than on a linear one."""
+    """Return True if positive numbers are spaced more evenly on a logarithmic axis than on a linear one."""
     places = sorted(set(values))
     if len(places) < 3 or places[0] <= 0:
         return False
@@ -91,14 +91,14 @@ def logarithmic(values: Iterable[Any]) -> bool:
 
 
 def curves(lines: list[Line], name: str, xlabel: str, ylabel: str, *, budget: float | None = None) -> Markup:
-    """Lines with a band of ± a standard deviation; `budget` is a place to mark.
+    """Draw lines with a band of ± one standard deviation.
 
     Args:
-        lines: one or more.
-        name: of the plot, of letters and digits, no other's on the page.
-        xlabel: what x is, with its unit.
-        ylabel: what y is, with its unit.
-        budget: where a vertical line stands.
+        lines: One or more lines.
+        name: Name of the plot, in letters and digits, unique on the page.
+        xlabel: Quantity of x, with its unit.
+        ylabel: Quantity of y, with its unit.
+        budget: Place of a vertical line.
     """
     with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=(4.5, 3.0), layout="constrained")
@@ -122,7 +122,7 @@ def differences(contrasts: Sequence[Contrast], styles: Sequence[int], name: str)
     Args:
         contrasts: Rows, from top to bottom.
         styles: Styles of the rows, as for `Line`.
-        name: As for `curves`.
+        name: Name of the plot; see `curves`.
     """
     with mpl.rc_context(SETTINGS):
         figure = forest(contrasts, ink=INK, colours=[f"{SERIES}{style % COLOURS}" for style in styles])
@@ -132,15 +132,15 @@ def differences(contrasts: Sequence[Contrast], styles: Sequence[int], name: str)
 def sensitivity(
     lines: list[Line], values: Sequence[Any], name: str, option: str, ylabel: str, levels: Sequence[Line] = ()
 ) -> Markup:
-    """Lines over the values of an option, with bars of ± a standard deviation.
+    """Draw lines over the values of an option, with bars of ± one standard deviation.
 
     Args:
-        lines: their x are places in `values`.
-        values: of the option, in order; the axis is by value where all are numbers, else one place a value.
-        name: as for `curves`.
-        option: its name.
-        ylabel: as for `curves`.
-        levels: lines that are drawn across, with the y of their one point.
+        lines: Lines whose x are places in `values`.
+        values: Values of the option, in order. Numbers are placed by value, others evenly.
+        name: Name of the plot; see `curves`.
+        option: Name of the option.
+        ylabel: Quantity of y, with its unit.
+        levels: Lines drawn across the plot, at the y of their one point.
     """
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     places = [float(value) for value in values] if numbers else [float(index) for index in range(len(values))]
@@ -174,13 +174,13 @@ def _gid(line: Line) -> str:
 
 
 def _short(value: Any) -> str:
-    """A value that fits below an axis."""
+    """Return a value as text that fits below an axis."""
     text = f"{value:g}" if isinstance(value, float) else "not set" if value is None else str(value)
     return text if len(text) <= 14 else f"{text[:6]}…{text[-7:]}"
 
 
 def _inline(figure: Figure, name: str, lines: list[Line], title: str) -> Markup:
-    """The SVG without what a page has already: colours, fonts, identifiers that are no other plot's."""
+    """Return the SVG with the colours and fonts of the page, and identifiers that are unique on it."""
     made = io.StringIO()
     figure.savefig(made, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = made.getvalue()
