@@ -200,7 +200,7 @@ def test_a_library_that_lacks_the_network(backbone: str, form: str, text: str) -
 
 
 def test_export_refuses(run: Path) -> None:
-    assert "nowhere/record.json is no record" in bench("export", "nowhere", "--out", "x.pth", code=1).stderr
+    assert "nowhere/record.json is not the record" in bench("export", "nowhere", "--out", "x.pth", code=1).stderr
     Path("there").mkdir()
     refused = bench("export", run, "--out", "there", code=2).stderr
     assert "--out is there, a folder, but expected a file such as there/backbone.pth" in refused

@@ -60,7 +60,7 @@ def records(out: str) -> dict[str, str]:
 def trained(out: str) -> list[str]:
     """The folders that were trained in, one entry for each time, by what the jobs said."""
     lines = [line for path in Path(out).glob(".jobs/*/*_log.out") for line in path.read_text().splitlines()]
-    return sorted(line.partition("Run folder: ")[2] for line in lines if line.startswith("Takes about"))
+    return sorted(line.partition("Run directory: ")[2] for line in lines if line.startswith("Takes about"))
 
 
 def test_every_combination_once_and_options_where_they_exist() -> None:
