@@ -562,7 +562,7 @@ def test_npy_files_in_a_folder():
     Path("features/test_labels.npy").unlink()
     result = bench("features")
     assert result.exit_code == 1
-    assert "features is no file of features" in result.stderr
+    assert "features is not a file of features" in result.stderr
     assert "test_labels" in result.stderr
 
 
