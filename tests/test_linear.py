@@ -295,7 +295,9 @@ def test_runs_by_all_protocols(runs):
         assert bool(spread[3]) == (protocol != "lbfgs")
     again = bench("linear", runs.absolute(), "r", "r/0", "--protocol", "lbfgs,sgd,paper", "--epochs", "3")
     assert rows(again) == table  # each run once
-    assert "on the test images, after the last epoch; * chosen on them: optimistic" in " ".join(result.stdout.split())
+    assert "on the test images, after the last epoch; * chosen on the test images, so optimistic" in " ".join(
+        result.stdout.split()
+    )
     for seed in (0, 1):
         entries = stored(runs / str(seed))
         record = json.loads((runs / str(seed) / "record.json").read_text())
@@ -340,7 +342,7 @@ def test_what_is_kept_is_never_stale(trained, own_folder):
     for change in (lambda: None, lambda: next(own_folder.glob("train/*/*.png")).unlink()):
         change()
         result = bench("linear", "run")
-        assert "Note: run/features.npz belongs to other weights or images, so the feat" in result.stdout
+        assert "Note: run/features.npz belongs to other weights or images" in result.stdout
         assert stored("run").keys() == {"lbfgs"}
         sources.append(stored("run")["lbfgs"]["source"])
     assert len(set(sources)) == 3

@@ -291,7 +291,7 @@ def test_killed_in_the_middle_and_started_again() -> None:
     assert len(after) == 2
     assert before.items() <= after.items()
     assert "1 of them finished already" in output
-    assert "All are finished: idaa-bench compare all" in output
+    assert "All runs are finished. To compare them: idaa-bench compare all" in output
     assert all(len(json.loads(record)["history"]) == 9 for record in after.values())
     assert json.loads(*before.values())["time"]["resumed_at_epoch"] is not None
     assert trained("all") == sorted(after)  # the first one was resumed, not trained anew
@@ -310,6 +310,6 @@ def test_two_at_the_same_time_on_one_folder() -> None:
     assert trained("all") == sorted(records("all"))
     for output in outputs:
         assert "2 runs in all, 0 of them finished already." in output
-        assert "All are finished" in output
+        assert "All runs are finished" in output
     table = CliRunner().invoke(main, ["compare", "all", "--format", "markdown"])
     assert "| simclr | clae | 1 |" in table.output, table.output

@@ -34,11 +34,14 @@ class RunConfig:
     """Configuration of a run. Fields that are None are filled in from the data, the method's recipe or the machine."""
 
     method: str = _option("simclr", "Self-supervised method. `idaa-bench plugins` lists the installed ones.")
-    aug: str = _option("idaa", "Augmentation. `idaa-bench plugins` lists the installed ones. none: the method alone.")
+    aug: str = _option(
+        "idaa", "Augmentation, or none for the method alone. `idaa-bench plugins` lists the installed ones."
+    )
     data: str = _option(
         "digits",
-        "Data set: digits, cifar10, cifar100, stl10, fashionmnist or folder:PATH. The folder holds one folder per "
-        "class, or train/ and test/ or val/ with one folder per class in each.",
+        "Data set: digits (scikit-learn's), one of torchvision's cifar10, cifar100, stl10, fashionmnist, svhn, dtd, "
+        "flowers102, aircraft, pets, food101 and cars, or folder:PATH. The folder holds one folder per class, or "
+        "train/ and test/ (or val/) with one folder per class in each.",
     )
     data_dir: str = _option("data", "Directory of torchvision's data sets. Missing ones are downloaded into it.")
     image_size: ImageSize | None = _option(
