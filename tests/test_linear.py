@@ -295,9 +295,7 @@ def test_runs_by_all_protocols(runs):
         assert bool(spread[3]) == (protocol != "lbfgs")
     again = bench("linear", runs.absolute(), "r", "r/0", "--protocol", "lbfgs,sgd,paper", "--epochs", "3")
     assert rows(again) == table  # each run once
-    assert "on the test images, after the last epoch; * chosen on the test images, so optimistic" in " ".join(
-        result.stdout.split()
-    )
+    assert "after the last epoch; * chosen on the test images, so optimistic" in " ".join(result.stdout.split())
     for seed in (0, 1):
         entries = stored(runs / str(seed))
         record = json.loads((runs / str(seed) / "record.json").read_text())

@@ -291,7 +291,7 @@ def test_killed_in_the_middle_and_started_again() -> None:
     assert len(after) == 2
     assert before.items() <= after.items()
     assert "1 of them finished already" in output
-    assert "All runs are finished. To compare them: idaa-bench compare all" in output
+    assert "All runs are finished. Compare them: idaa-bench compare all" in output
     assert all(len(json.loads(record)["history"]) == 9 for record in after.values())
     assert json.loads(*before.values())["time"]["resumed_at_epoch"] is not None
     assert trained("all") == sorted(after)  # the first one was resumed, not trained anew

@@ -104,7 +104,7 @@ def knn(
 
 
 def _table(families: list[Family], caption: str) -> Table:
-    """Return a table with a row per target, k and temperature, and the mean over runs that differ only in their seed."""
+    """Return a row per target, k and temperature, and rows with the mean over runs that differ only in their seed."""
     several = sum(len(family.results) for family in families) > 1
     first = next(iter(families[0].results.values()))["knn"]["accuracies"]
     approximate = first[0]["recall"] is not None

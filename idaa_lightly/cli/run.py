@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Run directory to write. With several seeds, it gets one subdirectory per seed. Default: a directory in runs/, "
-    "named by data, method, augmentation, a hash of the configuration, and the seed.",
+    help="Run directory to write. With several seeds, it gets one subdirectory per seed. Default: a directory in runs/ "
+    "named by data, method, augmentation, a hash of the configuration and the seed.",
 )
 @click.option("--resume", is_flag=True, help="Resume an interrupted run of the same configuration.")
 @click.option(

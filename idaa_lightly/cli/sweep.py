@@ -129,9 +129,7 @@ def sweep(
 
         limit = jobs or (1 if cluster == "local" else None)
         Jobs(runs, out, terminal, limit=limit, cluster=cluster, options=options).execute()
-    terminal.print(
-        f"All runs are finished. To compare them: idaa-bench compare {shlex.quote(str(out))}", highlight=False
-    )
+    terminal.print(f"All runs are finished. Compare them: idaa-bench compare {shlex.quote(str(out))}", highlight=False)
 
 
 def _pair(option: str, item: str) -> tuple[str, str]:
