@@ -102,9 +102,9 @@ def compare(bank: int, queries: int, dimension: int, classes: int, repeats: int)
 
 
 def many_settings(bank: int, queries: int, dimension: int, repeats: int) -> dict[str, Any]:
-    """Measure one search for all settings, compared with one setting and with one call of Lightly's per setting.
+    """Compare one search for all settings of k and temperature with one setting, and with Lightly.
 
-    Lightly is measured for one setting, and its time is multiplied by the number of settings.
+    Lightly needs one call per setting. One call is measured, and multiplied by the number of settings.
 
     Args:
         bank: Number of features in the bank.

@@ -28,7 +28,9 @@ RIVALS = ("SimCLR", "CLAE", "IDAA, random", "IDAA", "IDAA, reused", "IDAA, half"
 
 
 def make_step(name: str, backbone: str, x0: Tensor, x1: Tensor, precision: str) -> Callable[[], Tensor]:
-    """Build the forward passes, attack and backward pass of a step. The optimiser is left out; it costs all the same.
+    """Build the forward passes, attack and backward pass of a step.
+
+    The optimiser step is left out, because it costs the same for all rivals.
 
     Args:
         name: One of `RIVALS`.

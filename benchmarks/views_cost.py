@@ -3,8 +3,8 @@
     python benchmarks/views_cost.py            32 px, batch 256, without and with blur: about a minute
     python benchmarks/views_cost.py --growth   several batch and image sizes: about 5 minutes
 
-All run on one CPU thread, on images in memory, and make normalised views in float32. Lightly's transform starts from
-PIL images. kornia's and ours start from uint8 tensors, whose conversion to float is measured too.
+By default, all run on one CPU thread. The images are in memory, and the views are normalised, in float32. Lightly's
+transform starts from PIL images. kornia's and ours start from uint8 tensors; their conversion to float is measured too.
 """
 
 from __future__ import annotations

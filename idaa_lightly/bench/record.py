@@ -1,4 +1,4 @@
-"""Record of a finished run, RUN/record.json: its schema, how it is read, and checks of the run directory."""
+"""Record of a finished run, RUN/record.json: its schema, its reader, and the check of a run directory."""
 
 from __future__ import annotations
 

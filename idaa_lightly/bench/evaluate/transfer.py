@@ -63,7 +63,7 @@ def parse_sets(text: str) -> dict[str, str]:
         text: Names of data sets or NAME=folder:PATH, separated by commas.
 
     Returns:
-        Names for `load_data` by name of the data set. Paths are absolute.
+        For each name, the data set to pass to `load_data`. Paths are absolute.
 
     Raises:
         UsageError: A name is unknown or missing, or appears twice.

@@ -147,7 +147,7 @@ def choose_views(config: RunConfig, data: DataSet, transform: Any, *, on_cpu: bo
     """Decide between views on the device and views from the data loader.
 
     Args:
-        config: Configuration with the wish, `views`.
+        config: Configuration. Its `views` is "auto", "loader" or "device".
         data: Data set. Views on the device need its images in memory.
         transform: Transform of the method, which `DeviceViews` converts.
         on_cpu: True if the run trains on the CPU.

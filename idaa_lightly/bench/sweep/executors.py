@@ -65,7 +65,7 @@ class LocalJob:
         return self.process.poll() is not None
 
     def exit_code(self) -> int | None:
-        """Return the exit code, or the negative number of the signal that killed the process."""
+        """Return the exit code, or the negative number of the signal that killed the process. None if it still runs."""
         return self.process.poll()
 
     def cancel(self) -> None:

@@ -128,7 +128,7 @@ def _choices(config: RunConfig, settings: Settings) -> Iterator[tuple[RunConfig,
 
 
 def _options(config: RunConfig) -> Iterator[str]:
-    """Yield the fields that differ from their defaults, as options of `idaa-bench run`."""
+    """Yield options of `idaa-bench run`: method, aug, data, seed, and all fields that differ from their defaults."""
     for item in fields(RunConfig):
         value, flag = getattr(config, item.name), f"--{item.name.replace('_', '-')}"
         if item.name == "set":
