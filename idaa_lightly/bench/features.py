@@ -94,7 +94,7 @@ def knn_accuracy(features: Features, k: int = KNN_K, temperature: float = KNN_TE
 
     Args:
         features: Features and labels of both splits.
-        k: Neighbours that vote. At most the size of the bank is used.
+        k: Neighbours that vote. Limited to the size of the bank.
         temperature: Temperature of the votes.
     """
     ranked = knn_classify(

@@ -39,7 +39,7 @@ from idaa_lightly.loading import ViewDataset, evaluation_batches, view_loader
 from idaa_lightly.seeding import STREAMS, seeded
 
 MANY_FROM, FEW, MANY = 0.1, 60, 30
-"""Share of labels from which training takes `MANY` epochs, and `FEW` and `MANY`: the epochs below and from there on."""
+"""Training takes `MANY` epochs if the share of labels is `MANY_FROM` or more, else `FEW`."""
 PROTOCOL = (
     "backbone and a linear layer by SGD, learning rate lr × batch / 256, momentum 0.9, cosine; random resized crops "
     "and flips; tested without augmentation after the last epoch"
@@ -71,7 +71,7 @@ def finetune(
         targets: Run directories, and directories that hold runs at any depth.
         shares: Shares of the run's training labels, in (0, 1].
         epochs: Epochs to train. Default: 60 below 10 % of the labels, 30 from there on.
-        batch_size: Images per step, 2 or more. At most the images of the share are used.
+        batch_size: Images per step, 2 or more. Limited to the number of images of the share.
         lr: Learning rate for a batch of 256.
         seed: Seed of the labels, the linear layer and the crops. Default: the run's own.
         from_scratch: Train untrained backbones instead of the runs'.

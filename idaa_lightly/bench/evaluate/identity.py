@@ -29,7 +29,7 @@ from idaa_lightly.views import Objective, ViewGenerator
 
 SECOND_VIEW = "second view"
 FAR = 2
-"""Largest ratio on the axis of the density. Larger ratios are drawn there."""
+"""Largest ratio on the axis of the density. Larger ratios are clamped to it."""
 
 
 def study(folder: Path, augmentations: list[str], out: Path, *, samples: int = 1024) -> dict[str, dict[str, Any]]:

@@ -72,8 +72,8 @@ class FirstViews:
 
     Args:
         parts: Parts of the run.
-        batch_size: Images per batch. At most the number of training images is used.
-        device: Device that the views are made on if the run makes them on the device.
+        batch_size: Images per batch. Limited to the number of training images.
+        device: Device of the training. Views are made on it if the run does so.
     """
 
     def __init__(self, parts: Parts, batch_size: int, device: torch.device) -> None:
