@@ -131,7 +131,7 @@ def test_refused_pairs_are_left_out_and_named() -> None:
     [
         (["--seeds", "4-0"], "--seeds got '4-0', but expected numbers and ranges such as 0-4"),
         (["--seeds", "a"], "--seeds got 'a', but expected"),
-        (["--aug", "none,"], "--aug got 'none,', but expected values with a comma in between"),
+        (["--aug", "none,"], "--aug got 'none,', but expected values separated by commas"),
         (["--aug", "nonne"], "no augmentation 'nonne'"),
         (["--aug", "none,clae", "--set", "aug.epps=1"], "none, clae has no 'epps'. Did you mean 'eps'?"),
         (["--aug", "none", "--set", "clae.eps=1"], "--set got 'clae', but this sweep has: method, aug, simclr, none"),
