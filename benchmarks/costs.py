@@ -1,4 +1,4 @@
-"""Render the measured costs, results/*.json, into cost.md between `<!-- costs -->` and `<!-- end -->`.
+"""Render the measurements in results/*.json into cost.md, between `<!-- costs -->` and `<!-- end -->`.
 
 python benchmarks/costs.py
 """
@@ -19,7 +19,11 @@ SECTION = re.compile(r"(<!-- costs -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def rendered(page: str) -> str:
-    """The page with its section of costs as results/*.json give it."""
+    """Return a page with its section of costs rendered from results/*.json.
+
+    Args:
+        page: Text of README.md.
+    """
     found = {path.stem: json.loads(path.read_text()) for path in sorted((HERE / "results").glob("*.json"))}
     parts = [markdown(["what", "against", "to reach", "seen", "command"], [list(row) for row in _rows(found)])]
     parts += [_growth_of_step(found["step_cost_growth"]), _growth_of_views(found["views_cost_growth"])]
@@ -29,7 +33,7 @@ def rendered(page: str) -> str:
 
 
 def _rows(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """The table of the costs that matter."""
+    """Yield the rows of the main table of costs."""
     (step,) = found["step_cost"]["settings"]
     command, plain = "`step_cost.py`", "SimCLR's step, ResNet-18, 32 px"
     for name, reach in (
@@ -102,7 +106,7 @@ def _growth_of_knn(content: dict[str, Any]) -> str:
 
 
 def _machines(found: dict[str, Any]) -> str:
-    """Where and with what it was measured."""
+    """Return a sentence on the machine, versions and commit of each measurement."""
     lines = []
     for name, content in found.items():
         device, versions = content["device"], content["versions"]

@@ -1,11 +1,11 @@
-"""Images a second of whole training steps, views included, next to Lightly's own example with its loader.
+"""Throughput of whole training steps, including views, compared with Lightly's SimCLR example.
 
-    python benchmarks/gpu_throughput.py                                     on a GPU: all settings, bf16
-    python benchmarks/gpu_throughput.py --device cpu --quick                a rehearsal on the CPU
+    python benchmarks/gpu_throughput.py                             on a GPU: all settings, bf16
+    python benchmarks/gpu_throughput.py --device cpu --quick        a quick trial on the CPU
 
 A step is that of `idaa-bench run --views device --precision bf16-mixed`: views, attack, forward and backward passes,
-the optimiser. The peer is the SimCLR example of Lightly's documentation: SimCLRTransform on PIL in worker processes,
-ResNet, NTXentLoss, in float32 as it stands there, and with autocast.
+and the optimiser. Lightly's example from its documentation uses SimCLRTransform on PIL images in worker processes, a
+ResNet and NTXentLoss. It is measured in float32, as in the documentation, and with autocast to bfloat16.
 """
 
 from __future__ import annotations
@@ -42,7 +42,16 @@ Step = Callable[[], object]
 
 
 def our_step(aug: str, backbone: str, size: int, batch: int, device: str, compiled: bool) -> Step:
-    """A step of SimCLR with an augmentation on uint8 images that are on the device already."""
+    """Build a step of SimCLR with an augmentation, on uint8 images that are already on the device.
+
+    Args:
+        aug: "none", "clae" or "idaa".
+        backbone: Name of the backbone.
+        size: Height and width of the images, in pixels.
+        batch: Images per step.
+        device: "cuda" or "cpu".
+        compiled: Compile the backbone.
+    """
     torch.manual_seed(0)
     method = load("method", "simclr")(*create_backbone(backbone, size)).to(device)
     views = DeviceViews(method.transform(size, IMAGENET))
@@ -71,7 +80,12 @@ def our_step(aug: str, backbone: str, size: int, batch: int, device: str, compil
 
 
 class Pictures(Dataset[tuple[list[Tensor], int]]):
-    """PIL images, through Lightly's transform."""
+    """Data set of views that Lightly's transform makes of random PIL images.
+
+    Args:
+        size: Height and width of the images, in pixels.
+        count: Length of the data set. The same 64 images repeat.
+    """
 
     def __init__(self, size: int, count: int) -> None:
         images = torch.randint(256, (64, 3, size, size), dtype=torch.uint8)
@@ -86,7 +100,16 @@ class Pictures(Dataset[tuple[list[Tensor], int]]):
 
 
 def lightly_step(backbone: str, size: int, batch: int, device: str, half: bool, steps: int) -> Step:
-    """A step of Lightly's example, which waits for its loader's processes."""
+    """Build a step of Lightly's example, including the wait for its data loader.
+
+    Args:
+        backbone: Name of the backbone.
+        size: Height and width of the images, in pixels.
+        batch: Images per step.
+        device: "cuda" or "cpu".
+        half: Use autocast to bfloat16.
+        steps: Number of steps that the data loader must serve. One more is added for counting FLOPs.
+    """
     network, features = create_backbone(backbone, size)
     model = nn.Sequential(network, nn.Flatten(), SimCLRProjectionHead(features, features, 128)).to(device)
     optimizer, criterion = torch.optim.SGD(model.parameters(), lr=0.06), NTXentLoss()
@@ -106,7 +129,14 @@ def lightly_step(backbone: str, size: int, batch: int, device: str, half: bool, 
 
 
 def measure(step: Step, warm: int, steps: int, device: str) -> float:
-    """Seconds a step."""
+    """Return the seconds per step.
+
+    Args:
+        step: Step to measure.
+        warm: Steps to run before the measurement.
+        steps: Steps to measure.
+        device: "cuda" or "cpu".
+    """
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     for _ in range(warm):
         step()
@@ -119,12 +149,12 @@ def measure(step: Step, warm: int, steps: int, device: str) -> float:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda")
-@click.option("--peak", default=989.0, help="TFLOP/s of dense bfloat16: 989 for an H200.")
-@click.option("--compile/--no-compile", "compiled", default=False, help="Compile the backbone, too.")
-@click.option("--quick", is_flag=True, help="One small setting and few steps.")
+@click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", help="Device to measure on.")
+@click.option("--peak", default=989.0, help="Peak of dense bfloat16 in TFLOP/s. An H200 has 989.")
+@click.option("--compile/--no-compile", "compiled", default=False, help="Compile the backbone of our steps.")
+@click.option("--quick", is_flag=True, help="Measure one small setting with few steps.")
 def main(device: str, peak: float, compiled: bool, quick: bool) -> None:
-    """Measures images a second; writes results/gpu_throughput_DEVICE.json beside this file."""
+    """Measure images per second, and write results/gpu_throughput_DEVICE.json beside this file."""
     table = Table("backbone", "px", "batch", "step", "images/s", "TFLOP/s", "of the peak")
     warm, steps = (1, 2) if quick else (10, 30)
     found = []
@@ -134,7 +164,8 @@ def main(device: str, peak: float, compiled: bool, quick: bool) -> None:
         makers: dict[str, Callable[[], Step]] = {
             f"SimCLR × {aug}": partial(ours, aug) for aug in ("none", "clae", "idaa")
         }
-        makers |= {"Lightly's example": partial(example, half=False), "the same in bf16": partial(example, half=True)}
+        makers["Lightly's example"] = partial(example, half=False)
+        makers["Lightly's example in bf16"] = partial(example, half=True)
         for name, make in makers.items():
             step = make()
             with FlopCounterMode(display=False) as counter:

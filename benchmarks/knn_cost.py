@@ -1,9 +1,9 @@
-"""Weighted kNN against Lightly's knn_predict: time, memory, many settings at once, half precision.
+"""Cost of weighted kNN compared with Lightly's `knn_predict`: time, memory, many settings at once, half precision.
 
     python benchmarks/knn_cost.py            50 000 × 512, 10 000 queries, k = 200, one CPU thread: about 10 minutes
-    python benchmarks/knn_cost.py --growth   against the size of the bank and the number of classes
+    python benchmarks/knn_cost.py --growth   several sizes of the bank and numbers of classes
 
-Lightly's is called as its benchmarks do: batches of 512 queries, all features normalised before.
+`knn_predict` is called as in Lightly's benchmarks: in batches of 512 queries, on features that are already normalised.
 """
 
 from __future__ import annotations
@@ -32,7 +32,17 @@ Data = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def make_data(bank: int, queries: int, dimension: int, classes: int) -> Data:
-    """Normalised features around a centre per class: bank, its labels, queries, theirs. About 70 % are near enough."""
+    """Return random normalised features around one centre per class. kNN classifies about 70 % of them correctly.
+
+    Args:
+        bank: Number of features in the bank.
+        queries: Number of queries.
+        dimension: Dimension of the features.
+        classes: Number of classes.
+
+    Returns:
+        Bank (N, D), its labels (N,), queries (M, D) and their labels (M,).
+    """
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(classes, dimension, generator=generator)
 
@@ -45,20 +55,20 @@ def make_data(bank: int, queries: int, dimension: int, classes: int) -> Data:
 
 
 def lightly(data: Data, classes: int) -> float:
-    """Top-1 accuracy by Lightly."""
+    """Return the top-1 accuracy of Lightly's kNN."""
     bank, labels, queries, targets = data
     parts = [knn_predict(part, bank.T, labels, classes, K, TEMPERATURE)[:, 0] for part in queries.split(BATCH)]
     return (torch.cat(parts) == targets).double().mean().item()
 
 
 def ours(data: Data) -> float:
-    """Top-1 accuracy by us."""
+    """Return the top-1 accuracy of our kNN."""
     return knn_sweep(*data, [K], [TEMPERATURE])[0].top1
 
 
 def extra_bytes(function: Callable[[], object]) -> int:
-    """Peak of the process's resident memory during a call, beyond what it was before. Linux."""
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier calls have freed must not serve this one unseen
+    """Return the peak of resident memory during a call in bytes, minus the memory before it. Linux only."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # Otherwise the call could reuse freed memory, which would not be counted.
     Path("/proc/self/clear_refs").write_text("5")
     before, _ = _resident()
     function()
@@ -71,7 +81,15 @@ def _resident() -> tuple[int, int]:
 
 
 def compare(bank: int, queries: int, dimension: int, classes: int, repeats: int) -> dict[str, Any]:
-    """Seconds, extra bytes and accuracy of both."""
+    """Measure seconds, extra bytes and accuracy of both implementations.
+
+    Args:
+        bank: Number of features in the bank.
+        queries: Number of queries.
+        dimension: Dimension of the features.
+        classes: Number of classes.
+        repeats: Measured calls. The fastest counts.
+    """
     data = make_data(bank, queries, dimension, classes)
     rivals = {"lightly": partial(lightly, data, classes), "ours": partial(ours, data)}
     seconds = interleaved(rivals, repeats)
@@ -84,7 +102,16 @@ def compare(bank: int, queries: int, dimension: int, classes: int, repeats: int)
 
 
 def many_settings(bank: int, queries: int, dimension: int, repeats: int) -> dict[str, Any]:
-    """All settings by one search, against one setting, and against Lightly's time for one, times their number."""
+    """Compare one search for all settings of k and temperature with one setting, and with Lightly.
+
+    Lightly needs one call per setting. One call is measured, and multiplied by the number of settings.
+
+    Args:
+        bank: Number of features in the bank.
+        queries: Number of queries.
+        dimension: Dimension of the features.
+        repeats: Measured calls. The fastest counts.
+    """
     data = make_data(bank, queries, dimension, 10)
     count = len(list(product(*SETTINGS)))
     rivals = {
@@ -102,7 +129,14 @@ def many_settings(bank: int, queries: int, dimension: int, repeats: int) -> dict
 
 
 def half_precision(bank: int, queries: int, dimension: int, repeats: int) -> dict[str, Any]:
-    """A bank in float16 against one in float32."""
+    """Compare a bank in float16 with one in float32.
+
+    Args:
+        bank: Number of features in the bank.
+        queries: Number of queries.
+        dimension: Dimension of the features.
+        repeats: Measured calls. The fastest counts.
+    """
     data = make_data(bank, queries, dimension, 10)
     half = (data[0].half(), *data[1:])
     rivals = {"float32": partial(ours, data), "float16": partial(ours, half)}
@@ -116,13 +150,13 @@ def half_precision(bank: int, queries: int, dimension: int, repeats: int) -> dic
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--bank", default=50_000)
-@click.option("--queries", default=10_000)
-@click.option("--dimension", default=512)
-@click.option("--repeats", default=2, help="The fastest counts.")
-@click.option("--growth", is_flag=True, help="Against the size of the bank and the number of classes.")
+@click.option("--bank", default=50_000, help="Number of features in the bank.")
+@click.option("--queries", default=10_000, help="Number of queries.")
+@click.option("--dimension", default=512, help="Dimension of the features.")
+@click.option("--repeats", default=2, help="Measured calls. The fastest counts.")
+@click.option("--growth", is_flag=True, help="Vary the size of the bank and the number of classes.")
 def main(bank: int, queries: int, dimension: int, repeats: int, growth: bool) -> None:
-    """Measures the cost of kNN; writes results/knn_cost*.json beside this file."""
+    """Measure the cost of kNN, and write results/knn_cost*.json beside this file."""
     torch.set_num_threads(1)
     settings = [(bank, classes) for classes in (10, 100, 1000)]
     if growth:

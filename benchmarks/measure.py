@@ -1,4 +1,4 @@
-"""What the benchmarks share: fair timing on a busy machine, peak memory, and the JSON of a measurement."""
+"""Tools of the benchmarks: fair timing on a busy machine, peak memory, and files of results."""
 
 from __future__ import annotations
 
@@ -17,10 +17,19 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int, device: str = "cpu") -> dict[str, float]:
-    """Seconds of the fastest of several calls each, in turns, so that all meet the same disturbances.
+    """Measure the fastest of several calls of each function, in seconds.
 
-    On the CPU they are CPU seconds of this process, which other processes add little to; on a GPU seconds by the clock
-    until the device is done. Each function is called once before.
+    The functions are called in turns, so that all meet the same disturbances. Each is called once before the
+    measurement. On the CPU, the unit is CPU seconds of this process, which hardly depend on other processes. On a GPU,
+    it is wall time until the device is done.
+
+    Args:
+        functions: Functions by name.
+        repeats: Measured calls of each function.
+        device: Device that the functions run on.
+
+    Returns:
+        Seconds by name.
     """
     gpu = device.startswith("cuda")
     clock = time.perf_counter if gpu else time.process_time
@@ -38,7 +47,12 @@ def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int, dev
 
 
 def peak_memory(function: Callable[[], object], device: str = "cpu") -> int:
-    """Bytes that a call needs at its peak, beyond what is held before it."""
+    """Return the peak memory of a call in bytes, minus the memory that was held before it.
+
+    Args:
+        function: Function to call.
+        device: Device that the function runs on.
+    """
     if device.startswith("cuda"):
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -56,7 +70,16 @@ def peak_memory(function: Callable[[], object], device: str = "cpu") -> int:
 
 
 def save(name: str, content: Mapping[str, Any], device: str = "cpu") -> Path:
-    """Writes results/NAME.json with machine, versions and commit."""
+    """Write results/NAME.json, and add device, versions and commit.
+
+    Args:
+        name: Name of the file, without its suffix.
+        content: Measurements, as JSON values.
+        device: Device that was measured.
+
+    Returns:
+        The file.
+    """
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     with atomic_write(path) as temporary:

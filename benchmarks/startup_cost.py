@@ -1,4 +1,4 @@
-"""From `idaa-bench run` to the first training step on digits, beyond the imports, and what of it is evaluation.
+"""Time from `idaa-bench run` to the first training step on digits, without imports, and the evaluation's share of it.
 
 python benchmarks/startup_cost.py
 """
@@ -18,14 +18,14 @@ BEGUN = time.process_time()
 
 
 class Reached(Exception):
-    """The first training step."""
+    """Raised at the first training step."""
 
 
 @click.command()
-@click.option("--aug", default="none", show_default=True, help="IDAA would fit its VAE before the first step.")
-@click.option("--repeats", default=3, show_default=True, help="The fastest counts.")
+@click.option("--aug", default="none", show_default=True, help="Augmentation. idaa fits its VAE before the first step.")
+@click.option("--repeats", default=3, show_default=True, help="Measured starts. The fastest counts.")
 def main(aug: str, repeats: int) -> None:
-    """Measures the start of a run in CPU seconds; writes results/startup_cost.json beside this file."""
+    """Measure the start of a run in CPU seconds, and write results/startup_cost.json beside this file."""
     from idaa_lightly.bench.config import RunConfig
     from idaa_lightly.bench.run.train import run
     from idaa_lightly.evaluation.search import faiss_available
@@ -43,7 +43,7 @@ def main(aug: str, repeats: int) -> None:
         raise Reached
 
     Evaluation.on_fit_start, SelfSupervised.training_step = timed, stop  # type: ignore[method-assign]
-    import_module("sklearn.datasets")  # this and what follows a run imports only when it comes to it
+    import_module("sklearn.datasets")  # A run imports this and the following only when it needs them.
     if faiss_available():
         import_module("faiss")
     load("method", RunConfig().method)
@@ -53,7 +53,7 @@ def main(aug: str, repeats: int) -> None:
         start = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
             try:
-                run(RunConfig(aug=aug, accelerator="cpu"), Path(folder) / "run", console=Console(quiet=True))
+                run(RunConfig(aug=aug, accelerator="cpu"), Path(folder) / "run")
             except Reached:
                 times.append(time.process_time() - start)
     from measure import save

@@ -1,7 +1,7 @@
-"""What a training step costs: SimCLR alone, with CLAE, with IDAA and its cheaper modes. FLOPs, time, memory.
+"""Cost of a training step in FLOPs, time and memory: SimCLR alone, with CLAE, and with IDAA and its cheaper modes.
 
 python benchmarks/step_cost.py                          ResNet-18, 32 px, one CPU thread
-python benchmarks/step_cost.py --growth                 against batch and image size, ResNet-18 of width 16
+python benchmarks/step_cost.py --growth                 several batch and image sizes, ResNet-18 of width 16
 python benchmarks/step_cost.py --device cuda --batch-size 256 --precision bf16
 """
 
@@ -28,7 +28,17 @@ RIVALS = ("SimCLR", "CLAE", "IDAA, random", "IDAA", "IDAA, reused", "IDAA, half"
 
 
 def make_step(name: str, backbone: str, x0: Tensor, x1: Tensor, precision: str) -> Callable[[], Tensor]:
-    """Forward passes, attack and backward pass of one step; the optimiser's share is the same for all."""
+    """Build the forward passes, attack and backward pass of a step.
+
+    The optimiser step is left out, because it costs the same for all rivals.
+
+    Args:
+        name: One of `RIVALS`.
+        backbone: Name of the backbone.
+        x0: First view (N, 3, H, W).
+        x1: Second view (N, 3, H, W).
+        precision: "fp32" or "bf16".
+    """
     torch.manual_seed(0)
     network, num_features = create_backbone(backbone, x0.shape[-1])
     method = load("method", "simclr")(network, num_features).to(x0.device, memory_format=torch.channels_last)
@@ -55,7 +65,16 @@ def _step(method: nn.Module, loss: Callable[..., Tensor], x0: Tensor, x1: Tensor
 
 
 def measure(backbone: str, size: int, batch: int, repeats: int, precision: str, device: str) -> dict[str, Any]:
-    """FLOPs an image, seconds and peak bytes a step, by rival."""
+    """Measure FLOPs per image, and seconds and peak bytes per step, of all `RIVALS`.
+
+    Args:
+        backbone: Name of the backbone.
+        size: Height and width of the images, in pixels.
+        batch: Images per step.
+        repeats: Measured steps. The fastest counts.
+        precision: "fp32" or "bf16".
+        device: "cpu" or "cuda".
+    """
     x0, x1 = (torch.randn(batch, 3, size, size, device=device) for _ in range(2))
     steps = {name: make_step(name, backbone, x0, x1, precision) for name in RIVALS}
     result: dict[str, Any] = {name: {} for name in RIVALS}
@@ -73,7 +92,7 @@ def measure(backbone: str, size: int, batch: int, repeats: int, precision: str, 
 
 
 def show(found: dict[str, Any]) -> None:
-    """Prints a table of ratios."""
+    """Print a table of the costs relative to SimCLR alone."""
     title = "{backbone}, {image_size} px, batch {batch_size}, {precision}".format(**found)
     table = Table("step", "FLOPs", "time", "peak memory", "images/s", title=title, caption="relative to SimCLR alone")
     for name, entry in found["steps"].items():
@@ -83,17 +102,17 @@ def show(found: dict[str, Any]) -> None:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--backbone", default="resnet18", help="As for `idaa-bench run`.")
-@click.option("--image-size", default=32)
-@click.option("--batch-size", default=32)
-@click.option("--repeats", default=5, help="The fastest counts.")
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32")
-@click.option("--device", default="cpu", help="cpu (one thread, CPU seconds) or cuda.")
-@click.option("--growth", is_flag=True, help="Against batch and image size instead, ResNet-18 of width 16.")
+@click.option("--backbone", default="resnet18", help="Backbone, as for `idaa-bench run`.")
+@click.option("--image-size", default=32, help="Height and width of the images, in pixels.")
+@click.option("--batch-size", default=32, help="Images per step.")
+@click.option("--repeats", default=5, help="Measured steps. The fastest counts.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", help="Precision of the steps.")
+@click.option("--device", default="cpu", help="Device: cpu (one thread, CPU seconds) or cuda (wall time).")
+@click.option("--growth", is_flag=True, help="Vary batch and image size instead, with ResNet-18 of width 16.")
 def main(
     backbone: str, image_size: int, batch_size: int, repeats: int, precision: str, device: str, growth: bool
 ) -> None:
-    """Measures the cost of a step; writes results/step_cost*.json beside this file."""
+    """Measure the cost of a step, and write results/step_cost*.json beside this file."""
     torch.set_num_threads(1)
     settings: list[tuple[str, int, int]] = [(backbone, image_size, batch_size)]
     if growth:

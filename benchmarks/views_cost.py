@@ -1,10 +1,10 @@
-"""SimCLR's views: Lightly's transform image by image on PIL, kornia's parts on batches, and ours on batches.
+"""Cost of SimCLR's views: Lightly's transform on single PIL images, kornia's transforms on batches, ours on batches.
 
     python benchmarks/views_cost.py            32 px, batch 256, without and with blur: about a minute
-    python benchmarks/views_cost.py --growth   against batch and image size: about 5 minutes
+    python benchmarks/views_cost.py --growth   several batch and image sizes: about 5 minutes
 
-One CPU thread, images in memory. Lightly's gets PIL images, made before; kornia's and ours get uint8 and begin with its
-conversion. All end with normalised views in float32.
+By default, all run on one CPU thread. The images are in memory, and the views are normalised, in float32. Lightly's
+transform starts from PIL images. kornia's and ours start from uint8 tensors; their conversion to float is measured too.
 """
 
 from __future__ import annotations
@@ -30,14 +30,19 @@ PIL_IMAGES = 64
 
 
 def make_images(count: int, size: int) -> Tensor:
-    """Blobs of colour, (count, size, size, 3) in uint8."""
+    """Return random blobs of colour, (count, size, size, 3), uint8."""
     coarse = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     fine = nn.functional.interpolate(coarse, size=size, mode="bicubic", align_corners=False)
     return fine.mul(255).clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
 
 
 class KorniaViews(nn.Module):
-    """The same parts with kornia's names; its jitter has one order of steps for a whole batch."""
+    """SimCLR's views built from kornia's transforms. Its colour jitter draws one order of steps per batch.
+
+    Args:
+        size: Height and width of the views, in pixels.
+        blur: Probability of the Gaussian blur.
+    """
 
     def __init__(self, size: int, blur: float) -> None:
         super().__init__()
@@ -52,13 +57,21 @@ class KorniaViews(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Views (N, 3, S, S) of pixels (N, S, S, 3)."""
+        """Return two views (N, 3, S, S) of pixels (N, S, S, 3)."""
         images = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)
         return [self.view(images) for _ in range(VIEWS)]
 
 
 def measure(size: int, batch: int, blur: float, repeats: int, device: str) -> dict[str, Any]:
-    """Microseconds a view, by rival."""
+    """Measure the microseconds per view of Lightly, kornia and ours.
+
+    Args:
+        size: Height and width of the images, in pixels.
+        batch: Images per batch.
+        blur: Probability of the Gaussian blur.
+        repeats: Measured calls. The fastest counts.
+        device: Device of kornia's and our batches.
+    """
     transform = SimCLRTransform(size, gaussian_blur=blur, normalize=IMAGENET)
     pixels = make_images(batch, size)
     images = [Image.fromarray(image.numpy()) for image in pixels[:PIL_IMAGES]]
@@ -77,11 +90,11 @@ def measure(size: int, batch: int, blur: float, repeats: int, device: str) -> di
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--repeats", default=10, help="The fastest counts.")
-@click.option("--device", default="cpu", help="Of the batches: cpu (one thread, CPU seconds) or cuda.")
-@click.option("--growth", is_flag=True, help="Against batch and image size.")
+@click.option("--repeats", default=10, help="Measured calls. The fastest counts.")
+@click.option("--device", default="cpu", help="Device of the batches: cpu (one thread, CPU seconds) or cuda.")
+@click.option("--growth", is_flag=True, help="Vary batch and image size.")
 def main(repeats: int, device: str, growth: bool) -> None:
-    """Measures the cost of views; writes results/views_cost*.json beside this file."""
+    """Measure the cost of views, and write results/views_cost*.json beside this file."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     settings = [(32, 256, 0.0), (32, 256, 0.5)]

@@ -193,7 +193,7 @@ def test_vae_has_one_seed(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "code", "words"),
     [
-        ("epoch = 3", 2, ["config.toml: 'epoch' is no field of a run", "Did you mean 'epochs'?"]),
+        ("epoch = 3", 2, ["config.toml: 'epoch' is not a field of a run", "Did you mean 'epochs'?"]),
         ("[aug]\neps = 0.1", 2, ["aug", "{'eps': 0.1}"]),
         ("[set.augs]\neps = 0.1", 2, ["augs"]),
         ("[set.aug]\nepz = 0.1", 2, ["no option 'epz'", "Did you mean 'eps'?"]),
@@ -560,14 +560,14 @@ TARGETS: dict[str, tuple[str, Callable[[Path], None], list[str]]] = {
     "other weights": ("x.ckpt", tensors({"state_dict": 3}), ["x.ckpt", "no checkpoint"]),
     "no config": ("x.ckpt", tensors({"state_dict": {"method.backbone.w": torch.ones(1)}}), ["no config.toml"]),
     "empty folder": ("folder", Path.mkdir, ["folder holds no backbone.pt", "--resume"]),
-    "missing": ("missing", nothing, ["missing does not exist", "run folder", ".npz"]),
+    "missing": ("missing", nothing, ["missing does not exist", "run directory", ".npz"]),
     "missing npz": ("missing.npz", nothing, ["missing.npz", "No such file"]),
-    "text as npz": ("x.npz", text, ["x.npz is no file of features", "train_features"]),
-    "empty npz": ("x.npz", Path.touch, ["x.npz is no file of features", "train_features"]),
+    "text as npz": ("x.npz", text, ["x.npz is not a file of features", "train_features"]),
+    "empty npz": ("x.npz", Path.touch, ["x.npz is not a file of features", "train_features"]),
     "one array": ("x.npz", array, ["x.npz", "train_features"]),
-    "no arrays": ("x.npz", arrays(train_features=None), ["x.npz is no file of features", "train_features"]),
-    "no labels": ("x.npz", arrays(test_labels=None), ["x.npz is no file of features", "test_labels"]),
-    "objects": ("x.npz", arrays(train_features=np.array([{}], dtype=object)), ["x.npz is no file of features"]),
+    "no arrays": ("x.npz", arrays(train_features=None), ["x.npz is not a file of features", "train_features"]),
+    "no labels": ("x.npz", arrays(test_labels=None), ["x.npz is not a file of features", "test_labels"]),
+    "objects": ("x.npz", arrays(train_features=np.array([{}], dtype=object)), ["x.npz is not a file of features"]),
     "other width": ("x.npz", arrays(test_features=np.ones((5, 3))), ["(9, 4)", "(5, 3)", "(M, D)"]),
     "flat": ("x.npz", arrays(test_features=np.ones(5)), ["(9, 4)", "(5,)", "(M, D)"]),
     "fewer train labels": ("x.npz", arrays(train_labels=np.arange(3)), ["(3,)", "expected (9,)"]),
@@ -694,7 +694,7 @@ def test_another_run_is_told_by_what_differs(folder: Path, finished: Path) -> No
 
 def test_folder_of_this_run(folder: Path, finished: Path) -> None:
     before = files()
-    refused(run(folder, "--out", finished), 1, "finished holds this very run", "is finished", "record.json")
+    refused(run(folder, "--out", finished), 1, "finished already holds this run", "is finished", "record.json")
     assert files() == before
     assert "is finished already" in done(run(folder, "--out", finished, "--resume")).stdout
     assert files() == before
@@ -704,9 +704,9 @@ def test_folder_of_this_run_interrupted(folder: Path, finished: Path) -> None:
     record = json.loads((finished / "record.json").read_text())
     (finished / "record.json").unlink()
     before = files()
-    refused(run(folder, "--out", finished), 1, "finished holds this very run", "was interrupted", "--resume")
+    refused(run(folder, "--out", finished), 1, "finished already holds this run", "was interrupted", "--resume")
     assert files() == before
-    assert "Going on" in done(run(folder, "--out", finished, "--resume")).stdout
+    assert "Resuming after epoch" in done(run(folder, "--out", finished, "--resume")).stdout
     assert json.loads((finished / "record.json").read_text())["history"] == record["history"]
 
 
@@ -715,7 +715,7 @@ def test_several_seeds_and_one_folder_in_the_way(folder: Path, finished: Path) -
     Path("out").mkdir()
     Path("seed-0").rename("out/seed-0")
     before = files()
-    refused(run(folder, "--seed", 0, "--seed", 1, "--out", "out"), 1, "out/seed-0 holds this very run")
+    refused(run(folder, "--seed", 0, "--seed", 1, "--out", "out"), 1, "out/seed-0 already holds this run")
     assert files() == before
 
 
@@ -723,7 +723,7 @@ def test_foreign_files(folder: Path) -> None:
     Path("out").mkdir()
     Path("out/thesis.tex").write_text("precious")
     for resume in ([], ["--resume"]):
-        refused(run(folder, "--out", "out", *resume), 1, "out holds files that are no run", "another --out")
+        refused(run(folder, "--out", "out", *resume), 1, "out holds files that are not a run", "another --out")
     assert files() == {Path("out/thesis.tex"): b"precious"}
 
 
@@ -737,11 +737,11 @@ def test_a_file_in_place_of_the_folder(folder: Path, out: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("record.json", b"{", ["record.json is no record"]),
+        ("record.json", b"{", ["record.json is not the record"]),
         ("record.json", b"[]", ["record.json"]),
         ("record.json", b'{"schema": 99}', ["record.json has schema 99", "expected 2 or less"]),
         ("config.toml", b"x = [", ["config.toml cannot be read as TOML"]),
-        ("config.toml", b"x = 3", ["config.toml: 'x' is no field of a run"]),
+        ("config.toml", b"x = 3", ["config.toml: 'x' is not a field of a run"]),
         ("checkpoints/last.ckpt", b"PK", ["last.ckpt is not a checkpoint of this run"]),
         ("checkpoints/last.ckpt", None, ["last.ckpt"]),
     ],
@@ -762,7 +762,7 @@ def test_brackets_in_paths(make_folder: Folder) -> None:
     """They are no markup."""
     data = make_folder(Path("images[red]x"))
     result = done(run(data, "--out", "run[/red]y"))
-    assert "Run folder: run[/red]y" in result.stdout
+    assert "Run directory: run[/red]y" in result.stdout
     assert "images[red]x" in result.stdout
 
 

@@ -240,7 +240,7 @@ def test_the_ending_of_the_file_decides(name: str, start: str) -> None:
 def test_an_unknown_ending_is_refused() -> None:
     write("none")
     done = CliRunner().invoke(main, ["compare", "runs", "--out", "table.xls"])
-    assert (done.exit_code, "expected a name in .md, .csv, .tex" in done.output) == (2, True)
+    assert (done.exit_code, "expected a name that ends in .md, .csv, .tex" in done.output) == (2, True)
 
 
 def test_unfinished_runs_are_counted_and_left_out() -> None:

@@ -91,7 +91,7 @@ def test_a_network_meets_other_images_as_it_was_trained(run: Path, folder: Path)
     [
         (["run", "--out", "x.pt"], 2, "--out is x.pt, but expected a file whose name ends in .npz"),
         (["x.npz", "--out", "y.npz"], 2, "x.npz holds features already: expected a network"),
-        (["nowhere", "--out", "x.npz"], 1, "nowhere does not exist; expected a run folder"),
+        (["nowhere", "--out", "x.npz"], 1, "nowhere does not exist; expected a run directory"),
         (["run", "--backbone", "resnet18", "--out", "x.npz"], 2, "nothing says which images to embed: add --data"),
     ],
 )
@@ -200,7 +200,7 @@ def test_a_library_that_lacks_the_network(backbone: str, form: str, text: str) -
 
 
 def test_export_refuses(run: Path) -> None:
-    assert "nowhere/record.json is no record" in bench("export", "nowhere", "--out", "x.pth", code=1).stderr
+    assert "nowhere/record.json is not the record" in bench("export", "nowhere", "--out", "x.pth", code=1).stderr
     Path("there").mkdir()
     refused = bench("export", run, "--out", "there", code=2).stderr
-    assert "--out is there, a folder, but expected a file such as there/backbone.pth" in refused
+    assert "--out is there, a directory, but expected a file such as there/backbone.pth" in refused

@@ -134,9 +134,9 @@ def test_the_study_of_a_run() -> None:
     bench("identity", "wild", "--aug", "clae", "--out", "again")
     after = torch.load("wild/backbone.pt", weights_only=True)
     assert all(torch.equal(before[name], after[name]) for name in before)
-    for aug, text in (("none", "'none' searches for no view of an image"), ("cla", "Did you mean 'clae'?")):
+    for aug, text in (("none", "'none' does not search for views of images"), ("cla", "Did you mean 'clae'?")):
         assert text in bench("identity", "wild", "--aug", aug, code=2).output
-    assert "expected the folder of a run" in bench("identity", "nowhere", code=1).output
+    assert "expected a run directory" in bench("identity", "nowhere", code=1).output
 
 
 def test_the_control_takes_the_vae_and_the_strength_of_the_run() -> None:

@@ -566,7 +566,7 @@ def test_npy_files_in_a_folder():
     Path("features/test_labels.npy").unlink()
     result = bench("features")
     assert result.exit_code == 1
-    assert "features is no file of features" in result.stderr
+    assert "features is not a file of features" in result.stderr
     assert "test_labels" in result.stderr
 
 
@@ -599,7 +599,7 @@ def test_a_checkpoint_of_anybodys(name, folder):
     features = features_of(network, data)
     assert rows(result) == [percent(item) for item in knn_sweep(*features, (1, 36), (0.1,))]
     for arguments, code, text in (
-        (["x.pth"], 1, "no checkpoint written by `idaa-bench run`; for a state dict of torchvision or timm name"),
+        (["x.pth"], 1, "no checkpoint written by `idaa-bench run`; for a state dict from torchvision or timm, name"),
         (["x.pth", *options[:2]], 2, f"--backbone is {name}, but nothing says which images to embed: add --data"),
         (["x.pth", "--backbone", "resnet34", *options[2:]], 1, "x.pth does not fit the backbone resnet34"),
     ):

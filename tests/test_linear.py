@@ -295,7 +295,7 @@ def test_runs_by_all_protocols(runs):
         assert bool(spread[3]) == (protocol != "lbfgs")
     again = bench("linear", runs.absolute(), "r", "r/0", "--protocol", "lbfgs,sgd,paper", "--epochs", "3")
     assert rows(again) == table  # each run once
-    assert "on the test images, after the last epoch; * chosen on them: optimistic" in " ".join(result.stdout.split())
+    assert "after the last epoch; * chosen on the test images, so optimistic" in " ".join(result.stdout.split())
     for seed in (0, 1):
         entries = stored(runs / str(seed))
         record = json.loads((runs / str(seed) / "record.json").read_text())
@@ -332,7 +332,7 @@ def test_what_is_kept_is_never_stale(trained, own_folder):
     data = next(line for line in config.read_text().splitlines() if line.startswith("data ="))
     config.write_text(config.read_text().replace(data, f'data = "folder:{own_folder}"'))
     bench("linear", "run", "--protocol", "lbfgs,sgd", "--epochs", "1")
-    assert "embedded anew" not in bench("linear", "run").stdout
+    assert "computed again" not in bench("linear", "run").stdout
     weights = torch.load("run/backbone.pt", weights_only=True)
     weights["conv1.weight"] = weights["conv1.weight"].roll(1, 0)
     torch.save(weights, "run/backbone.pt")
@@ -340,12 +340,12 @@ def test_what_is_kept_is_never_stale(trained, own_folder):
     for change in (lambda: None, lambda: next(own_folder.glob("train/*/*.png")).unlink()):
         change()
         result = bench("linear", "run")
-        assert "Note: run/features.npz is of other weights or images: embedded anew." in result.stdout
+        assert "Note: run/features.npz belongs to other weights or images" in result.stdout
         assert stored("run").keys() == {"lbfgs"}
         sources.append(stored("run")["lbfgs"]["source"])
     assert len(set(sources)) == 3
     Path("run/features.npz").write_bytes(b"PK damaged")
-    assert "Note: run/features.npz cannot be read: embedded anew." in bench("linear", "run").stdout
+    assert "Note: run/features.npz cannot be read, so the features are computed again." in bench("linear", "run").stdout
     network, images = load_backbone(Path("run"))
     with np.load("run/features.npz") as kept:
         assert np.array_equal(kept["train_features"], features_of(network, images).train_features.numpy())
@@ -376,7 +376,7 @@ def test_what_linear_refuses(runs):
     for arguments, code, text in (
         (["r", "--protocol", "lbfgs,sdg"], 2, "no protocol 'sdg'; known: paper, lbfgs, sgd. Did you mean 'sgd'?"),
         (["r", "--epochs", "0"], 2, "0 is not in the range x>=1"),
-        (["nowhere"], 1, "nowhere does not exist; expected a run folder, a checkpoint or an .npz file"),
+        (["nowhere"], 1, "nowhere does not exist; expected a run directory, a checkpoint or an .npz file"),
         (["r", "--backbone", "resnet18"], 2, "nothing says which images to embed: add --data"),
     ):
         assert text in " ".join(bench("linear", *arguments, code=code).stderr.split())
@@ -390,4 +390,4 @@ def test_what_linear_refuses(runs):
     Path("r/0/record.json").unlink()
     Path("r/0/backbone.pt").unlink()
     assert "Left out: 1 unfinished, without a record." in bench("linear", "r").stdout
-    assert "r/0 holds no backbone.pt, so no finished run" in bench("linear", "r/0", code=1).stderr
+    assert "r/0 holds no backbone.pt, so it is not a finished run" in bench("linear", "r/0", code=1).stderr

@@ -58,7 +58,7 @@ def test_a_damaged_record_is_refused_with_the_place(change: dict[str, Any], text
     ("config", "text"),
     [
         ({"epochs": 0}, "epochs is 0, but expected int, 1 or more"),
-        ({"colour": "red"}, "'colour' is no field of a run"),
+        ({"colour": "red"}, "'colour' is not a field of a run"),
         ({"seed": "x"}, "seed is 'x', but expected int"),
     ],
 )

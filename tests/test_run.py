@@ -214,10 +214,10 @@ def test_an_interrupted_run_resumes_to_the_bit() -> None:
     options = ["run", "--aug", "random", *NARROW, *SMALL_VAE, "--set", "aug.vae_epochs=1", "--epochs", "20"]
     bench(*options, "--out", "whole")
     outputs = [interrupted(sent, *options, "--out", "parts", "--resume") for sent in (signal.SIGINT, signal.SIGKILL)]
-    assert "--resume goes on after the last finished epoch" in outputs[0]
-    assert "Going on after epoch" in outputs[1]
+    assert "--resume to continue after the last finished epoch" in outputs[0]
+    assert "Resuming after epoch" in outputs[1]
     assert not Path("parts/record.json").exists()
-    assert "Going on after epoch" in bench(*options, "--out", "parts", "--resume").output
+    assert "Resuming after epoch" in bench(*options, "--out", "parts", "--resume").output
     assert same(Path("whole"), Path("parts"))
     histories = [json.loads(Path(run, "record.json").read_text())["history"] for run in ("whole", "parts")]
     assert histories[0] == histories[1]

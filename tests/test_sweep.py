@@ -60,7 +60,7 @@ def records(out: str) -> dict[str, str]:
 def trained(out: str) -> list[str]:
     """The folders that were trained in, one entry for each time, by what the jobs said."""
     lines = [line for path in Path(out).glob(".jobs/*/*_log.out") for line in path.read_text().splitlines()]
-    return sorted(line.partition("Run folder: ")[2] for line in lines if line.startswith("Takes about"))
+    return sorted(line.partition("Run directory: ")[2] for line in lines if line.startswith("Takes about"))
 
 
 def test_every_combination_once_and_options_where_they_exist() -> None:
@@ -123,7 +123,7 @@ def test_refused_pairs_are_left_out_and_named() -> None:
     ]  # fmt: skip
     assert sweep(*arguments, "--print-jobs").stderr.startswith("Left out: swav × metaug: ")
     nothing = sweep("--method", "swav", "--aug", "metaug", code=2)
-    assert "no pair of these methods and augmentations is left" in nothing.stderr
+    assert "none of these methods goes with these augmentations" in nothing.stderr
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_refused_pairs_are_left_out_and_named() -> None:
     [
         (["--seeds", "4-0"], "--seeds got '4-0', but expected numbers and ranges such as 0-4"),
         (["--seeds", "a"], "--seeds got 'a', but expected"),
-        (["--aug", "none,"], "--aug got 'none,', but expected values with a comma in between"),
+        (["--aug", "none,"], "--aug got 'none,', but expected values separated by commas"),
         (["--aug", "nonne"], "no augmentation 'nonne'"),
         (["--aug", "none,clae", "--set", "aug.epps=1"], "none, clae has no 'epps'. Did you mean 'eps'?"),
         (["--aug", "none", "--set", "clae.eps=1"], "--set got 'clae', but this sweep has: method, aug, simclr, none"),
@@ -291,7 +291,7 @@ def test_killed_in_the_middle_and_started_again() -> None:
     assert len(after) == 2
     assert before.items() <= after.items()
     assert "1 of them finished already" in output
-    assert "All are finished: idaa-bench compare all" in output
+    assert "All runs are finished. Compare them: idaa-bench compare all" in output
     assert all(len(json.loads(record)["history"]) == 9 for record in after.values())
     assert json.loads(*before.values())["time"]["resumed_at_epoch"] is not None
     assert trained("all") == sorted(after)  # the first one was resumed, not trained anew
@@ -310,6 +310,6 @@ def test_two_at_the_same_time_on_one_folder() -> None:
     assert trained("all") == sorted(records("all"))
     for output in outputs:
         assert "2 runs in all, 0 of them finished already." in output
-        assert "All are finished" in output
+        assert "All runs are finished" in output
     table = CliRunner().invoke(main, ["compare", "all", "--format", "markdown"])
     assert "| simclr | clae | 1 |" in table.output, table.output

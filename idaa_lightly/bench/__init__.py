@@ -1,1 +1,1 @@
-"""From a configuration to a run folder that can be trusted."""
+"""Benchmarks: train, evaluate and compare runs that a configuration describes."""

@@ -1,4 +1,7 @@
-"""Configuration of a run. Imports neither torch nor lightly, since the command line is made from its fields."""
+"""Configuration of a run, from which the command line takes its options.
+
+This module imports neither torch nor lightly, so that `idaa-bench --help` is fast.
+"""
 
 from __future__ import annotations
 
@@ -30,43 +33,60 @@ def _option(default: Any, help: str, **click: Any) -> Any:
 class RunConfig:
     """Configuration of a run. Fields that are None are filled in from the data, the method's recipe or the machine."""
 
-    method: str = _option("simclr", "Self-supervised method; see `idaa-bench plugins`.")
-    aug: str = _option("idaa", "Augmentation; see `idaa-bench plugins`.")
-    data: str = _option("digits", "digits, cifar10, cifar100, stl10, fashionmnist or folder:PATH.")
-    data_dir: str = _option("data", "Where torchvision's data sets are, or are downloaded to.")
-    image_size: ImageSize | None = _option(
-        None, "Pixels of a view. Default: the images' own, or 32 to 224 as they are."
+    method: str = _option("simclr", "Self-supervised method. `idaa-bench plugins` lists the installed ones.")
+    aug: str = _option(
+        "idaa", "Augmentation, or none for the method alone. `idaa-bench plugins` lists the installed ones."
     )
-    limit_train: Count | None = _option(None, "Use this many training images only, spread over the classes.")
-    test_fraction: Share = _option(0.2, "Share of test images where a folder has no split of its own.")
+    data: str = _option(
+        "digits",
+        "Data set: digits (scikit-learn's), one of torchvision's cifar10, cifar100, stl10, fashionmnist, svhn, dtd, "
+        "flowers102, aircraft, pets, food101 and cars, or folder:PATH. The folder holds one folder per class, or "
+        "train/ and test/ (or val/) with one folder per class in each.",
+    )
+    data_dir: str = _option("data", "Directory of torchvision's data sets. Missing ones are downloaded into it.")
+    image_size: ImageSize | None = _option(
+        None,
+        "Height and width of a view, in pixels. Default: the size of the images if all are squares of up to 96 px, "
+        "else the largest of 32, 64, 96 and 224 that most images fill.",
+    )
+    limit_train: Count | None = _option(None, "Use only this many training images, spread over the classes.")
+    test_fraction: Share = _option(0.2, "Share of images to test on if a folder is not split into train/ and test/.")
     backbone: str | None = _option(
         None,
-        "ResNet of torchvision or timm, or a narrow one such as resnet18-w16. Default: resnet18; resnet9-w16 for "
-        "digits. At 64 px and below it gets the CIFAR stem.",
+        "ResNet from torchvision or timm, or a narrow one such as resnet18-w16 (16 channels in the first stage). For "
+        "images of up to 64 px it gets the CIFAR stem. Default: resnet18; resnet9-w16 for digits.",
     )
-    epochs: Count | None = _option(None, "Default: the method's recipe; 15 for digits.")
-    batch_size: Count | None = _option(None, "Default: the method's recipe; 128 for digits.")
-    lr: float | None = _option(None, "Learning rate; short for --set method.lr=...")
-    vae: str | None = _option(None, "File of a VAE made by `idaa-bench vae`; short for --set aug.vae=...")
-    seed: int = _option(0, "Seed; give it several times for several runs and their mean ± std.", multiple=True)
+    epochs: Count | None = _option(None, "Epochs to train. Default: the method's recipe; 15 for digits.")
+    batch_size: Count | None = _option(
+        None, "Images per step, over all devices. Default: the method's recipe; 128 for digits."
+    )
+    lr: float | None = _option(None, "Learning rate of the method. Short for --set method.lr=...")
+    vae: str | None = _option(None, "VAE file written by `idaa-bench vae`. Short for --set aug.vae=...")
+    seed: int = _option(
+        0, "Random seed. Repeat the option to train several runs and get their mean ± std.", multiple=True
+    )
     set: Mapping[str, Mapping[str, Any]] = _option(
         dict,
-        "Option of the method or augmentation, such as aug.eps=0.1; see `idaa-bench plugins show NAME`.",
+        "Option of the method or the augmentation, such as aug.eps=0.1. Can be repeated. `idaa-bench plugins show "
+        "NAME` lists the options of a plugin.",
         multiple=True,
         metavar="KEY=VALUE",
     )
-    accelerator: str = _option("auto", "As for Lightning's Trainer: auto, cpu, gpu, mps.")
-    devices: str = _option("1", "Number of devices, or a list such as 0,1; as for Lightning's Trainer.")
-    strategy: str = _option("auto", "As for Lightning's Trainer: auto, ddp, ...")
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = _option("32-true", "As for Lightning's Trainer.")
+    accelerator: str = _option("auto", "Accelerator of Lightning's Trainer: auto, cpu, gpu or mps.")
+    devices: str = _option("1", "Devices of Lightning's Trainer: their number, or a list such as 0,1.")
+    strategy: str = _option("auto", "Strategy of Lightning's Trainer: auto, ddp, ...")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = _option(
+        "32-true", "Precision of Lightning's Trainer: 32-true, bf16-mixed or 16-mixed."
+    )
     compile: bool = _option(False, "Compile the backbone with torch.compile.")
     views: Literal["auto", "loader", "device"] = _option(
         "auto",
-        "What makes the views: loader, image by image with Lightly's transform; or device, whole batches there, in the "
-        "same distribution. auto: device on a GPU where it can, else loader; the run says which.",
+        "Where views are made. loader: one image at a time, by Lightly's transform. device: whole batches on the "
+        "training device, from the same distribution. auto: device on a GPU if possible, else loader. The run reports "
+        "the choice.",
     )
     workers: NonNegativeInt | None = _option(
-        None, "Processes that make views with the loader. Default: 0 on the CPU, else one per core, up to 12."
+        None, "Worker processes of the data loader. Default: 0 on the CPU, else one per core, up to 12."
     )
 
     def to_toml(self) -> str:
@@ -74,21 +94,24 @@ class RunConfig:
         return tomli_w.dumps(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values by field, without fields that are None."""
+        """Return the fields as plain values, without fields that are None."""
         return _without_none({item.name: getattr(self, item.name) for item in fields(self)})
 
     def flat(self) -> dict[str, Any]:
-        """Return plain values by name, with plugin options as method.KEY and aug.KEY, without fields that are None."""
+        """Return the fields in one flat dictionary, without fields that are None.
+
+        Options of plugins get keys such as "method.lr" and "aug.eps".
+        """
         values = self.to_dict()
         options = values.pop("set")
         return values | {f"{kind}.{key}": value for kind, items in options.items() for key, value in items.items()}
 
     def canonical(self) -> RunConfig:
-        """Return the configuration without what changes no result: the place of the data, and the number of workers."""
+        """Return the configuration with defaults for the fields that change no result: `data_dir` and `workers`."""
         return replace(self, data_dir="data", workers=None)
 
     def key(self) -> str:
-        """Return six characters that tell configurations apart, whatever the seed."""
+        """Return a hash of six hexadecimal digits. Runs that differ only in their seed share it."""
         text = json.dumps(replace(self.canonical(), seed=0).to_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:6]
 
@@ -96,8 +119,11 @@ class RunConfig:
 def load_toml(path: str | Path) -> dict[str, Any]:
     """Return the content of a TOML file.
 
+    Args:
+        path: The file.
+
     Raises:
-        FileFormatError: The file is missing or no TOML.
+        FileFormatError: The file is missing or is not valid TOML.
     """
     try:
         return tomllib.loads(Path(path).read_text())
@@ -106,11 +132,14 @@ def load_toml(path: str | Path) -> dict[str, Any]:
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """Return the fields of a configuration that a TOML file sets.
+    """Return the fields of `RunConfig` that a TOML file sets.
+
+    Args:
+        path: The file, such as the config.toml of a run directory.
 
     Raises:
-        FileFormatError: The file is missing or no TOML.
-        UsageError: It sets an unknown field, or a field to a value that is not of its type or range.
+        FileFormatError: The file is missing or is not valid TOML.
+        UsageError: A field is unknown, or its value has the wrong type or is out of range.
     """
     values = load_toml(path)
     try:
@@ -160,28 +189,35 @@ def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(values: Mapping[str, Any]) -> None:
-    """Check the names of fields, and their values against types and ranges.
+    """Check values by field against the names, types and ranges of `RunConfig`.
+
+    Args:
+        values: Values by field. Fields may be missing.
 
     Raises:
-        UsageError: A field is unknown, or its value is not of its type or out of its range.
+        UsageError: A field is unknown, or its value has the wrong type or is out of range.
     """
     hints = get_type_hints(RunConfig, include_extras=True)
     for name, value in values.items():
         if name not in hints:
-            raise UsageError(f"{name!r} is no field of a run, which has: {', '.join(hints)}.{suggestion(name, hints)}")
+            known = ", ".join(hints)
+            raise UsageError(f"{name!r} is not a field of a run; the fields are: {known}.{suggestion(name, hints)}")
         if name != "set":
             Option(name, hints[name]).check(value)
         elif not isinstance(value, Mapping) or not all(
             kind in ("method", "aug") and isinstance(items, Mapping) for kind, items in value.items()
         ):
-            raise UsageError(f"set is {value!r}, but expected tables [set.method] and [set.aug]")
+            raise UsageError(f"set is {value!r}, but expected the tables [set.method] and [set.aug]")
 
 
 def parse_set(items: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """("aug.eps=0.1",) to {"aug": {"eps": "0.1"}}.
+    """Parse values of `--set`: ("aug.eps=0.1",) becomes {"aug": {"eps": "0.1"}}.
+
+    Args:
+        items: Strings of the form method.KEY=VALUE or aug.KEY=VALUE.
 
     Raises:
-        UsageError: not of the form method.KEY=VALUE or aug.KEY=VALUE.
+        UsageError: A string has another form.
     """
     result: dict[str, dict[str, Any]] = {}
     for item in items:

@@ -1,4 +1,4 @@
-"""Frozen features of a data set, and their kNN accuracy: what runs and evaluations share."""
+"""Frozen features of a data set and their kNN accuracy, for training runs and evaluations."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Features(NamedTuple):
     """Features of both splits of a data set, on the CPU.
 
     Attributes:
-        train_features: (N, D), float32.
-        train_labels: Classes (N,).
-        test_features: (M, D), float32.
-        test_labels: Classes (M,).
+        train_features: Features (N, D) of the training images, float32.
+        train_labels: Classes (N,) of the training images.
+        test_features: Features (M, D) of the test images, float32.
+        test_labels: Classes (M,) of the test images.
     """
 
     train_features: Tensor
@@ -43,11 +43,11 @@ def pick_device() -> torch.device:
 
 
 def features_of(network: nn.Module, data: DataSet) -> Features:
-    """Return the frozen features of images without augmentation.
+    """Return the frozen features of both splits, without augmentation.
 
     Args:
-        network: Images (N, 3, H, W) to features (N, D).
-        data: Images of both splits.
+        network: Module that maps images (N, 3, H, W) to features (N, D).
+        data: Data set with both splits.
     """
     step = progress("features", sum(-(-len(part) // EVALUATION_BATCH) for part in (data.train, data.test)))
     parts = [
@@ -58,11 +58,14 @@ def features_of(network: nn.Module, data: DataSet) -> Features:
 
 
 def features_and_projections(method: Method, data: DataSet) -> tuple[Features, Features]:
-    """Return the features of a method's backbone, and what its loss compares, from one pass over the images.
+    """Return a method's backbone features and its embeddings, from one pass over the images.
 
     Args:
-        method: Of several networks, the one that is trained is used.
-        data: Images of both splits.
+        method: The method. If it has a momentum network too, only the trained network is used.
+        data: Data set with both splits.
+
+    Returns:
+        Backbone features, and the embeddings that the loss compares: projections, or predictions if there are any.
     """
     both = features_of(_WithProjection(method), data)
     width = method.num_features
@@ -72,7 +75,7 @@ def features_and_projections(method: Method, data: DataSet) -> tuple[Features, F
 
 
 class _WithProjection(nn.Module):
-    """Images (N, C, H, W) to backbone features and the method's embedding side by side, (N, num_features + D)."""
+    """Module that maps images (N, C, H, W) to backbone features and embeddings, concatenated (N, num_features + D)."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()
@@ -87,7 +90,13 @@ class _WithProjection(nn.Module):
 
 
 def knn_accuracy(features: Features, k: int = KNN_K, temperature: float = KNN_TEMPERATURE) -> float:
-    """Return the top-1 accuracy in [0, 1] of the test features, with the train features as the bank."""
+    """Return the top-1 accuracy in [0, 1] of weighted kNN, with the training features as the bank.
+
+    Args:
+        features: Features and labels of both splits.
+        k: Neighbours that vote. Limited to the size of the bank.
+        temperature: Temperature of the votes.
+    """
     ranked = knn_classify(
         features.train_features, features.train_labels, features.test_features, min(k, len(features.train_labels)),
         temperature,

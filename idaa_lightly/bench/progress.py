@@ -1,4 +1,4 @@
-"""Progress bars of long work."""
+"""Progress bars for long tasks."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from tqdm import tqdm
 
 
 def progress(title: str, total: int) -> Callable[[str], None]:
-    """Start a progress bar, which is drawn on a terminal only.
+    """Start a progress bar. It is drawn only on a terminal.
 
     Args:
-        title: Text in front of the bar.
+        title: Text before the bar.
         total: Number of steps.
 
     Returns:
-        A function to call after each step with a text that is shown behind the bar.
+        A function to call after each step. Its argument is a text to show after the bar.
     """
     bar = tqdm(total=total, desc=title, leave=False, disable=None)
 

@@ -1,4 +1,4 @@
-"""The record of a finished run: RUN/record.json, its schema and its reader."""
+"""Record of a finished run, RUN/record.json: its schema, its reader, and the check of a run directory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from idaa_lightly.files import atomic_write
 from idaa_lightly.options import Fraction, NonNegative, NonNegativeInt
 
 SCHEMA = 2
-"""Version of records and checkpoints. Raised when random streams change, since a resumed run would differ."""
+"""Version of records and checkpoints. It is raised when random streams change, because a resumed run would differ."""
 READABLE = (1, 2)
 PACKAGES = (
     "idaa-lightly", "torch", "torchvision", "lightly", "pytorch-lightning", "timm", "kornia", "numpy", "pillow",
@@ -38,8 +38,8 @@ class Evaluated(_Open):
     """Top-1 accuracy in [0, 1] on all test images after an epoch.
 
     Attributes:
-        epoch: Number of epochs done.
-        knn: By kNN on backbone features.
+        epoch: Number of finished epochs.
+        knn: Accuracy of kNN on backbone features.
     """
 
     epoch: NonNegativeInt
@@ -47,13 +47,13 @@ class Evaluated(_Open):
 
 
 class AtEnd(Evaluated):
-    """Top-1 accuracies in [0, 1] before or after the training.
+    """Top-1 accuracies in [0, 1] before or after training.
 
     Attributes:
-        knn_projection: By kNN on what the loss compares: the projection, or the prediction if there is one.
-        linear: By a linear probe on backbone features.
+        knn_projection: Accuracy of kNN on the method's embeddings: projections, or predictions if there are any.
+        linear: Accuracy of a linear probe on backbone features.
         linear_l2: L2 strength of the probe, chosen on a tenth of the training images.
-        knn_pixels: By kNN on bare pixels. Before the training only, for images of 64 px or less.
+        knn_pixels: Accuracy of kNN on raw pixels. Present only before training, for images of 64 px or less.
     """
 
     knn_projection: Fraction
@@ -63,7 +63,13 @@ class AtEnd(Evaluated):
 
 
 class Best(_Open):
-    """The best epoch by kNN on the test images: an optimistic figure."""
+    """Best epoch by kNN. Its accuracy is optimistic, because the epoch is selected on the test images.
+
+    Attributes:
+        epoch: Number of finished epochs.
+        knn: Accuracy of kNN on backbone features.
+        selected_on: Images that the epoch was selected on, in words.
+    """
 
     epoch: NonNegativeInt
     knn: Fraction
@@ -71,7 +77,13 @@ class Best(_Open):
 
 
 class Protocol(_Open):
-    """How accuracies were measured: k and temperature of kNN, what searched, and what the features are."""
+    """Protocol of the evaluations. Further keys describe the features and the linear probe in words.
+
+    Attributes:
+        knn_k: Neighbours that voted.
+        knn_temperature: Temperature of the votes.
+        knn_backend: Library that searched, with its version.
+    """
 
     knn_k: Annotated[int, Ge(1)]
     knn_temperature: float
@@ -82,12 +94,12 @@ class Time(_Open):
     """Cost of the run.
 
     Attributes:
-        train_s: Seconds of training without evaluation, over all processes of a resumed run.
+        train_s: Seconds of training without evaluation, summed over the processes of a resumed run.
         images_per_s: Training images per second of `train_s`.
-        flops_per_image: Floating-point operations of a training step with its attack, divided by its images.
-        wall_s: Wall time of the last process.
-        cpu_s: CPU time of the last process.
-        resumed_at_epoch: Epoch of the checkpoint that the last process resumed; None if it resumed none.
+        flops_per_image: Floating-point operations of one training step with its attack, divided by its images.
+        wall_s: Wall time of the last process, in seconds.
+        cpu_s: CPU time of the last process, in seconds.
+        resumed_at_epoch: Epoch of the checkpoint that the last process resumed, from 0. None if it started anew.
     """
 
     train_s: NonNegative
@@ -99,7 +111,18 @@ class Time(_Open):
 
 
 class Data(_Open):
-    """Facts of the data set; `fingerprint` has a hash of the training images and one of the test images."""
+    """Facts about the data set.
+
+    Attributes:
+        name: Name that was asked for, such as "cifar10".
+        train: Number of training images.
+        test: Number of test images.
+        classes: Number of classes.
+        image_size: Height and width of a view, in pixels.
+        normalize: Mean and standard deviation per channel.
+        fingerprint: Hashes of the training images and of the test images.
+        notes: Sentences on how the images were converted.
+    """
 
     name: str
     train: NonNegativeInt
@@ -112,7 +135,15 @@ class Data(_Open):
 
 
 class Device(_Open):
-    """Where the run trained: type and name of the device, how many, and CPUs and threads of the machine."""
+    """Device that the run trained on.
+
+    Attributes:
+        type: Type of the torch device, such as "cuda".
+        name: Name of the GPU or of the CPU.
+        count: Number of devices.
+        cpus: Number of CPUs of the machine.
+        torch_threads: Threads that torch uses on the CPU.
+    """
 
     type: str
     name: str
@@ -125,19 +156,19 @@ class Record(_Open):
     """Content of record.json.
 
     Attributes:
-        schema: Version of the record.
-        config: The resolved configuration, as in config.toml.
+        schema: Version of the record, `SCHEMA`.
+        config: Resolved configuration, as in config.toml.
         initial: Accuracies of the untrained network.
-        last: Accuracies after the last epoch: the figures to cite.
-        best: The best epoch, selected on the test images.
-        history: Accuracies during the training, from epoch 0.
-        evaluation: The protocol of the evaluations.
+        last: Accuracies after the last epoch. Cite these.
+        best: Best epoch, selected on the test images.
+        history: Accuracies during training, from epoch 0.
+        evaluation: Protocol of the evaluations.
         time: Cost of the run.
-        fitted: What the augmentation fitted before the training: for IDAA {vae: {epochs, seconds, loss, mse, kl}}.
-        data: Facts of the data set.
+        fitted: Facts about the fitting before training. For IDAA: {vae: {epochs, seconds, loss, mse, kl}}.
+        data: Facts about the data set.
         versions: Versions of Python and of the packages that results depend on.
-        device: Where the run trained.
-        git_commit: Commit of idaa-lightly's checkout, with "+" if it was changed; None if installed from a wheel.
+        device: Device that the run trained on.
+        git_commit: Commit of idaa-lightly's checkout, with "+" for uncommitted changes. None outside a checkout.
     """
 
     schema: int
@@ -159,21 +190,26 @@ _RECORD: TypeAdapter[Record] = TypeAdapter(Record)
 
 
 def open_folder(folder: Path, config: RunConfig, *, resume: bool) -> Record | None:
-    """Check that a run directory can be made for this configuration, or resumed if it is there.
+    """Check that this configuration can be run in a directory.
+
+    Args:
+        folder: The run directory. It may be missing or empty.
+        config: Resolved configuration of the run.
+        resume: Accept a directory that holds the same run.
 
     Returns:
-        The record if the run is finished already, else None.
+        The record if the run is finished, else None.
 
     Raises:
-        RunFolderError: The directory holds something else, or the same run and `resume` is not set.
+        RunFolderError: The directory holds something else, or it holds the same run and `resume` is False.
     """
     taken = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
     if taken:
-        raise RunFolderError(f"{taken} is no folder: choose another --out")
+        raise RunFolderError(f"{taken} is not a directory: choose another --out")
     if not folder.exists() or not any(folder.iterdir()):
         return None
     if not (folder / "config.toml").exists():
-        raise RunFolderError(f"{folder} holds files that are no run: choose another --out")
+        raise RunFolderError(f"{folder} holds files that are not a run: choose another --out")
     both = RunConfig(**read_toml(folder / "config.toml")), config
     there, wanted = (part.canonical().flat() for part in both)
     changed = sorted(name for name in there | wanted if there.get(name) != wanted.get(name))
@@ -182,13 +218,13 @@ def open_folder(folder: Path, config: RunConfig, *, resume: bool) -> Record | No
         raise RunFolderError(f"{folder} holds another run ({differences}): choose another --out")
     record = read_record(folder) if (folder / "record.json").exists() else None
     if not resume:
-        state = "is finished: see its record.json" if record else "was interrupted: add --resume to go on with it"
-        raise RunFolderError(f"{folder} holds this very run, which {state}, or choose another --out")
+        state = "is finished: see its record.json" if record else "was interrupted: add --resume to continue it"
+        raise RunFolderError(f"{folder} already holds this run, which {state}, or choose another --out")
     return record
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically."""
+    """Write JSON values to a file, atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
@@ -196,16 +232,19 @@ def write_json(path: Path, content: Any) -> None:
 def read_record(folder: Path) -> Record:
     """Read the record of a finished run.
 
+    Args:
+        folder: The run directory.
+
     Raises:
-        FileFormatError: There is none, or it does not have the schema of this or an earlier version.
+        FileFormatError: The record is missing or damaged, or its schema is not one of `READABLE`.
     """
     path = folder / "record.json"
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise FileFormatError(f"{path} is no record of a finished run: {error}") from error
+        raise FileFormatError(f"{path} is not the record of a finished run: {error}") from error
     if not isinstance(content, dict) or "schema" not in content:
-        raise FileFormatError(f"{path} is no record of a finished run")
+        raise FileFormatError(f"{path} is not the record of a finished run")
     if content["schema"] not in READABLE:
         raise FileFormatError(f"{path} has schema {content['schema']}, but expected {SCHEMA} or less")
     try:
@@ -219,10 +258,14 @@ def read_record(folder: Path) -> Record:
 
 
 def config_of(record: Record, folder: Path) -> RunConfig:
-    """Return the configuration of the run recorded in `folder`.
+    """Return the configuration in a record.
+
+    Args:
+        record: Record of a run.
+        folder: The run directory, for messages.
 
     Raises:
-        FileFormatError: It sets an unknown field, or a field to a value that is not of its type or range.
+        FileFormatError: A field is unknown, or its value has the wrong type or is out of range.
     """
     try:
         check({"seed": 0} | record["config"])
@@ -232,7 +275,12 @@ def config_of(record: Record, folder: Path) -> RunConfig:
 
 
 def environment(device: torch.device, count: int) -> dict[str, Any]:
-    """Return versions, device and commit, for the record of a run on `count` devices of this kind."""
+    """Return `versions`, `device` and `git_commit` for a record.
+
+    Args:
+        device: Device of the run.
+        count: Number of such devices.
+    """
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -254,19 +302,20 @@ def environment(device: torch.device, count: int) -> dict[str, Any]:
 
 
 def _cpu_name() -> str:
-    """Return a name such as "AMD EPYC, AVX2"; the architecture where Linux gives no model name."""
+    """Return a name such as "AMD EPYC, AVX2", or the architecture if Linux gives no model name."""
     info = Path("/proc/cpuinfo")
     models = re.findall(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.exists() else []
     return f"{models[0] if models else platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _git_commit() -> str | None:
-    """Return the last commit that changed the code of this file's checkout, with "+" if files changed since."""
+    """Return the last commit that changed the code in this checkout, with "+" for uncommitted changes."""
     here = Path(__file__).resolve()
     try:
         git = ["git", "-C", str(here.parent)]
         subprocess.run([*git, "ls-files", "--error-unmatch", here.name], check=True, capture_output=True)
-        code = [str(here.parents[1]), str(here.parents[2] / "plugins")]  # records and pages change no result
+        # Only commits to the code count, since records and pages change no result.
+        code = [str(here.parents[1]), str(here.parents[2] / "plugins")]
         last = subprocess.run(
             [*git, "log", "-1", "--format=%H", "--", *code], check=True, capture_output=True, text=True
         )

@@ -1,4 +1,4 @@
-"""`idaa-bench`: parse, call, print. One file per command. Torch is imported only when a command needs it."""
+"""Command line `idaa-bench`, one file per command. Torch is imported only by commands that need it."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from idaa_lightly.errors import IDAAError
 
 
 class Commands(click.Group):
-    """Commands that end in one sentence and an exit code if something is wrong."""
+    """Command group that turns errors into one sentence and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
+        """Run the command. Print errors and interruptions as one sentence."""
         ctx.obj = Console(markup=False)
         try:
             with messages_on(ctx.obj):
                 return super().invoke(ctx)
         except IDAAError as error:
             text = str(error).strip()
-            if "Original Traceback" in text:  # of a loader's process, the last line is the message
+            if "Original Traceback" in text:  # From a worker of the data loader. The last line is the message.
                 text = text.splitlines()[-1]
             text = " ".join(text.split())
             click.echo(
@@ -46,12 +46,12 @@ class Commands(click.Group):
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             hints = {
-                "run": " The same command with --resume goes on after the last finished epoch.",
-                "sweep": " The same command goes on where it was.",
-                "transfer": " The same command goes on where it was.",
-                "table": " The same command goes on where it was.",
-                "linear": " The same command goes on with the next protocol.",
-                "finetune": " The same command goes on with the next share of the labels.",
+                "run": " Repeat the command with --resume to continue after the last finished epoch.",
+                "sweep": " Repeat the command to continue.",
+                "transfer": " Repeat the command to continue.",
+                "table": " Repeat the command to continue.",
+                "linear": " Repeat the command to continue with the interrupted protocol.",
+                "finetune": " Repeat the command to continue with the interrupted share of the labels.",
             }
             click.echo("Interrupted." + hints.get(ctx.invoked_subcommand or "", ""), err=True)
             ctx.exit(130)
@@ -60,22 +60,36 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="idaa-lightly")
 def main() -> None:
-    """Trains and evaluates self-supervised vision models with adversarial views that keep a sample's identity.
+    """Train and evaluate self-supervised vision models with adversarial views that keep a sample's identity.
+
+    Every training run writes a run directory, which the other commands read. RUN stands for a run directory.
 
     \b
-    idaa-bench run                                  SimCLR with IDAA on scikit-learn's digits, about two minutes
-    idaa-bench run --data cifar10 --aug clae        a rival on CIFAR-10, 300 epochs
-    idaa-bench sweep --aug none,idaa --seeds 0-4    every combination once; restartable; here or on a cluster
-    idaa-bench compare runs                         mean ± std, paired differences, accuracy at equal compute
-    idaa-bench report runs --out report.html        the same and all plots, as one page to send
-    idaa-bench identity RUN                         are the views hard, and do they keep the identity?
-    idaa-bench table laptop                         a published table: runs what is missing, and renders it
-    idaa-bench plugins                              what --method and --aug can be
-    idaa-bench knn RUN                              evaluates a run again, or features of your own
-    idaa-bench linear RUN                           a linear layer on its features, by one protocol or several
-    idaa-bench transfer RUN --to dtd,pets           the same on other data sets
-    idaa-bench embed RUN --out features.npz         its features; export: its weights
-    idaa-bench finetune RUN --labels 1%,10%         its backbone, trained on a few labels
+    Train:
+      idaa-bench run                                  SimCLR with IDAA on scikit-learn's digits, about two minutes
+      idaa-bench run --data cifar10 --aug clae        SimCLR with CLAE on CIFAR-10, 300 epochs
+      idaa-bench sweep --aug none,idaa --seeds 0-4    every combination; can be interrupted and repeated
+      idaa-bench vae --epochs 300 --out vae.pt        IDAA's VAE alone, for --vae of several runs
+      idaa-bench plugins                              values of --method and --aug
+
+    \b
+    Compare:
+      idaa-bench compare runs                         mean ± std, paired differences, accuracy at equal compute
+      idaa-bench report runs --out report.html        the same table and all plots, as one HTML page
+      idaa-bench table laptop                         a published table; its missing runs are trained first
+
+    \b
+    Evaluate:
+      idaa-bench knn RUN                              kNN on frozen features of a run, or on your own features
+      idaa-bench linear RUN                           linear layer on frozen features, by several protocols
+      idaa-bench finetune RUN --labels 1%,10%         fine-tuning of the backbone on a few labels
+      idaa-bench transfer RUN --to dtd,pets           linear layer on frozen features of other data sets
+      idaa-bench identity RUN                         are the views hard, and do they keep the identity?
+
+    \b
+    Export:
+      idaa-bench embed RUN --out features.npz         features of a run's images
+      idaa-bench export RUN --out resnet18.pth        weights of a run's backbone, for torchvision or timm
     """
 
 

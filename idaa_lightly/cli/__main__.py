@@ -1,4 +1,4 @@
-"""`python -m idaa_lightly.cli`."""
+"""Entry point of `python -m idaa_lightly.cli`, equivalent to `idaa-bench`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`idaa-bench compare`."""
+"""Command `idaa-bench compare`."""
 
 from __future__ import annotations
 
@@ -19,26 +19,32 @@ ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex"}
     "--format",
     "form",
     type=click.Choice(list(ENDINGS.values())),
-    help="Print it as a table for a README, a spreadsheet or a paper. Default: by the ending of --out, else for the "
-    "terminal.",
+    help="Format of the table, for a README, a spreadsheet or a paper. Default: the suffix of --out decides; without "
+    "--out, a table for the terminal.",
 )
 @click.option(
-    "--against", default="none", show_default=True, help="Augmentation that differences are to, such as random."
+    "--against", default="none", show_default=True, help="Augmentation of the baseline, such as none or random."
 )
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the differences as a forest plot, .svg or .png.")
-@click.option("--out", type=click.Path(path_type=Path), help="File to write it to, such as table.md, .csv or .tex.")
+@click.option("--out", type=click.Path(path_type=Path), help="File to write, such as table.md, table.csv or table.tex.")
 def compare(runs: tuple[Path, ...], form: str | None, against: str, plot: Path | None, out: Path | None) -> None:
-    """Compare finished runs: mean ± standard deviation over seeds, differences to `none`, cost, equal compute.
+    """Compare finished runs in one table.
 
-    RUNS are run folders, or folders that hold runs at any depth. Runs are averaged if they differ in their seed only;
-    --workers and --data-dir change no result, and may differ, too. Where groups differ in data, epochs, commit or
-    device, a column and a warning say so.
+    The table shows accuracy, differences to a baseline, cost and accuracy at equal compute.
 
-    Differences are to `none` with otherwise the same options, seed by seed, with the 95 % interval of Student's t; to
-    the control, a third view in a random direction, with --against random: what the search alone is worth.
-    Accuracy at equal compute is read off each run's history where it has trained as long as the cheapest group did:
-    epochs × fewest FLOPs / own FLOPs, linear between evaluations. It is a lower bound, since learning rates that were
-    to fall until the end have not. Attacks are counted; evaluation and the training of a VAE are not.
+    RUNS are run directories, or directories that hold runs at any depth. Runs that differ only in their seed form a
+    group. The table shows mean ± standard deviation per group. Runs of a group may also differ in --workers and
+    --data-dir, which change no result. If groups differ in data, epochs, commit or device, a column and a warning say
+    so.
+
+    The baseline has --aug none and otherwise equal options. Differences to it are paired by seed. Their 95 % intervals
+    are by Student's t. `--against random` compares with the control instead, a third view in a random direction. That
+    difference is the effect of the search alone.
+
+    Accuracy at equal compute is the kNN accuracy that a run had when it had used as many FLOPs as the cheapest group
+    used in total. It is interpolated linearly in the run's history, at epoch = epochs × fewest FLOPs / own FLOPs. It
+    is a lower bound, because the learning rate had not decayed fully by then. FLOPs include attacks, but neither
+    evaluation nor the training of a VAE.
 
     \b
     Examples:
@@ -48,7 +54,7 @@ def compare(runs: tuple[Path, ...], form: str | None, against: str, plot: Path |
     """
     form = form or (ENDINGS.get(out.suffix) if out else "terminal")
     if form is None:
-        raise UsageError(f"--out is {out}, but expected a name in {', '.join(ENDINGS)}: or add --format")
+        raise UsageError(f"--out is {out}, but expected a name that ends in {', '.join(ENDINGS)}; or add --format")
     from idaa_lightly.bench.compare import text as tables
     from idaa_lightly.bench.compare.groups import compare as compared
 

@@ -1,4 +1,4 @@
-"""`idaa-bench embed`."""
+"""Command `idaa-bench embed`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import click
 
 @click.command()
 @click.argument("target", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write, NAME.npz.")
-@click.option("--backbone", help="Network of a state dict: a ResNet of torchvision or timm, such as resnet50.")
-@click.option("--data", help="Images to embed, as for `idaa-bench run`, in the place of the run's.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write, such as features.npz.")
+@click.option("--backbone", help="Network that a state dict belongs to: a ResNet from torchvision or timm.")
+@click.option("--data", help="Data set to embed, as for `idaa-bench run --data`. Default: the run's.")
 def embed(target: Path, out: Path, backbone: str | None, data: str | None) -> None:
-    """Write the features of a run, or of a checkpoint of anybody's, to an .npz.
+    """Write the features of a network to an .npz file.
 
-    TARGET is a run folder, its checkpoints/last.ckpt, or a state dict of torchvision or timm (with --backbone and
-    --data). Features are those of the backbone in eval mode, of images without augmentation.
+    TARGET is a run directory, its checkpoints/last.ckpt, or a state dict from torchvision or timm. A state dict needs
+    --backbone and --data. Images are embedded without augmentation, by the backbone in eval mode.
 
-    The file has train_features (N, D) in float32, train_labels (N,), test_features (M, D) and test_labels (M,), in the
-    order of the data set, and is a target for the commands knn and linear.
+    The file holds train_features (N, D) and test_features (M, D) in float32, and train_labels (N,) and test_labels
+    (M,), in the order of the data set. The commands knn and linear accept it as a target.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`idaa-bench export`."""
+"""Command `idaa-bench export`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ import click
     "--format",
     "form",
     type=click.Choice(["torchvision", "timm"]),
-    help="Whose network of that kind is to load it. Default: torchvision's, else timm's, where they have it.",
+    help="Library to load the file with. Default: torchvision if it has the network, else timm.",
 )
 def export(run: Path, out: Path, form: str | None) -> None:
-    """Write a run's backbone as a plain state dict of torchvision or timm, and print the Python that loads it.
+    """Write a run's backbone as a plain state dict.
 
-    RUN is the folder of a finished run. The network has no classifier. One that was trained on images of 64 px or less
-    has the CIFAR stem, a 3×3 convolution and no max-pooling: the printed lines put it in. Narrow networks such as
-    resnet18-w16 are in neither library; `create_backbone` of idaa-lightly loads those.
+    RUN is the directory of a finished run. The command also prints the Python lines that load the file.
+
+    The network has no classifier. If it was trained on images of up to 64 px, it has the CIFAR stem: a 3×3 convolution
+    and no max-pooling. The printed lines add that stem to the library's network. Narrow networks such as resnet18-w16
+    are in neither library; for them the lines call `create_backbone` of idaa-lightly.
 
     \b
     Example:

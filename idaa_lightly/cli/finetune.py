@@ -1,4 +1,4 @@
-"""`idaa-bench finetune`."""
+"""Command `idaa-bench finetune`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from idaa_lightly.cli.terminal import accuracy_table, console
 
 
 def _shares(context: click.Context, parameter: click.Parameter, text: str) -> list[float]:
-    """Percentages separated by commas, as shares in [0, 1]."""
+    """Parse percentages separated by commas into shares."""
     parts = [part.strip() for part in text.split(",")]
     try:
         if not all(part.endswith("%") for part in parts):
@@ -23,15 +23,23 @@ def _shares(context: click.Context, parameter: click.Parameter, text: str) -> li
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--labels", default="1%,10%", show_default=True, callback=_shares, help="Shares of the run's training labels."
+    "--labels",
+    default="1%,10%",
+    show_default=True,
+    callback=_shares,
+    help="Shares of the run's training labels, separated by commas.",
 )
-@click.option("--epochs", type=click.IntRange(1), help="Default: 60 below 10 % of the labels, 30 from there on.")
-@click.option("--batch-size", type=click.IntRange(2), default=64, show_default=True, help="All images if fewer.")
+@click.option("--epochs", type=click.IntRange(1), help="Epochs. Default: 60 below 10 % of the labels, else 30.")
+@click.option("--batch-size", type=click.IntRange(2), default=64, show_default=True, help="Images per step.")
 @click.option(
     "--lr", type=click.FloatRange(0), default=0.05, show_default=True, help="Learning rate for a batch of 256."
 )
-@click.option("--seed", type=int, help="Of the labels, the linear layer and the crops. Default: the run's own.")
-@click.option("--from-scratch", is_flag=True, help="Train untrained backbones instead: what pretraining has to beat.")
+@click.option("--seed", type=int, help="Seed of the labels, the linear layer and the crops. Default: the run's own.")
+@click.option(
+    "--from-scratch",
+    is_flag=True,
+    help="Train untrained backbones instead, as the baseline that pretraining must beat.",
+)
 def finetune(
     runs: tuple[Path, ...],
     labels: list[float],
@@ -41,14 +49,16 @@ def finetune(
     seed: int | None,
     from_scratch: bool,
 ) -> None:
-    """Fine-tune the backbones of runs on a few labels, end to end.
+    """Fine-tune the backbones of runs end to end on a few labels.
 
-    RUNS are run folders, or folders that hold runs at any depth. Runs that differ in their seed only get a mean ±
-    standard deviation. Labels are drawn by the seed, evenly over the classes: runs of one seed have the same.
+    RUNS are run directories, or directories that hold runs at any depth. For runs that differ only in their seed, mean
+    ± standard deviation is shown too. Labels are drawn evenly over the classes. Runs with the same seed get the same
+    labels.
 
-    SimCLR's protocol, as Lightly's benchmark has it: SGD with momentum 0.9, cosine, random resized crops and flips; the
-    test images are seen once, after the last epoch. Each result is kept in the run's finetune.json, and is not done
-    again with the same options, unless weights or images have changed.
+    The protocol is SimCLR's, as in Lightly's benchmark: SGD with momentum 0.9, a cosine schedule, random resized crops
+    and flips. The test images are used once, after the last epoch.
+
+    Results are kept in the run's finetune.json. They are computed again only if options, weights or images change.
 
     \b
     Examples:

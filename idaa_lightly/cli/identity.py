@@ -1,4 +1,4 @@
-"""`idaa-bench identity`."""
+"""Command `idaa-bench identity`."""
 
 from __future__ import annotations
 
@@ -13,21 +13,29 @@ from idaa_lightly.cli.terminal import console
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
-    "--aug", default="random,clae,idaa", show_default=True, help="Searched augmentations, with commas between them."
+    "--aug",
+    default="random,clae,idaa",
+    show_default=True,
+    help="Augmentations that search for a view, separated by commas.",
 )
-@click.option("--samples", type=click.IntRange(2), default=1024, show_default=True, help="Training images to use.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder for the figures. Default: identity/ in the run folder."
+    "--samples", type=click.IntRange(2), default=1024, show_default=True, help="Number of training images to use."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Directory for the results. Default: identity/ in the run directory."
 )
 def identity(run: Path, aug: str, samples: int, out: Path | None) -> None:
-    """Are views hard, and do they keep their sample's identity?
+    """Measure whether views are hard and keep the identity.
 
-    RUN is a run folder. For each sample, the distance of its embedding to its own view is compared with that to the
-    nearest view of another sample, in the space of the loss: where the first is larger, the identity is lost; a ratio
-    near 0 is an easy view. Own units are those of the space that is searched: the bottleneck for idaa. All
-    augmentations attack the same encoder; those of the run's own name have its options.
+    RUN is a run directory. All augmentations attack the run's encoder. The run's own augmentation gets the run's
+    options.
 
-    The folder gets identity.json, identity.png (Fig. 1 of the IDAA paper), density.png and panels.png.
+    For each sample, two distances are measured in the space of the loss: from its embedding to its own view, and to
+    the nearest view of another sample. If the first is larger, the identity is lost. The table shows their ratio: near
+    0 the view is easy, above 1 the identity is lost. "Own units" are those of the searched space, such as the
+    bottleneck for idaa.
+
+    The output directory gets identity.json, identity.png (Fig. 1 of the IDAA paper), density.png and panels.png.
 
     \b
     Example:

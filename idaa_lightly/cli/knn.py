@@ -1,4 +1,4 @@
-"""`idaa-bench knn`."""
+"""Command `idaa-bench knn`."""
 
 from __future__ import annotations
 
@@ -32,22 +32,28 @@ def _list_of(kind: type[int] | type[float]) -> Callable[[click.Context, click.Pa
 
 @click.command()
 @click.argument("targets", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--k", default="200", show_default=True, callback=_list_of(int), help="Neighbours that vote: 1,5,20,200.")
+@click.option(
+    "--k", default="200", show_default=True, callback=_list_of(int), help="Numbers of neighbours, such as 1,5,20,200."
+)
 @click.option(
     "--temperature",
     default="0.1",
     show_default=True,
     callback=_list_of(float),
-    help="Votes weigh exp(cosine / temperature): 0.07,0.1,0.5. One search serves every k and temperature.",
+    help="Temperatures, such as 0.07,0.1,0.5. A vote weighs exp(cosine / temperature). One search serves all "
+    "combinations of k and temperature.",
 )
-@click.option("--backbone", help="Network of a state dict: a ResNet of torchvision or timm, such as resnet50.")
-@click.option("--data", help="Images to embed, as for `idaa-bench run`, in the place of the run's.")
+@click.option("--backbone", help="Network that a state dict belongs to: a ResNet from torchvision or timm.")
+@click.option(
+    "--data", help="Data set to embed, as for `idaa-bench run --data`, instead of a run's. Results are then not kept."
+)
 @click.option(
     "--index",
-    help="For banks of millions: search approximately by this FAISS index, and report what it loses on 1000 queries. "
-    "A string of its factory and settings: 'IVF256,Flat;nprobe=16', 'PQ64x4fs,RFlat;k_factor_rf=8'. Default: exact.",
+    help="FAISS index for an approximate search in banks of millions: a string for its index factory, with settings, "
+    "such as 'IVF256,Flat;nprobe=16' or 'PQ64x4fs,RFlat;k_factor_rf=8'. The loss against exact search is measured on "
+    "1000 queries. Default: exact search.",
 )
-@click.option("--heatmap", type=click.Path(path_type=Path), help="PNG to draw: top-1 by k and temperature.")
+@click.option("--heatmap", type=click.Path(path_type=Path), help="PNG to draw, with top-1 by k and temperature.")
 def knn(
     targets: tuple[Path, ...],
     k: tuple[int, ...],
@@ -57,15 +63,20 @@ def knn(
     index: str | None,
     heatmap: Path | None,
 ) -> None:
-    """Evaluate runs, other checkpoints or files of features by weighted kNN.
+    """Evaluate frozen features by weighted kNN.
 
-    TARGETS are run folders, folders that hold runs at any depth, checkpoints/last.ckpt of a run, state dicts of
-    torchvision or timm (with --backbone and --data), .npz files with train_features (N, D), train_labels (N,),
-    test_features (M, D) and test_labels (M,), or folders with these four as .npy files, which may be larger than the
-    memory. Runs that differ in their seed only get a mean ± standard deviation.
+    \b
+    TARGETS can be:
+      - run directories, or directories that hold runs at any depth
+      - checkpoints/last.ckpt of a run
+      - state dicts from torchvision or timm, with --backbone and --data
+      - .npz files with train_features (N, D), train_labels (N,), test_features (M, D) and test_labels (M,)
+      - directories with these four arrays as .npy files, which may be larger than the memory
 
-    A run keeps its features in features.npz and its results in knn.json. What is there with the same options is not
-    computed again, unless weights or images have changed.
+    For runs that differ only in their seed, mean ± standard deviation is shown too.
+
+    A run keeps its features in features.npz and its results in knn.json. They are computed again only if options,
+    weights or images change.
 
     \b
     Examples:
@@ -81,7 +92,7 @@ def knn(
     families = evaluate_knn(targets, k, temperature, index=index, backbone=backbone, data=data)
     found = {target: results["knn"] for family in families for target, results in family.results.items()}
     if heatmap and len(found) > 1:
-        raise UsageError(f"--heatmap draws one target, but there are {len(found)}: name one of them")
+        raise UsageError(f"--heatmap draws one target, but there are {len(found)}: pass one of them")
     first = next(iter(found.values()))
     caption = f"{first['queries']} queries in a bank of {first['bank']}; {first['backend']}"
     console().print(_table(families, caption))
@@ -93,7 +104,7 @@ def knn(
 
 
 def _table(families: list[Family], caption: str) -> Table:
-    """Return a row per target, k and temperature, and the mean over runs that differ in their seed only."""
+    """Return a row per target, k and temperature, and rows with the mean over runs that differ only in their seed."""
     several = sum(len(family.results) for family in families) > 1
     first = next(iter(families[0].results.values()))["knn"]["accuracies"]
     approximate = first[0]["recall"] is not None

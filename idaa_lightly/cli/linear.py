@@ -1,4 +1,4 @@
-"""`idaa-bench linear`."""
+"""Command `idaa-bench linear`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,22 @@ from idaa_lightly.cli.terminal import Value, accuracy_table, console
     "--protocol",
     default="lbfgs",
     show_default=True,
-    help="With commas between several. lbfgs: L2 strength chosen on a part of train, never on test. sgd: Lightly's "
-    "benchmark, 90 epochs. paper: that of IDAA and CLAE, Adam for 1000 epochs.",
+    help="Protocols, separated by commas. lbfgs: logistic regression by L-BFGS, with the L2 strength chosen on a tenth "
+    "of the training images. sgd: the protocol of Lightly's benchmark, SGD for 90 epochs. paper: the protocol of IDAA "
+    "and CLAE, Adam for 1000 epochs.",
 )
-@click.option("--epochs", type=click.IntRange(1), help="Of paper and sgd, in the place of 1000 and 90.")
+@click.option("--epochs", type=click.IntRange(1), help="Epochs of paper and sgd. Default: 1000 and 90.")
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of the validation split, the first weights and the batches."
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Seed of the validation split, the initial weights and the batches.",
 )
-@click.option("--backbone", help="Network of a state dict: a ResNet of torchvision or timm, such as resnet50.")
-@click.option("--data", help="Images to embed, as for `idaa-bench run`, in the place of a run's; nothing is kept then.")
+@click.option("--backbone", help="Network that a state dict belongs to: a ResNet from torchvision or timm.")
+@click.option(
+    "--data", help="Data set to embed, as for `idaa-bench run --data`, instead of a run's. Results are then not kept."
+)
 def linear(
     targets: tuple[Path, ...],
     protocol: str,
@@ -32,13 +39,13 @@ def linear(
     backbone: str | None,
     data: str | None,
 ) -> None:
-    """Evaluate by a linear layer on frozen features: runs, checkpoints of anybody's, or files of features.
+    """Evaluate frozen features by a linear layer.
 
-    TARGETS are run folders, folders that hold runs at any depth, or what `idaa-bench knn` takes. Runs that differ in
-    their seed only get a mean ± standard deviation.
+    TARGETS are run directories, directories that hold runs at any depth, or other targets of `idaa-bench knn`. For
+    runs that differ only in their seed, mean ± standard deviation is shown too.
 
-    Features are of images without augmentation. A run keeps them in its features.npz, and the results in its
-    linear.json; what is there with the same options is not done again, unless weights or images have changed.
+    Images are embedded without augmentation. A run keeps its features in features.npz and its results in linear.json.
+    They are computed again only if options, weights or images change.
 
     \b
     Examples:
@@ -54,5 +61,5 @@ def linear(
     caption = "on the test images"
     if EPOCHS.keys() & protocols:
         columns["best epoch*, %"] = lambda entry: entry["best"]["accuracy"] if "best" in entry else None
-        caption += ", after the last epoch; * chosen on them: optimistic"
+        caption += ", after the last epoch; * chosen on the test images, so optimistic"
     console().print(accuracy_table(families, "protocol", columns, caption))

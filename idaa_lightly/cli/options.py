@@ -1,4 +1,4 @@
-"""Options made from the fields of a configuration, which commands share."""
+"""Command-line options made from the fields of `RunConfig`, for several commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from idaa_lightly.errors import UsageError
 
 
 def config_options(*names: str) -> Callable[[Any], Any]:
-    """Return a decorator that adds Click options for these fields of RunConfig, or for all of them."""
+    """Return a decorator that adds a Click option for each of these fields of `RunConfig`.
+
+    Args:
+        names: Names of fields. None given means all fields.
+    """
     types = get_type_hints(RunConfig)
 
     def decorate(command: Any) -> Any:
@@ -37,9 +41,18 @@ def config_options(*names: str) -> Callable[[Any], Any]:
 
 
 def configs(given: dict[str, Any], file: str | None, *, several: bool = True) -> list[RunConfig]:
-    """Return the configurations that the options and the file ask for, one per seed. Options override the file.
+    """Return the configurations that options and a TOML file ask for, one per seed. Options override the file.
 
-    If the command line names another plugin than the file, the file's options of that plugin are left out.
+    If the command line names another method or augmentation than the file, the file's options for it are dropped.
+
+    Args:
+        given: Values of the options by field. None means not given.
+        file: TOML file, or None.
+        several: Accept several seeds.
+
+    Raises:
+        FileFormatError: The file cannot be read.
+        UsageError: A field or a value of `--set` has the wrong form, or seeds repeat or are too many.
     """
     values = _from_file(file) if file else {}
     other = {kind for kind in ("method", "aug") if kind in values and given.get(kind) not in (None, values[kind])}

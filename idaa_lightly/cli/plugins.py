@@ -1,4 +1,4 @@
-"""`idaa-bench plugins`."""
+"""Command `idaa-bench plugins`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ KINDS: tuple[registry.Kind, ...] = get_args(registry.Kind)
 
 
 @click.group(invoke_without_command=True)
-@click.option("--matrix", is_flag=True, help="Print which method goes with which augmentation, and why not.")
+@click.option("--matrix", is_flag=True, help="Print which methods go with which augmentations, with reasons if not.")
 @click.pass_context
 def plugins(ctx: click.Context, matrix: bool) -> None:
-    """List the installed methods and augmentations; `plugins show NAME` prints one's options."""
+    """List the installed methods and augmentations.
+
+    They are the values of --method and --aug. `idaa-bench plugins show NAME` prints the options of one of them.
+    """
     if matrix:
         _print_matrix()
     elif ctx.invoked_subcommand is None:
@@ -32,7 +35,10 @@ def plugins(ctx: click.Context, matrix: bool) -> None:
 @plugins.command()
 @click.argument("name")
 def show(name: str) -> None:
-    """Print what a method or augmentation is, its options, their defaults and its source."""
+    """Print the description, source and options of a method or augmentation.
+
+    NAME is a value of --method or --aug, such as simclr or idaa. Set its options with --set of `idaa-bench run`.
+    """
     found: list[registry.Kind] = [
         kind for kind in ("method", "augmentation") if name in {entry.name for entry in registry.entries(kind)}
     ]
@@ -54,7 +60,7 @@ def show(name: str) -> None:
 
 
 def _print_matrix() -> None:
-    """Methods × augmentations, with a number where a pair is refused, and the reasons below."""
+    """Print methods × augmentations: a number for each pair that is refused, and the numbered reasons below."""
     pairs, broken = registry.refusals()
     methods, augmentations = (list(dict.fromkeys(names)) for names in zip(*pairs, strict=True))
     reasons = list(dict.fromkeys(f"{aug}: {reason}" for (_, aug), reason in pairs.items() if reason))
@@ -63,7 +69,7 @@ def _print_matrix() -> None:
         refused = [(f"{aug}: {pairs[method, aug]}", pairs[method, aug]) for aug in augmentations]
         table.add_row(method, *(str(1 + reasons.index(reason)) if text else "✓" for reason, text in refused))
     terminal = console()
-    terminal.width = max(terminal.width, 200)  # a matrix of cut names says nothing
+    terminal.width = max(terminal.width, 200)  # so that names are not cut
     terminal.print(table)
     for number, reason in enumerate(reasons, 1):
         click.echo(f"{number}  {reason}")

@@ -1,4 +1,4 @@
-"""`idaa-bench report`."""
+"""Command `idaa-bench report`."""
 
 from __future__ import annotations
 
@@ -8,23 +8,30 @@ import click
 
 from idaa_lightly.errors import UsageError
 
-SAID = 10  # lines on what is missing
+SAID = 10
+"""Largest number of lines to print about missing parts."""
 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--out", type=click.Path(path_type=Path), default="report.html", show_default=True, help="The page, an .html file."
+    "--out", type=click.Path(path_type=Path), default="report.html", show_default=True, help="HTML file to write."
 )
 def report(runs: tuple[Path, ...], out: Path) -> None:
-    """Write finished runs as one HTML page to look at, print and send.
+    """Write a report on finished runs as one HTML page.
 
-    RUNS are run folders, or folders that hold runs at any depth, as for `idaa-bench compare`. The page holds that
-    table, learning curves with bands over seeds, accuracy against time, a plot for every option with several values,
-    the studies of `idaa-bench identity`, view panels, and every run's configuration and versions. A click on a column
-    sorts it; filters hide groups on the whole page. It needs no network and no other file.
+    RUNS are run directories, or directories that hold runs at any depth. The page holds:
 
-    What is missing in a run is left out, and named here and at the end of the page.
+    \b
+      - the table of `idaa-bench compare`
+      - learning curves, with bands over seeds
+      - accuracy against time and against FLOPs
+      - a plot for every option with several values
+      - results of `idaa-bench identity`, and panels of views
+      - the configuration and the versions of every run
+
+    The page needs no network and no other file. Clicking a column header sorts the table. Filters hide groups on the
+    whole page. Parts that are missing in a run are left out, and listed in the output and at the end of the page.
 
     \b
     Examples:

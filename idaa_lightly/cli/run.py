@@ -1,4 +1,4 @@
-"""`idaa-bench run`."""
+"""Command `idaa-bench run`."""
 
 from __future__ import annotations
 
@@ -21,24 +21,34 @@ if TYPE_CHECKING:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Run folder. Default: runs/DATA-METHOD-AUG-..., new for each configuration.",
+    help="Run directory to write. With several seeds, it gets one subdirectory per seed. Default: a directory in runs/ "
+    "named by data, method, augmentation, a hash of the configuration and the seed.",
 )
-@click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same configuration.")
+@click.option("--resume", is_flag=True, help="Resume an interrupted run of the same configuration.")
 @click.option(
     "--config",
     "config_file",
     metavar="FILE[:RECIPE]",
-    help="TOML file with any of these options, such as a run's config.toml, or a recipe of a file of recipes, such as "
-    "benchmarks/recipes.toml:laptop-simclr-none. Options of the command line override it.",
+    help="TOML file that sets any of these options, such as a run's config.toml, or a recipe in a file of recipes, such "
+    "as benchmarks/recipes.toml:laptop-simclr-none. The command line overrides it.",
 )
-@click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved configuration, and train nothing.")
 def run(out: Path | None, resume: bool, config_file: str | None, dry_run: bool, **given: Any) -> None:
-    """Train, evaluate by kNN and a linear probe, and leave a run folder.
+    """Train and evaluate a model.
 
-    Without options: SimCLR with IDAA on scikit-learn's digits, a small ResNet, about two minutes on two cores.
+    The evaluation is by kNN and a linear probe. The results are written to a run directory.
 
-    The folder holds config.toml (feeding it back repeats the run), record.json, metrics.csv, curves.png, views.png,
-    backbone.pt (a plain state dict) and checkpoints/last.ckpt.
+    Without options, this trains SimCLR with IDAA and a small ResNet on scikit-learn's digits. That takes about two
+    minutes on two cores.
+
+    \b
+    Files of a run directory:
+      config.toml             resolved configuration; pass it to --config to repeat the run
+      record.json             accuracies, cost, data, versions and device
+      metrics.csv             losses and accuracies during training
+      curves.png, views.png   learning curves, and views of some images
+      backbone.pt             state dict of the backbone
+      checkpoints/last.ckpt   checkpoint for --resume
 
     \b
     Examples:
@@ -52,7 +62,7 @@ def run(out: Path | None, resume: bool, config_file: str | None, dry_run: bool, 
 
     resolved = [resolve(config) for config in asked]
     if dry_run:
-        make_augmentation(resolved[0])  # refuses values out of range
+        make_augmentation(resolved[0])  # so that values out of range are refused
         click.echo(resolved[0].to_toml() + f"# seeds: {', '.join(str(config.seed) for config in asked)}")
         return
     first = resolved[0]
@@ -64,16 +74,17 @@ def run(out: Path | None, resume: bool, config_file: str | None, dry_run: bool, 
         if out is None and len(resolved) == 1:
             folder = base.with_name(f"{slug}-seed{config.seed}")
         record = train(config, folder, resume=resume)
-        if record:  # of DDP's processes only the first one has it
+        if record:  # With DDP, only the first process gets the record.
             records.append((folder, record))
     if records:
         terminal = console()
         terminal.print(_run_table(records))
-        terminal.print(f"Run folder: {base if len(records) > 1 else records[0][0]}", soft_wrap=True, highlight=False)
+        place = base if len(records) > 1 else records[0][0]
+        terminal.print(f"Run directory: {place}", soft_wrap=True, highlight=False)
 
 
 def _run_table(records: list[tuple[Path, Record]]) -> Table:
-    """Return accuracies of runs that differ in their seed, with mean ± standard deviation if there are several."""
+    """Return a table of runs that differ only in their seed, with mean ± standard deviation if there are several."""
     from statistics import mean, stdev
 
     rows: dict[str, Callable[[Record], float]] = {
@@ -90,7 +101,7 @@ def _run_table(records: list[tuple[Path, Record]]) -> Table:
         f"top-1 of {config['method']} × {config['aug']}",
         *(f"seed {record['config']['seed']}" for _, record in records),
         *(["mean ± std"] if len(records) > 1 else []),
-        caption="on the test images, after the last epoch; * chosen on them: optimistic",
+        caption="on the test images, after the last epoch; * chosen on the test images, so optimistic",
     )
     for name, value in rows.items():
         values = [value(record) for _, record in records]

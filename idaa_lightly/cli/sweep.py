@@ -1,4 +1,4 @@
-"""`idaa-bench sweep`."""
+"""Command `idaa-bench sweep`."""
 
 from __future__ import annotations
 
@@ -18,46 +18,50 @@ SEVERAL = ("method", "aug", "seed", "set")
 
 
 @click.command()
-@click.option("--method", default="simclr", show_default=True, help="Methods, such as simclr,simsiam.")
-@click.option("--aug", default="none,random,idaa", show_default=True, help="Augmentations, such as none,clae,idaa.")
-@click.option("--seeds", default="0", show_default=True, help="Seeds, such as 0-4 or 0,1,7-9.")
+@click.option("--method", default="simclr", show_default=True, help="Methods to run, such as simclr,simsiam.")
+@click.option(
+    "--aug", default="none,random,idaa", show_default=True, help="Augmentations to run, such as none,clae,idaa."
+)
+@click.option("--seeds", default="0", show_default=True, help="Seeds to run, such as 0-4 or 0,1,7-9.")
 @click.option(
     "--set",
     "settings",
     multiple=True,
     metavar="KEY=VALUES",
-    help="Values to try for an option, such as idaa.eps=0.1,0.2 for one augmentation or method by its name, or "
-    "aug.eps=0.1,0.2 for all that have it; those that lack it run once without it, and are named. A name goes before "
-    "aug and method. Several --set are combined; a comma always separates values.",
+    help="Values to try for an option, separated by commas. aug.KEY and method.KEY, such as aug.eps=0.1,0.2, set the "
+    "option of all plugins that have it; the others run once without it and are logged. NAME.KEY, such as "
+    "idaa.eps=0.1,0.2, sets the option of one plugin and overrides aug.KEY and method.KEY. Repeat --set to try all "
+    "combinations.",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=Path("runs"),
     show_default=True,
-    help="Folder of the runs, such as runs/eps; any number of sweeps and machines may share it at the same time.",
+    help="Directory for the run directories, such as runs/eps. Several sweeps and machines may share it.",
 )
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
-    help="At most so many runs at a time, such as 2; on several GPUs each gets one. Runs that share a device slow each "
-    "other down, also in the times that `compare` shows. Default: 1 on this machine, all on a cluster.",
+    help="Largest number of runs at a time. With several GPUs, each run gets one. Runs that share a device slow each "
+    "other down, which also distorts the times in `idaa-bench compare`. Default: 1 locally, all on a cluster.",
 )
 @click.option(
     "--cluster",
     type=click.Choice(["local", "slurm"]),
     default="local",
     show_default=True,
-    help="local: processes of this machine; slurm: a job a run.",
+    help="Where to run. local: processes on this machine. slurm: one Slurm job per run.",
 )
 @click.option(
     "--slurm",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Parameter of submitit's jobs of Slurm, such as partition=gpu, gpus_per_node=1, cpus_per_task=8, mem_gb=32 or "
-    "time=MINUTES (default: a day; a job that runs out of it is queued again).",
+    help="Parameter of submitit's Slurm jobs, such as partition=gpu, gpus_per_node=1, cpus_per_task=8, mem_gb=32 or "
+    "time=MINUTES. Can be repeated. The default time is one day. A job that runs out of time is queued again and "
+    "resumes.",
 )
-@click.option("--print-jobs", is_flag=True, help="Print a command a line for each run that is to do, and stop.")
+@click.option("--print-jobs", is_flag=True, help="Print one command per unfinished run, and run nothing.")
 @config_options(*(item.name for item in fields(RunConfig) if item.name not in SEVERAL))
 def sweep(
     method: str,
@@ -71,11 +75,16 @@ def sweep(
     print_jobs: bool,
     **given: Any,
 ) -> None:
-    """Run every combination of methods, augmentations, options and seeds once; then compare with `compare`.
+    """Run every combination of options and seeds once.
 
-    May be stopped and given again at any moment: a run in --out with the same configuration, whatever its folder is
-    called, is not repeated if it is finished, and resumed if it is not. A run that fails does not stop the others.
-    Pairs that do not go together are left out, and named. All other options are those of `idaa-bench run`.
+    The combinations are those of methods, augmentations, values of their options (--set) and seeds. Pairs of a method
+    and an augmentation that do not go together are left out and logged.
+
+    The sweep can be interrupted and repeated at any time. Runs in --out are recognised by their configuration: finished
+    ones are skipped, and interrupted ones are resumed. A run that fails does not stop the others.
+
+    All options that are not explained here are those of `idaa-bench run`. Afterwards, `idaa-bench compare` shows the
+    results.
 
     \b
     Examples:
@@ -102,7 +111,7 @@ def sweep(
     methods, augs, numbers = _names("--method", method), _names("--aug", aug), _seeds(seeds)
     from idaa_lightly.bench.sweep.plan import plan
 
-    console().stderr = print_jobs  # commands alone go to standard output
+    console().stderr = print_jobs  # so that only commands go to standard output
     runs = plan(
         lambda method, aug: configs(given | {"method": method, "aug": aug}, None)[0],
         methods, augs, numbers, chosen, out,
@@ -120,7 +129,7 @@ def sweep(
 
         limit = jobs or (1 if cluster == "local" else None)
         Jobs(runs, out, terminal, limit=limit, cluster=cluster, options=options).execute()
-    terminal.print(f"All are finished: idaa-bench compare {shlex.quote(str(out))}", highlight=False)
+    terminal.print(f"All runs are finished. Compare them: idaa-bench compare {shlex.quote(str(out))}", highlight=False)
 
 
 def _pair(option: str, item: str) -> tuple[str, str]:
@@ -131,15 +140,15 @@ def _pair(option: str, item: str) -> tuple[str, str]:
 
 
 def _names(option: str, text: str) -> list[str]:
-    """The parts between the commas, each once."""
+    """Return the parts between commas, without repeats."""
     parts = [part.strip() for part in text.split(",")]
     if not all(parts):
-        raise UsageError(f"{option} got {text!r}, but expected values with a comma in between")
+        raise UsageError(f"{option} got {text!r}, but expected values separated by commas")
     return list(dict.fromkeys(parts))
 
 
 def _seeds(text: str) -> list[int]:
-    """0-2,7 to [0, 1, 2, 7]."""
+    """Parse seeds: "0-2,7" becomes [0, 1, 2, 7]."""
     result: list[int] = []
     for part in _names("--seeds", text):
         first, dash, last = part.partition("-")

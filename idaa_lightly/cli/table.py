@@ -1,4 +1,4 @@
-"""`idaa-bench table`."""
+"""Command `idaa-bench table`."""
 
 from __future__ import annotations
 
@@ -23,28 +23,31 @@ from idaa_lightly.cli.terminal import console
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("runs/recipes"),
     show_default=True,
-    help="Folder for the run folders; any number of processes may share it and divide the work.",
+    help="Directory for the run directories. Processes that share it divide the work.",
 )
 @click.option(
     "--minutes",
     type=click.FloatRange(min=0),
-    help="Begin no run that would end later than this, as far as the runs before it tell.",
+    help="Start no run that would end after this many minutes, judging by the longest run so far.",
 )
-@click.option("--render", is_flag=True, help="Run nothing: only render what the records hold.")
+@click.option("--render", is_flag=True, help="Train nothing, and only render the tables from the records.")
 def table(names: tuple[str, ...], folder: Path, out: Path, minutes: float | None, render: bool) -> None:
-    """Run what is missing of published tables, and render them beside the published figures.
+    """Train and render published tables.
 
-    NAMES are tables of tables.toml. Without a name the tables are listed. Interrupted runs go on where they were.
-    Finished runs leave their record in records/ and are not run again. A table of pairs shows differences of recipes,
-    paired by seed, with 95 % intervals. Afterwards the pages, pictures and the spreadsheet of the directory are
-    rendered from all records.
+    NAMES are tables in tables.toml. Without a name, the tables are listed.
+
+    The missing runs of the tables are trained. Then the tables are rendered beside the paper's figures. Interrupted
+    runs are resumed. The record of a finished run is kept in records/, and the run is not trained again. Cells without
+    a run are marked. A table of pairs shows differences between recipes, paired by seed, with 95 % intervals.
+
+    Rendering also updates the pages, pictures and results.csv of --folder from all records.
 
     \b
     Examples:
-      idaa-bench table                 which tables there are, and what is missing
-      idaa-bench table laptop          runs or resumes its cells, then renders it
-      idaa-bench table 1 --render      renders it from the records
-      idaa-bench table 1 --minutes 10  as many runs as fit into a slot
+      idaa-bench table                 list the tables and the number of finished runs
+      idaa-bench table laptop          train or resume the missing runs, then render the table
+      idaa-bench table 1 --render      render the table from the records
+      idaa-bench table 1 --minutes 10  train as many runs as fit into 10 minutes
     """
     from idaa_lightly.bench.published import pages, recipes, tables
 

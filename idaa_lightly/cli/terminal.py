@@ -1,4 +1,4 @@
-"""What commands share to print: the console, log messages, and tables of accuracies."""
+"""Output that commands share: the console, log messages and tables of accuracies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from idaa_lightly.bench.evaluate.store import Family
 
 Value = Callable[[dict[str, Any]], float | None]
-"""From a result to a share in [0, 1] that is shown as percent, or None."""
+"""Function from a result to a number in [0, 1], shown in percent, or to None for an empty cell."""
 
 
 def console() -> Console:
@@ -26,20 +26,28 @@ def console() -> Console:
 
 
 class Messages(logging.Handler):
-    """Prints log messages to a console as they are: a path may hold brackets, and is not wrapped."""
+    """Log handler that prints to a console, without wrapping lines or highlighting.
+
+    Args:
+        terminal: Console to print to.
+    """
 
     def __init__(self, terminal: Console) -> None:
         super().__init__()
         self.terminal = terminal
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a message."""
+        """Print a log message."""
         self.terminal.print(self.format(record), highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def messages_on(terminal: Console) -> Iterator[None]:
-    """Print the package's log messages inside the with-block. Of DDP's processes, only the first one prints."""
+    """Print the package's log messages inside the with-block. With DDP, only the first process prints them.
+
+    Args:
+        terminal: Console to print to.
+    """
     logger, handler = logging.getLogger("idaa_lightly"), Messages(terminal)
     level = logger.level
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
@@ -53,7 +61,14 @@ def messages_on(terminal: Console) -> Iterator[None]:
 
 
 def accuracy_table(families: list[Family], names: str, columns: Mapping[str, Value], caption: str) -> Table:
-    """Return a row per result, and mean ± standard deviation below those of runs that differ in their seed only."""
+    """Return a table with a row per result, and mean ± standard deviation over runs that differ only in their seed.
+
+    Args:
+        families: Evaluated runs and other targets.
+        names: Title of the column with the names of the results.
+        columns: Values to show, by title of their column.
+        caption: Text below the table.
+    """
     table = Table(Column("target", overflow="fold"), names, *columns, caption=caption)
     for family in families:
         for name in next(iter(family.results.values())):
@@ -72,7 +87,7 @@ def accuracy_table(families: list[Family], names: str, columns: Mapping[str, Val
 
 
 def mean_label(family: Family) -> str:
-    """Return the label of the row of means of several runs."""
+    """Return the label of the row with the mean over several runs."""
     assert family.group is not None
     config = family.group.config
     return f"{config.method} × {config.aug}, mean ± std of {len(family.results)}"

@@ -1,4 +1,4 @@
-"""`idaa-bench transfer`."""
+"""Command `idaa-bench transfer`."""
 
 from __future__ import annotations
 
@@ -16,28 +16,35 @@ from idaa_lightly.cli.terminal import console, mean_label
     "--to",
     required=True,
     metavar="NAME,...",
-    help="Data sets with commas between them: cifar10, cifar100, stl10, fashionmnist, svhn, dtd, flowers102, aircraft, "
-    "pets, food101, cars (torchvision's; the cars must be there), digits; or NAME=folder:PATH.",
+    help="Data sets, separated by commas: digits, torchvision's cifar10, cifar100, stl10, fashionmnist, svhn, dtd, "
+    "flowers102, aircraft, pets, food101 and cars, or NAME=folder:PATH. The cars cannot be downloaded and must be in "
+    "--data-dir.",
 )
 @click.option(
-    "--data-dir", default="data", show_default=True, help="Where torchvision's data sets are, or are downloaded to."
+    "--data-dir",
+    default="data",
+    show_default=True,
+    help="Directory of torchvision's data sets. Missing ones are downloaded into it.",
 )
 def transfer(runs: tuple[Path, ...], to: str, data_dir: str) -> None:
-    """Evaluate runs on other data sets: a linear layer on frozen features.
+    """Evaluate runs by a linear layer on other data sets.
 
-    RUNS are run folders, or folders that hold runs at any depth. Runs that differ in their seed only get a mean ±
-    standard deviation.
+    RUNS are run directories, or directories that hold runs at any depth. For runs that differ only in their seed, mean
+    ± standard deviation is shown too.
 
-    Images have the size and the normalisation that the run was trained with, and no augmentation. The layer is a
-    logistic regression by L-BFGS; its L2 strength is chosen on a tenth of the training images, never on test images.
-    Where torchvision has training and validation images apart (dtd, flowers102, aircraft, pets), both are for training.
+    Images are embedded without augmentation, with the size and normalisation that the run was trained with. The layer
+    is a logistic regression by L-BFGS. Its L2 strength is chosen on a tenth of the training images, never on test
+    images. If torchvision has separate training and validation images (dtd, flowers102, aircraft, pets), both are used
+    for training.
 
-    The figure is top-1, but the mean per-class accuracy for flowers102, aircraft, pets and caltech101, by these names,
-    as in Kornblith et al., CVPR 2019; both are kept. A folder has train/ and test/ or val/ with a folder per class in
-    each, as for `idaa-bench run --data`; for CUB-200, arrange it by the images' own split.
+    The table shows top-1 accuracy. For data sets named flowers102, aircraft, pets and caltech101 it shows mean
+    per-class accuracy, as in Kornblith et al., CVPR 2019. Both are kept.
 
-    Results are kept in the run's transfer.json, and what is there is not done again, unless the weights have changed:
-    where the images of a folder have, delete it first.
+    A folder has the layout of `idaa-bench run --data`: train/ and test/ (or val/), with one folder per class in each.
+    Arrange CUB-200 by the split that comes with it.
+
+    Results are kept in the run's transfer.json. They are computed again only if the weights change. If the images of a
+    folder have changed, delete transfer.json first.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`idaa-bench vae`."""
+"""Command `idaa-bench vae`."""
 
 from __future__ import annotations
 
@@ -29,11 +29,13 @@ VAE_FIELDS = (
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="File to write, for --vae of `idaa-bench run`.",
+    help="File to write. Pass it to --vae of `idaa-bench run`.",
 )
-@click.option("--force", is_flag=True, help="Overwrite the file.")
+@click.option("--force", is_flag=True, help="Overwrite the file if it exists.")
 def vae(out: Path, force: bool, **given: Any) -> None:
-    """Train IDAA's VAE alone, on a method's augmented views. The images need no classes.
+    """Train IDAA's VAE alone, on a method's augmented views.
+
+    The images need no classes. --epochs are the epochs of the VAE, and --set aug.KEY sets options of idaa.
 
     \b
     Example:
@@ -41,7 +43,7 @@ def vae(out: Path, force: bool, **given: Any) -> None:
     """
     taken = next((path for path in out.parents if path.exists() and not path.is_dir()), None)
     if taken or out.is_dir():
-        raise UsageError(f"{out} cannot be written, since {taken or out} is {'no' if taken else 'a'} folder")
+        raise UsageError(f"{out} cannot be written, since {taken or out} is {'not ' * bool(taken)}a directory")
     if out.exists() and not force:
         raise UsageError(f"{out} exists: choose another --out, or add --force")
     (config,) = configs(given | {"aug": "idaa"}, None, several=False)

@@ -1,4 +1,4 @@
-"""Features of a network for other programs, and for `idaa-bench knn`."""
+"""Export of features to an .npz file, for other programs and for `idaa-bench knn` and `linear`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ from idaa_lightly.files import atomic_write
 
 
 def embed_target(target: Path, out: Path, *, backbone: str | None = None, data: str | None = None) -> Features:
-    """Write the features of a target's images, without augmentation, to an .npz.
+    """Embed images without augmentation, and write their features to an .npz file.
 
     Args:
-        target: A run directory, its checkpoints/last.ckpt, or a state dict of torchvision or timm.
-        out: The .npz. Its arrays are the fields of `Features`.
-        backbone: Name of the network of a state dict.
-        data: Images to embed instead of the run's.
+        target: A run directory, its checkpoints/last.ckpt, or a state dict from torchvision or timm.
+        out: File to write. Its arrays are the fields of `Features`.
+        backbone: Name of the network that a state dict belongs to.
+        data: Data set to embed, as for `idaa-bench run --data`. Default: the run's.
+
+    Returns:
+        The features.
 
     Raises:
         FileFormatError: The target is none of these.
-        UsageError: `out` is no .npz, the target holds features already, or an option does not go with it.
+        UsageError: `out` does not end in .npz, the target already holds features, or an option does not go with it.
     """
     if out.suffix != ".npz" or out.is_dir():
         raise UsageError(f"--out is {out}, but expected a file whose name ends in .npz")

@@ -1,4 +1,4 @@
-"""A run's network for other people's programs: a plain state dict, and the lines of Python that load it."""
+"""Export of a run's backbone for other programs: a plain state dict, and the Python lines that load it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,16 @@ from idaa_lightly.files import atomic_write, load_tensors
 
 
 def run_backbone(folder: Path) -> tuple[nn.Module, Record]:
-    """The network of a finished run, on the CPU, and the run's record; its images need not be here.
+    """Load the backbone of a finished run on the CPU. The run's images are not needed.
+
+    Args:
+        folder: The run directory.
+
+    Returns:
+        The backbone, and the run's record.
 
     Raises:
-        FileFormatError: the folder is no finished run, or its files do not go together.
+        FileFormatError: The directory is not a finished run, or its files do not go together.
     """
     record = read_record(folder)
     name, image_size = config_of(record, folder).backbone or "", record["data"]["image_size"]
@@ -33,26 +39,26 @@ def run_backbone(folder: Path) -> tuple[nn.Module, Record]:
 
 
 def export(folder: Path, out: Path, form: str | None = None) -> str:
-    """Writes the state dict of a run's backbone under the names that a library's own network of that kind has.
+    """Write a run's backbone as a state dict that torchvision's or timm's own network can load.
 
     Args:
-        folder: of a finished run.
-        out: the file.
-        form: "torchvision" or "timm"; where it is None, the first of them that has the network. A narrow one is in
-            neither, and is written as it is.
+        folder: Directory of a finished run.
+        out: File to write.
+        form: Library to load the file with, "torchvision" or "timm". Default: the first of them that has the network.
+            A narrow network is in neither; `create_backbone` loads it.
 
     Returns:
-        Lines of Python that make the network, load the file and say what images it expects.
+        Lines of Python that build the network, load the file and state which images it expects.
 
     Raises:
-        FileFormatError: the folder is no finished run.
-        UsageError: the library has no such network, or `out` is a folder.
-        MissingExtraError: the network or `form` needs timm, which is not installed.
+        FileFormatError: The directory is not a finished run.
+        UsageError: The library has no such network, or `out` is a directory.
+        MissingExtraError: The network or `form` needs timm, which is not installed.
     """
     if form == "timm":
         require_extra("timm", "vision", "--format timm")
     if out.is_dir():
-        raise UsageError(f"--out is {out}, a folder, but expected a file such as {out / 'backbone.pth'}")
+        raise UsageError(f"--out is {out}, a directory, but expected a file such as {out / 'backbone.pth'}")
     network, record = run_backbone(folder)
     backbone, image_size = record["config"]["backbone"], record["data"]["image_size"]
     name = backbone.removeprefix("timm/")
@@ -77,7 +83,7 @@ def export(folder: Path, out: Path, form: str | None = None) -> str:
 
 
 def _libraries_with(name: str) -> list[str]:
-    """Return which of torchvision and timm have the network. Skip timm if it is not installed."""
+    """Return those of torchvision and timm that have the network. Skip timm if it is not installed."""
     libraries = []
     if name in torchvision.models.list_models(module=torchvision.models):
         libraries.append("torchvision")
@@ -87,7 +93,7 @@ def _libraries_with(name: str) -> list[str]:
 
 
 def _lines(library: str, name: str, image_size: int, state: dict[str, torch.Tensor]) -> list[str]:
-    """Python that makes the untrained network."""
+    """Return lines of Python that build the untrained network."""
     if not library:
         return [
             "import torch",

@@ -1,13 +1,13 @@
 """Fine-tuning of a run's backbone on a few labels.
 
-RUN/finetune.json is as `idaa_lightly.bench.evaluate.store` describes. Its results are named by the share of the labels:
-"1%", "10%", "10% from scratch". They add:
+`idaa_lightly.bench.evaluate.store` describes the layout of RUN/finetune.json. Results are named by the share of labels:
+"1%", "10%", "10% from scratch". Each result adds:
 
-        protocol      in words
-        accuracy      of the last epoch; nothing is chosen on the test images
-        images        number of images of the share, spread evenly over the classes
-        options       {epochs, batch_size, lr, seed, streams}: lr for a batch of 256, batch_size as asked for, and the
-                      version of the random streams
+    protocol      the protocol in words
+    accuracy      top-1 after the last epoch; nothing is selected on the test images
+    images        number of images of the share, spread evenly over the classes
+    options       {epochs, batch_size, lr, seed, streams}: `lr` is for a batch of 256, `batch_size` is the one asked
+                  for, and `streams` is the version of the random streams
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from idaa_lightly.loading import ViewDataset, evaluation_batches, view_loader
 from idaa_lightly.seeding import STREAMS, seeded
 
 MANY_FROM, FEW, MANY = 0.1, 60, 30
-"""Below this share of the labels there are 60 epochs, from it on 30."""
+"""Training takes `MANY` epochs if the share of labels is `MANY_FROM` or more, else `FEW`."""
 PROTOCOL = (
     "backbone and a linear layer by SGD, learning rate lr × batch / 256, momentum 0.9, cosine; random resized crops "
     "and flips; tested without augmentation after the last epoch"
@@ -56,32 +56,32 @@ def finetune(
     seed: int | None = None,
     from_scratch: bool = False,
 ) -> list[Family]:
-    """Train the backbones of runs, and a linear layer on each, on a share of the labels.
+    """Fine-tune the backbones of runs on a share of the labels, each with a new linear layer.
 
-    Each result is kept in the run's finetune.json. What is there with the same options is not computed again.
+    Results are kept in the run's finetune.json. A result with the same options is not computed again.
 
-    The protocol is `lightly.utils.benchmarking.FinetuneClassifier`'s, which is that of Chen et al., "A Simple Framework
-    for Contrastive Learning of Visual Representations", ICML 2020, App. B.5: 60 epochs on 1 % of the labels, 30 on
-    10 %, learning rate 0.05 · batch / 256, momentum 0.9, no weight decay, class-balanced labels.
+    The protocol is that of `lightly.utils.benchmarking.FinetuneClassifier`, which follows Chen et al., "A Simple
+    Framework for Contrastive Learning of Visual Representations", ICML 2020, App. B.5: 60 epochs on 1 % of the labels,
+    30 on 10 %, learning rate 0.05 · batch / 256, momentum 0.9, no weight decay, class-balanced labels.
 
-    Differs from both: their batches of 4096 and 256 are for ImageNet, 1 % of which is 12 811 images; here 64, or all
-    images where these are fewer, so that a small data set gets more than a step an epoch.
+    Differs from both: Their batches of 4096 and 256 are for ImageNet, 1 % of which is 12 811 images. Here a batch has
+    64 images, or all images if there are fewer, so that a small data set gets more than one step per epoch.
 
     Args:
         targets: Run directories, and directories that hold runs at any depth.
         shares: Shares of the run's training labels, in (0, 1].
-        epochs: Default: 60 below 10 % of the labels, 30 from there on.
-        batch_size: 2 or more.
+        epochs: Epochs to train. Default: 60 below 10 % of the labels, 30 from there on.
+        batch_size: Images per step, 2 or more. Limited to the number of images of the share.
         lr: Learning rate for a batch of 256.
         seed: Seed of the labels, the linear layer and the crops. Default: the run's own.
         from_scratch: Train untrained backbones instead of the runs'.
 
     Returns:
-        The runs, with those of one configuration together; results are as in finetune.json.
+        Families of runs that differ only in their seed, with results by name as in finetune.json.
 
     Raises:
-        FileFormatError: A target is no finished run.
-        UsageError: A share is out of range or gives fewer images than classes, or a run is there twice.
+        FileFormatError: A target holds no finished run.
+        UsageError: A share is out of range or gives fewer images than classes, or a run appears twice.
         NonFiniteError: The training diverged.
     """
     for share in shares:
@@ -92,7 +92,8 @@ def finetune(
         config = RunConfig(**read_toml(folder / "config.toml"))
         pretrained, data = load_backbone(folder)
         own = config.seed if seed is None else seed
-        subsets = [(share, labelled(data, share, own)) for share in shares]  # refused before any is trained on
+        # All shares are drawn first, so that a share that is too small is refused before any training.
+        subsets = [(share, labelled(data, share, own)) for share in shares]
         source = source_of(folder, data)
         for share, images in subsets:
             name = f"{100 * share:g}%" + " from scratch" * from_scratch
@@ -105,9 +106,14 @@ def finetune(
 
 
 def labelled(data: DataSet, share: float, seed: int) -> Images:
-    """Return a share of the training images, drawn by the seed, class by class in turn.
+    """Draw a class-balanced share of the training images.
 
-    A smaller share is contained in a larger one.
+    With the same seed, a smaller share is contained in a larger one.
+
+    Args:
+        data: Data set to draw from.
+        share: Share of the training images, in (0, 1].
+        seed: Seed of the draw.
 
     Raises:
         UsageError: The share has fewer images than there are classes.
@@ -122,7 +128,7 @@ def labelled(data: DataSet, share: float, seed: int) -> Images:
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
     sizes = labels.bincount()
-    turns = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[by_class]]  # the place in its class
+    turns = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[by_class]]  # position within its class
     return data.train.take(by_class[turns.argsort(stable=True)[:count]])
 
 
@@ -134,7 +140,7 @@ def _finetuned(
     options: dict[str, Any],
     title: str,
 ) -> tuple[Result, torch.device]:
-    """Train on these images, from scratch if there is no state; return the result and the device."""
+    """Train on these images, from scratch if `state` is None. Return the result and the device."""
     batch = min(options["batch_size"], len(images))
     with seeded("finetune", options["seed"]):
         network, num_features = create_backbone(config.backbone or "", data.image_size)
@@ -159,7 +165,7 @@ def _finetuned(
         )
         try:
             trainer.fit(classifier, view_loader(ViewDataset(images, transform, options["seed"]), batch))
-        except SystemExit as stop:  # what Lightning makes of Ctrl-C
+        except SystemExit as stop:  # Lightning turns Ctrl-C into SystemExit.
             raise KeyboardInterrupt from stop
     device = trainer.strategy.root_device
     logits, labels = embed(classifier.to(device), evaluation_batches(data, data.test, EVALUATION_BATCH))

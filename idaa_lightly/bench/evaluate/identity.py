@@ -1,4 +1,4 @@
-"""The case study of a run: views by several augmentations, through one encoder."""
+"""Case study of a run: the views of several augmentations, embedded by the run's encoder."""
 
 from __future__ import annotations
 
@@ -28,23 +28,26 @@ from idaa_lightly.registry import load
 from idaa_lightly.views import Objective, ViewGenerator
 
 SECOND_VIEW = "second view"
-FAR = 2  # of the density: larger ratios are drawn here
+FAR = 2
+"""Largest ratio on the axis of the density. Larger ratios are clamped to it."""
 
 
 def study(folder: Path, augmentations: list[str], out: Path, *, samples: int = 1024) -> dict[str, dict[str, Any]]:
-    """Measure how hard the views of augmentations are for a run's encoder, and how often they lose the identity.
+    """Measure how hard views are for a run's encoder, and how often they lose their sample's identity.
 
     Args:
         folder: The run directory.
-        augmentations: Names of augmentations that search, such as "idaa". The run's own one has the run's options.
+        augmentations: Names of augmentations that search, such as "idaa". The run's own augmentation gets the run's
+            options.
         out: Directory for identity.json, identity.png, density.png and panels.png.
-        samples: Number of training images, 2 or more.
+        samples: Number of training images to use, 2 or more.
 
     Returns:
-        Figures by augmentation, and for the second view of the method's own transform.
+        Figures by augmentation, and for the second view that the method's transform makes.
 
     Raises:
-        UsageError: An augmentation does not search, or there are too few images.
+        FileFormatError: The directory is not a run, or has no checkpoint.
+        UsageError: An augmentation does not search or does not go with the method, or there are too few images.
     """
     parts, module = load_run(folder)
     device = pick_device()
@@ -88,7 +91,11 @@ def study(folder: Path, augmentations: list[str], out: Path, *, samples: int = 1
 
 
 class Measured(nn.Module):
-    """A view generator that keeps the lengths of its perturbations: L2 and L∞, in the space's own units."""
+    """View generator that records the L2 and L∞ lengths of its perturbations, in units of the searched space.
+
+    Args:
+        generator: Generator to wrap.
+    """
 
     def __init__(self, generator: ViewGenerator) -> None:
         super().__init__()
@@ -96,7 +103,12 @@ class Measured(nn.Module):
         self.lengths: list[Tensor] = []
 
     def forward(self, x: Tensor, objective: Objective) -> Tensor:
-        """The generator's views."""
+        """Return the generator's views, and record the lengths of their perturbations.
+
+        Args:
+            x: Images (N, C, H, W).
+            objective: Function to raise, from images to a scalar.
+        """
         delta, views = self.generator.search(x, objective)
         flat = delta.flatten(1).float().cpu()
         self.lengths.append(torch.stack([flat.norm(dim=1), flat.abs().amax(1)], 1))
@@ -104,21 +116,21 @@ class Measured(nn.Module):
 
 
 def _sizes(generator: Measured, x: Tensor, views: Tensor, std: list[float]) -> dict[str, float]:
-    """Means over the samples, in pixels and in own units."""
+    """Return mean lengths of the perturbations, in pixels and in units of the searched space."""
     l2, linf = torch.cat(generator.lengths).mean(0).tolist()
     return asdict(perturbation(x, views, std)) | {"own_l2": l2, "own_linf": linf}
 
 
 def _loss(name: str, parts: Parts, method: Method, device: torch.device) -> tuple[nn.Module, nn.Module, Measured]:
-    """A network of its own to attack, the loss whose views are those of the augmentation, and its generator."""
+    """Return a copy of the network to attack, the loss that makes the augmentation's views, and its generator."""
     plugin = load("augmentation", name)
     if not issubclass(plugin, GeneratorAugmentation):
-        raise UsageError(f"{name!r} searches for no view of an image: choose others, such as clae, idaa or random")
+        raise UsageError(f"{name!r} does not search for views of images: choose others, such as clae, idaa or random")
     if reason := plugin.refuses(type(method)):
         raise UsageError(f"{name!r} does not go with {parts.config.method!r}: {reason}")
     own = name == parts.config.aug
     options = parts.config.set["aug"] if own else parse_options(plugin, name, _shared(plugin, parts))
-    every = {"mode": "exact"} if "mode" in options else {}  # a cheaper one may leave samples out
+    every = {"mode": "exact"} if "mode" in options else {}  # A cheaper mode may skip samples.
     augmentation = plugin(**{**options, **every})
     fit(augmentation, fit_context(parts, device), parts.config.precision)
     network = dual_batchnorm(copy.deepcopy(method)).train()
@@ -128,20 +140,20 @@ def _loss(name: str, parts: Parts, method: Method, device: torch.device) -> tupl
 
 
 def _shared(plugin: type, parts: Parts) -> dict[str, Any]:
-    """Where both use a VAE, the options of the run's own augmentation: the same VAE, the same strength."""
+    """Return the run's options for another augmentation if both use a VAE: same VAE, same strength of the attack."""
     both = options_of(plugin).keys() & parts.config.set["aug"]
     return {name: parts.config.set["aug"][name] for name in both - {"random"} if "vae" in both}
 
 
 @torch.no_grad()
 def _embed(method: Method, images: Tensor, batch_size: int) -> Tensor:
-    """In eval mode, in the space of the loss."""
+    """Embed images in eval mode, in the space of the loss."""
     method.eval()
     return torch.cat([embedding_of(method(part)).float().cpu() for part in images.split(batch_size)])
 
 
 def _scatter(found: dict[str, Identity], path: Path) -> None:
-    """Fig. 1 of the paper: below the diagonal the identity is lost."""
+    """Draw Fig. 1 of the IDAA paper. Samples below the diagonal have lost their identity."""
     figure = Figure(figsize=(3.2 * len(found), 3.9), layout="constrained")
     axes = figure.subplots(1, len(found), squeeze=False, sharex=True, sharey=True)[0]
     longest = torch.cat([torch.cat([part.positive, part.negative]) for part in found.values()]).max().item()
@@ -156,7 +168,7 @@ def _scatter(found: dict[str, Identity], path: Path) -> None:
 
 
 def _density(found: dict[str, Identity], path: Path) -> None:
-    """How the ratio of both distances is spread; 1 is the boundary."""
+    """Draw the distribution of the ratio of both distances. Above 1 the identity is lost."""
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axis = figure.subplots()
     for name, part in found.items():

@@ -1,10 +1,10 @@
-"""kNN evaluation of runs and of other people's features.
+"""kNN evaluation of runs, other checkpoints and feature files.
 
-RUN/knn.json is as `idaa_lightly.bench.evaluate.store` describes. It has one result, "knn", which adds:
+`idaa_lightly.bench.evaluate.store` describes the layout of RUN/knn.json. The only result, "knn", adds:
 
-    bank, queries     their sizes
-    backend           what searched
-    accuracies        [{k, temperature, top1, top5, recall, change}], as `KNNAccuracy`
+    bank, queries     number of features in the bank, and of queries
+    backend           library that searched, with its version
+    accuracies        [{k, temperature, top1, top5, recall, change}], as in `KNNAccuracy`
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ def evaluate_knn(
     backbone: str | None = None,
     data: str | None = None,
 ) -> list[Family]:
-    """Compute top-1 and top-5 accuracy for every pair of k and temperature, after one search.
+    """Compute top-1 and top-5 accuracy for every pair of k and temperature, with one search per target.
 
     Args:
-        targets: As for `evaluate_features`.
-        k: Numbers of neighbours.
+        targets: Targets of `evaluate_features`.
+        k: Numbers of neighbours that vote.
         temperature: Temperatures of the votes.
-        index: Index of FAISS, for an approximate search; see `knn_sweep`.
-        backbone: Name of the network of a state dict.
-        data: Images to embed instead of a run's. Nothing is kept then.
+        index: FAISS index string for an approximate search; see `knn_sweep`. Default: exact search.
+        backbone: Name of the network that a state dict belongs to.
+        data: Data set to embed instead of a run's. Features and results are then not kept.
 
     Returns:
-        The targets, with runs of one configuration together; each has the result "knn".
+        Families of runs that differ only in their seed, and other targets. Each has the result "knn".
 
     Raises:
         FileFormatError: A target cannot be evaluated.
-        UsageError: An option is out of range, or does not go with a target.
+        UsageError: An option is out of range or does not go with a target, or a run appears twice.
     """
-    neighbours_that_vote(k, temperature, max(k))  # refused before anything is embedded
+    neighbours_that_vote(k, temperature, max(k))  # so that a bad value is refused before anything is embedded
     options = {"k": list(k), "temperature": list(temperature), "index": index}
     evaluation = Evaluation(options, lambda features: (_search(features, k, temperature, index), torch.device("cpu")))
     return evaluate_features(targets, "knn.json", {"knn": evaluation}, backbone=backbone, data=data)

@@ -1,11 +1,13 @@
-"""Linear evaluation of runs and of other people's features, by protocol.
+"""Linear evaluation of runs, other checkpoints and feature files, by several protocols.
 
-RUN/linear.json is as `idaa_lightly.bench.evaluate.store` describes. Its results, by protocol, add:
+`idaa_lightly.bench.evaluate.store` describes the layout of RUN/linear.json. Results are named by protocol and add:
 
-    protocol      in words
-    accuracy      paper and sgd: of the last epoch; the figure to cite
-    best          paper and sgd: {epoch, accuracy, selected_on}: of the best epoch on the test images, optimistic
-    l2, mean_per_class      lbfgs: the L2 strength that was chosen; the mean of the accuracies of the classes
+    protocol          the protocol in words
+    accuracy          top-1, for paper and sgd after the last epoch; cite this
+    best              paper and sgd: {epoch, accuracy, selected_on} of the best epoch. It is selected on the test
+                      images, so its accuracy is optimistic
+    l2                lbfgs: L2 strength that was chosen
+    mean_per_class    lbfgs: mean of the accuracies of the classes
 """
 
 from __future__ import annotations
@@ -48,22 +50,22 @@ def evaluate_linear(
     backbone: str | None = None,
     data: str | None = None,
 ) -> list[Family]:
-    """Train linear layers on frozen features.
+    """Train linear layers on frozen features, one per target and protocol.
 
     Args:
-        targets: As for `evaluate_features`.
+        targets: Targets of `evaluate_features`.
         protocols: Names from `PROTOCOLS`.
         seed: Seed of the validation split, the initial weights and the batches.
-        epochs: Epochs of paper and sgd. Default: 1000 and 90.
-        backbone: Name of the network of a state dict.
-        data: Images to embed instead of a run's. Nothing is kept then.
+        epochs: Epochs of the protocols paper and sgd. Default: 1000 and 90.
+        backbone: Name of the network that a state dict belongs to.
+        data: Data set to embed instead of a run's. Features and results are then not kept.
 
     Returns:
-        The targets, with runs of one configuration together; results are by protocol.
+        Families of runs that differ only in their seed, and other targets, with results by protocol.
 
     Raises:
         FileFormatError: A target cannot be evaluated.
-        UsageError: There is no such protocol, an option does not go with a target, or a run is there twice.
+        UsageError: There is no such protocol, an option does not go with a target, or a run appears twice.
         DataError: There are too few features, or their shapes do not match.
         NonFiniteError: Features hold NaN or infinity.
     """
@@ -91,5 +93,5 @@ def _probe(name: str, options: dict[str, Any], features: Features) -> tuple[Resu
 
 
 def _tensor(values: Any) -> Tensor:
-    """Return a tensor; a copy of an array, which may be a read-only file."""
+    """Return values as a tensor. Arrays are copied, because they may be read-only files."""
     return values if isinstance(values, Tensor) else torch.tensor(values)

@@ -1,17 +1,17 @@
 """Results of evaluations, kept in the run directory so that nothing is computed twice.
 
-RUN/linear.json, schema 1. knn.json, finetune.json and transfer.json have the same layout:
+RUN/knn.json, linear.json, finetune.json and transfer.json share one layout:
 
     schema        1
-    results       by name: a protocol, a share of the labels or a data set
-        options       what was asked for
-        source        hash of weights, network and images; results of another source are dropped when one is added
-        seconds       without the embedding
+    results       results by name: a protocol, a share of the labels or a data set
+        options       options of the evaluation
+        source        hash of weights, network and images. Adding a result drops the results with another source
+        seconds       duration; for knn.json and linear.json without computing the features
         versions, device, git_commit      as in record.json
-        ...           what the evaluation adds, such as `accuracy`: top-1 in [0, 1] on all test images
+        ...           further keys of the evaluation, such as `accuracy`: top-1 in [0, 1] on all test images
 
-RUN/features.npz holds the frozen features of a run's images, in the arrays of `Features`, and their `source`. They are
-in float32: a result is the same to the bit whether features were read or computed anew.
+RUN/features.npz holds the frozen features of a run's images in the arrays of `Features`, and their `source`. They are
+kept in float32, so results are equal to the bit whether the features were read or computed.
 """
 
 from __future__ import annotations
@@ -47,18 +47,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Family:
-    """Runs that differ in their seed only, or one other target.
+    """Runs that differ only in their seed, or one other target.
 
     Attributes:
-        group: The runs. None for a target that is no run.
-        results: By target, then by name.
+        group: The runs. None for a target that is not a run.
+        results: Results by target, then by name.
     """
 
     group: Group | None
     results: dict[Path, dict[str, Result]]
 
     def spread(self, name: str, value: Callable[[Result], float | None]) -> tuple[float, float] | None:
-        """Return mean and standard deviation over two or more runs of a value of the results of this name."""
+        """Return mean and standard deviation of a value over the runs. Return None for fewer than two values.
+
+        Args:
+            name: Name of the result, such as "lbfgs".
+            value: Function from a result to the value. Results for which it returns None are skipped.
+        """
         values = [found for results in self.results.values() if (found := value(results[name])) is not None]
         return (mean(values), stdev(values)) if len(values) > 1 else None
 
@@ -68,8 +73,8 @@ class Evaluation:
     """One evaluation of frozen features.
 
     Attributes:
-        options: What tells its result from others of the same name.
-        compute: From features to the result, and the device it was computed on.
+        options: Options, kept with the result. A result with other options is computed again.
+        compute: Function from features to the result and the device that computed it.
     """
 
     options: dict[str, Any]
@@ -86,21 +91,22 @@ def evaluate_features(
 ) -> list[Family]:
     """Evaluate the frozen features of runs, checkpoints or feature files.
 
-    A finished run keeps its features and results. What is there with the same options is not computed again.
+    Features and results of finished runs are kept in their directories. A result with the same options is not computed
+    again.
 
     Args:
-        targets: As for `read_features`, and directories that hold runs at any depth.
+        targets: Targets of `read_features`, and directories that hold runs at any depth.
         file: Name of the file in the run directory that keeps the results, such as "linear.json".
-        evaluations: By name.
-        backbone: Name of the network of a state dict.
-        data: Images to embed instead of a run's. Nothing is kept then.
+        evaluations: Evaluations by name.
+        backbone: Name of the network that a state dict belongs to.
+        data: Data set to embed instead of a run's. Features and results are then not kept.
 
     Returns:
-        The targets, with runs of one configuration together; their results are by the names of the evaluations.
+        Families of runs that differ only in their seed, and other targets, with results by name of the evaluation.
 
     Raises:
         FileFormatError: A target is none of these.
-        UsageError: An option does not go with a target, or a run is there twice.
+        UsageError: An option does not go with a target, or a run appears twice.
     """
     families = find_runs(targets)
     for family in families:
@@ -124,15 +130,15 @@ def evaluated(
     source: str,
     compute: Callable[[], tuple[Result, torch.device]],
 ) -> Result:
-    """Return the result that is kept with the same options and source, or else compute and keep it.
+    """Return a kept result with the same options and source. If there is none, compute and keep it.
 
     Args:
-        target: The run directory, or what else is evaluated.
-        file: File in the run directory that keeps results. None keeps nothing.
+        target: Run directory or other target that is evaluated.
+        file: Name of the file in the run directory that keeps results. None keeps nothing.
         name: Name of the result.
-        options: What was asked for.
-        source: Hash of what was evaluated.
-        compute: Returns the result, and the device it was computed on.
+        options: Options of the evaluation.
+        source: Hash of the weights, network and images that are evaluated.
+        compute: Function that returns the result and the device that computed it.
     """
     entry = read_results(target / file).get(name) if file else None
     if entry is None or (entry["options"], entry["source"]) != (options, source):
@@ -148,11 +154,17 @@ def evaluated(
 
 
 def find_runs(targets: Iterable[Path]) -> list[Family]:
-    """Return the finished runs in these directories by configuration, then other targets as they are.
+    """Find the finished runs below directories, and group those that differ only in their seed.
+
+    Args:
+        targets: Directories that hold runs at any depth, or other targets.
+
+    Returns:
+        Families of runs, followed by one family per target that holds no finished run.
 
     Raises:
         FileFormatError: A record cannot be read.
-        UsageError: A run is there twice.
+        UsageError: A run appears twice.
     """
     below = {target: sorted(path.parent for path in target.rglob("record.json")) for target in targets}
     holders = [target for target, folders in below.items() if folders]
@@ -170,10 +182,13 @@ def find_runs(targets: Iterable[Path]) -> list[Family]:
 
 
 def runs_only(families: list[Family]) -> Iterable[tuple[Path, dict[str, Result]]]:
-    """Yield run directories and their results.
+    """Yield run directories with their results, which the caller fills in.
+
+    Args:
+        families: Families from `find_runs`.
 
     Raises:
-        FileFormatError: A target is no finished run.
+        FileFormatError: A target holds no finished run.
     """
     for family in families:
         for target in family.results if family.group is None else ():
@@ -183,7 +198,12 @@ def runs_only(families: list[Family]) -> Iterable[tuple[Path, dict[str, Result]]
 
 
 def source_of(folder: Path, data: DataSet) -> str:
-    """Return a hash of a run's weights, the network that they are for, and its images as they are now."""
+    """Return a hash of a run's weights, network and images.
+
+    Args:
+        folder: The run directory.
+        data: The images as they are now.
+    """
     digest = hashlib.sha256((folder / "backbone.pt").read_bytes())
     images = [data.train.fingerprint, data.test.fingerprint, data.image_size, data.normalize]
     digest.update(json.dumps([read_toml(folder / "config.toml").get("backbone"), images]).encode())
@@ -191,18 +211,28 @@ def source_of(folder: Path, data: DataSet) -> str:
 
 
 def run_features(folder: Path) -> tuple[Features, str]:
-    """Return the features of a run, kept in its features.npz or computed and put there, and their source."""
+    """Read the features of a run from its features.npz, or compute and keep them there.
+
+    Args:
+        folder: The run directory.
+
+    Returns:
+        The features and their source, from `source_of`.
+
+    Raises:
+        FileFormatError: The directory is not a finished run, or its files do not go together.
+    """
     network, data = load_backbone(folder)
     source, path = source_of(folder, data), folder / "features.npz"
     try:
         with np.load(path, allow_pickle=False) as kept:
             if str(kept["source"]) == source:
                 return Features(*(kept[name] for name in Features._fields)), source
-        log.info(f"Note: {path} is of other weights or images: embedded anew.")
+        log.info(f"Note: {path} belongs to other weights or images, so the features are computed again.")
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-        log.info(f"Note: {path} cannot be read: embedded anew.")
+        log.info(f"Note: {path} cannot be read, so the features are computed again.")
     features = features_of(network, data)
     arrays: dict[str, Any] = {name: part.numpy() for name, part in features._asdict().items()}
     with atomic_write(path) as temporary:
@@ -211,10 +241,13 @@ def run_features(folder: Path) -> tuple[Features, str]:
 
 
 def read_results(path: Path) -> dict[str, Result]:
-    """Return the results in a file, by name; none if there is no such file.
+    """Return the results in a file by name, or an empty dictionary if there is no such file.
+
+    Args:
+        path: File in a run directory, such as RUN/linear.json.
 
     Raises:
-        FileFormatError: The file is something else.
+        FileFormatError: The file has another layout or schema.
     """
     try:
         content = json.loads(path.read_text())
@@ -229,7 +262,7 @@ def read_results(path: Path) -> dict[str, Result]:
 
 
 def _keep(path: Path, name: str, entry: Result) -> None:
-    """Add a result to a file, and drop those of other weights or images. Processes take turns."""
+    """Add a result to a file, and drop results of other weights or images. A lock makes processes take turns."""
     with claim(path.parent, timeout=60):
         kept = {key: other for key, other in read_results(path).items() if other["source"] == entry["source"]}
         write_json(path, {"schema": SCHEMA, "results": kept | {name: entry}})

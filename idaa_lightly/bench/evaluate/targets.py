@@ -1,4 +1,4 @@
-"""What can be evaluated: a run directory, a checkpoint, a state dict or a file of features."""
+"""Targets of evaluations: run directories, checkpoints, state dicts and files of features."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from idaa_lightly.training import SelfSupervised
 
 
 def read_features(target: Path, *, backbone: str | None = None, data: str | None = None) -> Features:
-    """Return the features of a target: read if it holds features, computed if it is a network.
+    """Return the features of a target. Features are read from a file, or computed if the target is a network.
 
     Args:
-        target: A run directory, its checkpoints/last.ckpt, a state dict of torchvision or timm, an .npz with the arrays
-            of `Features`, or a directory with each of them as an .npy, which is memory-mapped.
-        backbone: Name of the network of a state dict.
-        data: Images to embed instead of the run's.
+        target: A run directory, its checkpoints/last.ckpt, a state dict from torchvision or timm, an .npz file with
+            the arrays of `Features`, or a directory with one .npy file per array. The .npy files are memory-mapped.
+        backbone: Name of the network that a state dict belongs to.
+        data: Data set to embed, as for `idaa-bench run --data`. Default: the run's.
 
     Raises:
         FileFormatError: The target is none of these, or its labels do not fit its features.
@@ -53,12 +53,12 @@ def read_features(target: Path, *, backbone: str | None = None, data: str | None
 
 
 def holds_features(target: Path) -> bool:
-    """Return True if the target is a file or directory of features, not a network."""
+    """Return True if the target is a file or a directory of features, not a network."""
     return target.suffix == ".npz" or (target / "train_features.npy").exists()
 
 
 def _arrays(path: Path) -> Features:
-    """Read features and labels from an .npz, or map the .npy files of a directory into memory."""
+    """Read features and labels from an .npz file, or memory-map the .npy files of a directory."""
     names = Features._fields
     try:
         if path.is_dir():
@@ -73,25 +73,26 @@ def _arrays(path: Path) -> Features:
                 raise ValueError(f"{name} is of type {values.dtype}")
         return Features(**found)
     except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, BadZipFile) as error:
-        raise FileFormatError(f"{path} is no file of features ({error}): expected {', '.join(names)}") from error
+        raise FileFormatError(f"{path} is not a file of features ({error}): expected {', '.join(names)}") from error
 
 
 def load_backbone(target: Path, *, backbone: str | None = None, data: str | None = None) -> tuple[nn.Module, DataSet]:
-    """Return the network of a run or of another checkpoint, and its data.
+    """Load the backbone of a run or of another checkpoint, and its data set.
 
     Args:
-        target: A run directory, its checkpoints/last.ckpt, or a state dict of torchvision or timm.
-        backbone: Name of the network of a state dict. Default: the run's.
-        data: As for `idaa-bench run --data`. Default: the run's. A run's network gets its own normalisation.
+        target: A run directory, its checkpoints/last.ckpt, or a state dict from torchvision or timm.
+        backbone: Name of the network that a state dict belongs to. Default: the run's.
+        data: Data set, as for `idaa-bench run --data`. Default: the run's. For a run's network, the images are always
+            normalised as in the run.
 
     Returns:
-        The backbone on the device of `pick_device`, and the data.
+        The backbone on the device of `pick_device`, and the data set.
 
     Raises:
-        FileFormatError: The target is none of these, or does not fit.
+        FileFormatError: The target is none of these, or its weights do not fit the backbone.
     """
     if not target.exists():
-        raise FileFormatError(f"{target} does not exist; expected a run folder, a checkpoint or an .npz file")
+        raise FileFormatError(f"{target} does not exist; expected a run directory, a checkpoint or an .npz file")
     folder = target if target.is_dir() else target.parent.parent
     state = _backbone_weights(target, foreign=bool(backbone))
     if backbone is None and not (folder / "config.toml").exists():
@@ -99,7 +100,7 @@ def load_backbone(target: Path, *, backbone: str | None = None, data: str | None
     config = RunConfig() if backbone else RunConfig(**read_toml(folder / "config.toml"))
     config = replace(config, backbone=backbone or config.backbone, data=data or config.data)
     images = read_data(config)
-    if data and not backbone:  # what the run's network was trained on
+    if data and not backbone:  # The run's network expects the normalisation that it was trained with.
         images = replace(images, normalize=read_record(folder)["data"]["normalize"])
     network, _ = create_backbone(config.backbone or "", images.image_size)
     try:
@@ -110,11 +111,14 @@ def load_backbone(target: Path, *, backbone: str | None = None, data: str | None
 
 
 def _backbone_weights(target: Path, *, foreign: bool) -> dict[str, Tensor]:
-    """Read the state dict in a run directory, a checkpoint of ours or a foreign file, without its classifier."""
+    """Read a backbone's state dict from a run directory, one of our checkpoints or a foreign file.
+
+    Classifiers and adversarial BatchNorm branches are left out.
+    """
     if target.is_dir():
         if not (target / "backbone.pt").exists():
             raise FileFormatError(
-                f"{target} holds no backbone.pt, so no finished run: finish it with --resume, or name its "
+                f"{target} holds no backbone.pt, so it is not a finished run: finish it with --resume, or pass its "
                 "checkpoints/last.ckpt"
             )
         return load_tensors(target / "backbone.pt", "a backbone written by a run")
@@ -128,22 +132,28 @@ def _backbone_weights(target: Path, *, foreign: bool) -> dict[str, Tensor]:
     }
     if not state:
         raise FileFormatError(
-            f"{target} holds tensors, but no checkpoint written by `idaa-bench run`; for a state dict of torchvision "
-            "or timm name its network with --backbone, and --data"
+            f"{target} holds tensors, but no checkpoint written by `idaa-bench run`; for a state dict from torchvision "
+            "or timm, name its network with --backbone, and add --data"
         )
     return state
 
 
 def load_run(folder: Path) -> tuple[Parts, SelfSupervised]:
-    """Return a run as its last checkpoint holds it: method, augmentation and their weights, on the CPU.
+    """Restore a run from its last checkpoint, on the CPU.
+
+    Args:
+        folder: The run directory.
+
+    Returns:
+        The run's parts, with the augmentation fitted; and the module with the weights of the checkpoint.
 
     Raises:
-        FileFormatError: The directory is no run, or has no checkpoint.
+        FileFormatError: The directory is not a run, or has no checkpoint.
     """
     checkpoint = folder / "checkpoints" / "last.ckpt"
     for path in (folder / "config.toml", checkpoint):
         if not path.exists():
-            raise FileFormatError(f"{path} does not exist; expected the folder of a run of `idaa-bench run`")
+            raise FileFormatError(f"{path} does not exist; expected a run directory written by `idaa-bench run`")
     config = resolve(RunConfig(**read_toml(folder / "config.toml")))
     augmentation = make_augmentation(config)
     parts = make_parts(config, augmentation, read_data(config))

@@ -1,22 +1,22 @@
-"""Transfer: a linear layer on a run's frozen features of other data sets.
+"""Transfer evaluation: a linear layer on a run's frozen features of other data sets.
 
-Source: Kornblith et al., "Do Better ImageNet Models Transfer Better?", CVPR 2019, App. A: logistic regression by L-BFGS
-on features of images without augmentation, the L2 strength chosen on a part of train; likewise Chen et al., "A Simple
-Framework for Contrastive Learning of Visual Representations", ICML 2020, App. B.8.
+Source: Kornblith et al., "Do Better ImageNet Models Transfer Better?", CVPR 2019, App. A, and Chen et al., "A Simple
+Framework for Contrastive Learning of Visual Representations", ICML 2020, App. B.8. Both fit a logistic regression by
+L-BFGS to features of images without augmentation, and choose the L2 strength on a part of the training images.
 
-Differs from the papers: features are standardised, five L2 strengths are tried on a tenth of train, not 45 on a
-validation set of its own, and images have the size and the normalisation that the run was trained with.
+Differs from the papers: Features are standardised. Five L2 strengths are tried on a tenth of the training images, not
+45 on a separate validation set. Images have the size and the normalisation that the run was trained with.
 
-RUN/transfer.json is as `idaa_lightly.bench.evaluate.store` describes. Its results, by data set, add:
+`idaa_lightly.bench.evaluate.store` describes the layout of RUN/transfer.json. Results are named by data set and add:
 
-    metric        top1 or mean_per_class: the data set's convention
-    accuracy      by that metric, in [0, 1], on all test images; the figure to cite
-    top1, mean_per_class      both
-    l2            the strength that was chosen
+    metric        top1 or mean_per_class, by the convention of the data set
+    accuracy      accuracy by that metric, in [0, 1], on all test images; cite this
+    top1, mean_per_class      accuracies by both metrics
+    l2            L2 strength that was chosen
     data          {name, train, test, classes, image_size, normalize, fingerprint, notes}
-    options       {data}: its name for torchvision, or folder:PATH
+    options       {data}: name of torchvision's data set, or folder:PATH
     source        hash of weights, network, image size and normalisation
-    protocol      in words
+    protocol      the protocol in words
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from idaa_lightly.evaluation.linear import linear_probe
 from idaa_lightly.loading import require_trainable
 
 MEAN_PER_CLASS = ("aircraft", "caltech101", "flowers102", "pets")
-"""Data sets whose convention is the mean per-class accuracy, Kornblith et al., Table 1; top-1 for all others."""
+"""Data sets that report mean per-class accuracy: Kornblith et al., Table 1. All others report top-1."""
 log = logging.getLogger(__name__)
 METRICS = {"top1": "top-1", "mean_per_class": "mean per class"}
 PROTOCOL = (
@@ -52,15 +52,21 @@ PROTOCOL = (
 
 
 def metric_of(name: str) -> str:
-    """Return the metric that the field uses for a data set, a key of `METRICS`."""
+    """Return the conventional metric of a data set, a key of `METRICS`."""
     return "mean_per_class" if name in MEAN_PER_CLASS else "top1"
 
 
 def parse_sets(text: str) -> dict[str, str]:
-    """Parse "dtd,cub200=folder:PATH" into what `load_data` takes, by name, with absolute paths.
+    """Parse the data sets of `--to`, such as "dtd,cub200=folder:PATH".
+
+    Args:
+        text: Names of data sets or NAME=folder:PATH, separated by commas.
+
+    Returns:
+        For each name, the data set to pass to `load_data`. Paths are absolute.
 
     Raises:
-        UsageError: A name is unknown, is there twice, or is missing.
+        UsageError: A name is unknown or missing, or appears twice.
     """
     sets: dict[str, str] = {}
     for item in filter(None, map(str.strip, text.split(","))):
@@ -83,18 +89,19 @@ def parse_sets(text: str) -> dict[str, str]:
 
 
 def evaluate_transfer(targets: Iterable[Path], sets: dict[str, str], *, data_dir: str = "data") -> list[Family]:
-    """Evaluate runs on data sets. What is in their transfer.json already is not computed again.
+    """Evaluate runs on other data sets. Results that are in their transfer.json are not computed again.
 
     Args:
         targets: Run directories, or directories that hold runs at any depth.
-        sets: From names to what `load_data` takes; see `parse_sets`.
-        data_dir: Where torchvision's data sets are, or are downloaded to.
+        sets: Data sets from `parse_sets`.
+        data_dir: Directory of torchvision's data sets. Missing ones are downloaded into it.
 
     Returns:
-        The runs, with those of one configuration together; results are by data set, as in transfer.json.
+        Families of runs that differ only in their seed, with results by data set as in transfer.json.
 
     Raises:
         FileFormatError: A target holds no finished run.
+        UsageError: A run appears twice.
         DataError: A data set cannot be read, or is too small.
         NonFiniteError: Features hold NaN or infinity.
     """
@@ -109,7 +116,7 @@ def evaluate_transfer(targets: Iterable[Path], sets: dict[str, str], *, data_dir
 
 
 def _network(folder: Path) -> tuple[nn.Module, dict[str, Any], str]:
-    """Return a run's network, the images that it expects, and a hash of both."""
+    """Return a run's network, the image size and normalisation that it expects, and a hash of both."""
     network, record = run_backbone(folder)
     expected = {name: record["data"][name] for name in ("image_size", "normalize")}
     digest = hashlib.sha256((folder / "backbone.pt").read_bytes())
@@ -118,7 +125,7 @@ def _network(folder: Path) -> tuple[nn.Module, dict[str, Any], str]:
 
 
 class _Images:
-    """A data set, kept for runs of one image size and normalisation; others take turns."""
+    """Data set that is loaded again only if the image size or the normalisation changes."""
 
     def __init__(self, place: str, data_dir: str) -> None:
         self.place, self.data_dir = place, data_dir

@@ -1,1 +1,1 @@
-"""One run, from a configuration to a run directory."""
+"""Training runs: from a configuration to a run directory."""

@@ -1,4 +1,4 @@
-"""How long a run will take, from one timed step of its training and fitting, and how many operations a step has."""
+"""Estimates of a run's duration, from one timed step, and counts of the operations of a training step."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from idaa_lightly.bench.run.setup import Parts
 from idaa_lightly.plugin import Augmentation, FitContext
 from idaa_lightly.training import SelfSupervised
 
-SAMPLE = 16 * 32**2  # pixels of a timed step on the CPU; at least 16 images
+SAMPLE = 16 * 32**2
+"""Pixels of a timed step on the CPU, over all its images. The step has 16 images or more, unless a batch is smaller."""
 
 
 class Estimate(NamedTuple):
-    """Estimated seconds of a run, right to a factor of about 1.5.
+    """Estimated duration of a run in seconds, accurate to a factor of about 1.5.
 
     Attributes:
-        fit: Fitting of the augmentation; 0 if it needs none or is cached.
-        train: Training, with its views.
-        evaluate: Online evaluations.
+        fit: Seconds of fitting the augmentation. 0 if it needs no fitting or is cached.
+        train: Seconds of training, including views.
+        evaluate: Seconds of the evaluations before, during and after training.
     """
 
     fit: float
@@ -35,19 +36,19 @@ class Estimate(NamedTuple):
 
 
 def estimate(parts: Parts, context: FitContext) -> Estimate:
-    """Time one real step of the training, and one of the fitting where something has to be fitted.
+    """Estimate the duration of a run from one real training step and, if needed, one real fitting step.
 
-    All is done by copies and leaves no trace in the parts or the random state.
+    The steps run on copies. They change neither the parts nor the random state.
 
     Args:
         parts: Parts of the run, before its augmentation is fitted.
-        context: What the augmentation is fitted with.
+        context: Context that the augmentation will be fitted with.
     """
     device, epochs = context.device, parts.epochs
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         batches = _sample(parts, device)
         count, images = len(batches[0]), len(parts.views)
-        views = _seconds_of_views(parts, count, device) / count  # of an image
+        views = _seconds_of_views(parts, count, device) / count  # per image
         augmentation = copy.deepcopy(parts.augmentation)
         fitting = _fit_seconds(augmentation, context, parts.config.precision, views / len(batches))
         module = SelfSupervised(
@@ -74,8 +75,13 @@ def estimate(parts: Parts, context: FitContext) -> Estimate:
 def flops_per_image(parts: Parts, module: SelfSupervised, device: torch.device) -> int:
     """Count the floating-point operations of a training step, divided by its images.
 
-    Attack, forward and backward passes count, a multiplication with its addition as two operations, as in
-    `torch.utils.flop_counter`. A copy does the step.
+    The count covers attack, forward and backward passes. A multiplication with its addition counts as two operations,
+    as in `torch.utils.flop_counter`. The step runs on a copy.
+
+    Args:
+        parts: Parts of the run.
+        module: Module with the fitted augmentation.
+        device: Device to run the step on.
     """
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         twin, batches = copy.deepcopy(module).to(device), _sample(parts, device)
@@ -87,7 +93,7 @@ def flops_per_image(parts: Parts, module: SelfSupervised, device: torch.device) 
 
 
 def in_words(seconds: float) -> str:
-    """Return a duration as people say it."""
+    """Return a duration for people to read, such as "40 s", "12 min" or "3.5 h"."""
     if seconds < 90:
         return f"{max(10, round(seconds, -1)):.0f} s"
     if seconds < 90 * 60:
@@ -96,17 +102,17 @@ def in_words(seconds: float) -> str:
 
 
 class _Interrupted(Exception):
-    """Ends a rehearsal of `Augmentation.fit` after one step."""
+    """Raised to end a timed `Augmentation.fit` after one step."""
 
 
 def _fit_seconds(augmentation: Augmentation, context: FitContext, precision: str, views: float) -> float:
-    """Fit to one batch, once; return how long the whole fitting will take.
+    """Estimate the seconds of the whole fitting from one step on one batch.
 
     Args:
-        augmentation: A copy, which can give its loss afterwards.
+        augmentation: Copy to fit. Its `loss` can be called afterwards.
         context: Context of the real fitting.
         precision: Precision of the run.
-        views: Seconds to make a view of an image.
+        views: Seconds to make one view of one image.
     """
     batch: list[Tensor] = []
     passes, start, seconds = 0, 0.0, 0.0
@@ -136,7 +142,7 @@ def _fit_seconds(augmentation: Augmentation, context: FitContext, precision: str
 
 
 def _seconds_of_views(parts: Parts, count: int, device: torch.device) -> float:
-    """Return how long it takes to make all views of `count` images."""
+    """Return the seconds that it takes to make all views of `count` images."""
     if (make := parts.device_views) is not None and parts.data.train.pixels is not None:
         pixels = parts.data.train.pixels[:count].to(device)
         return _shortest(lambda: make(pixels, 0), device)
@@ -146,7 +152,7 @@ def _seconds_of_views(parts: Parts, count: int, device: torch.device) -> float:
 
 
 def _sample(parts: Parts, device: torch.device) -> list[Tensor]:
-    """Return the views of some images, (N, C, H, W) each: a whole batch on an accelerator, fewer on the CPU."""
+    """Return each view of some images, (N, C, H, W). N is a batch on an accelerator, and may be less on the CPU."""
     few = max(16, SAMPLE // parts.data.image_size**2) if device.type == "cpu" else parts.batch_size
     count = min(few, parts.batch_size, len(parts.views))
     samples = [parts.views[0, index][0] for index in range(count)]
@@ -154,7 +160,7 @@ def _sample(parts: Parts, device: torch.device) -> list[Tensor]:
 
 
 def _shortest(function: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds of the faster of two calls, since the first one of a process is slow."""
+    """Return the seconds of the faster of two calls. The first call in a process is often slow."""
     times = []
     for _ in range(2):
         start = time.perf_counter()

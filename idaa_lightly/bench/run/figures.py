@@ -1,4 +1,4 @@
-"""Pictures of a run: learning curves and views."""
+"""Figures of runs: learning curves, views and a heat map of kNN accuracies."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ from torch import Tensor
 
 from idaa_lightly.files import atomic_write
 
-AMPLIFIED = 4  # x' − x is shown times this, around grey
+AMPLIFIED = 4
+"""Factor by which x' − x is amplified before it is drawn around grey."""
 
 
 def save_curves(folder: Path) -> None:
-    """Draws curves.png from metrics.csv: losses by step, kNN accuracy by epoch."""
+    """Draw RUN/curves.png from RUN/metrics.csv: losses by step, kNN accuracy by epoch.
+
+    Args:
+        folder: The run directory.
+    """
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     figure = Figure(figsize=(9, 3.5), layout="constrained")
@@ -36,9 +41,15 @@ def save_curves(folder: Path) -> None:
 
 
 def save_views(path: Path, rows: dict[str, Tensor], normalize: dict[str, list[float]], columns: int = 8) -> None:
-    """Draws rows of images (N, 3, H, W), normalised ones, by title.
+    """Draw rows of normalised images.
 
-    A row whose title has a minus sign is a difference: it is amplified and shown around grey.
+    A row whose title contains "−" holds differences. It is amplified by `AMPLIFIED` and drawn around grey.
+
+    Args:
+        path: PNG to write.
+        rows: Images (N, 3, H, W) by title.
+        normalize: `mean` and `std` per channel that the images were normalised with.
+        columns: Images to draw per row.
     """
     mean, std = (torch.tensor(normalize[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     figure = Figure(figsize=(columns * 1.1 + 1.2, len(rows) * 1.1), layout="constrained")
@@ -58,7 +69,13 @@ def save_views(path: Path, rows: dict[str, Tensor], normalize: dict[str, list[fl
 
 
 def save_knn(path: Path, accuracies: list[dict[str, Any]], title: str) -> None:
-    """Draws top-1 accuracies by k and temperature as a heat map, each with its number, in %."""
+    """Draw top-1 accuracies in percent by k and temperature, as an annotated heat map.
+
+    Args:
+        path: PNG to write.
+        accuracies: Dictionaries with `k`, `temperature` and `top1`, as in knn.json, sorted by k, then by temperature.
+        title: Title of the figure.
+    """
     ks, ts = (sorted({item[name] for item in accuracies}) for name in ("k", "temperature"))
     cells = torch.tensor([100 * item["top1"] for item in accuracies]).view(len(ks), len(ts)).T
     figure = Figure(figsize=(2.6 + 0.7 * len(ks), 1.6 + 0.5 * len(ts)), layout="constrained")
@@ -77,6 +94,6 @@ def save_knn(path: Path, accuracies: list[dict[str, Any]], title: str) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a PNG atomically."""
+    """Write a figure to a PNG, atomically."""
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120)

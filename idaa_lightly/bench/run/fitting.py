@@ -1,4 +1,4 @@
-"""What an augmentation is fitted with before the training starts."""
+"""Fitting of an augmentation before training, such as IDAA's VAE."""
 
 from __future__ import annotations
 
@@ -23,17 +23,23 @@ def fit(augmentation: Augmentation, context: FitContext, precision: str) -> None
     """Fit an augmentation, in bfloat16 if the run trains in bfloat16.
 
     Args:
-        augmentation: Fitted in place.
-        context: What it may use.
-        precision: Precision of the run, as for Lightning's Trainer.
+        augmentation: Augmentation to fit, in place.
+        context: Data and settings that the augmentation may use.
+        precision: Precision of the run, as Lightning's Trainer names it.
     """
-    half = precision == HALF  # without a cache, which would keep the weights of the first step
+    half = precision == HALF
+    # The cache of autocast is off, because it would keep the weights of the first step.
     with torch.autocast(context.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
         augmentation.fit(context)
 
 
 def fit_context(parts: Parts, device: torch.device) -> FitContext:
-    """Return what an augmentation may use before the training starts on `device`."""
+    """Return the context that the augmentation of a run is fitted with.
+
+    Args:
+        parts: Parts of the run.
+        device: Device of the training.
+    """
     return FitContext(
         views=lambda batch_size: FirstViews(parts, batch_size, device),
         key={
@@ -56,13 +62,19 @@ def fit_context(parts: Parts, device: torch.device) -> FitContext:
 
 
 def cache_dir() -> Path:
-    """Return $IDAA_LIGHTLY_CACHE, or idaa-lightly in the user's cache directory."""
+    """Return the cache directory: $IDAA_LIGHTLY_CACHE, or idaa-lightly in the user's cache directory."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(os.environ.get("IDAA_LIGHTLY_CACHE") or base / "idaa-lightly")
 
 
 class FirstViews:
-    """Batches (N, C, H, W) of the first view of each image; new views each time it is iterated."""
+    """Batches (N, C, H, W) of the first view of each image. Every iteration makes new views.
+
+    Args:
+        parts: Parts of the run.
+        batch_size: Images per batch. Limited to the number of training images.
+        device: Device of the training. Views are made on it if the run does so.
+    """
 
     def __init__(self, parts: Parts, batch_size: int, device: torch.device) -> None:
         self.single = parts.views.transform.transforms[0]  # type: ignore[attr-defined]

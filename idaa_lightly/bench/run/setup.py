@@ -1,4 +1,4 @@
-"""The parts of a run, made from its configuration."""
+"""Construction of a run's parts from its configuration: data, method, augmentation, views and trainer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DIGITS: dict[str, Any] = {
     "batch_size": 128,
     "aug": {"width": 32, "bottleneck_dim": 128},
 }
-"""Settings that let the embedded default end within 3 minutes on 2 cores. They are no recipe of a paper."""
+"""Settings for digits, with which the default run ends within 3 minutes on 2 cores. They are not from a paper."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,15 @@ class Parts:
     """Parts of a run.
 
     Attributes:
-        config: The resolved configuration.
-        epochs: Epochs of the training.
-        batch_size: Images of a training step, over all devices.
-        data: Images of both splits.
-        method: The network and its loss.
-        augmentation: Not fitted yet.
-        views: Views of one image at a time, made by the method's transform.
-        device_views: Makes the views of whole batches on the device. None if the data loader makes them.
-        views_reason: Why `device_views` is used or not.
+        config: Resolved configuration.
+        epochs: Epochs to train.
+        batch_size: Images per training step, over all devices.
+        data: Data set with both splits.
+        method: Network and loss.
+        augmentation: Augmentation, which is not fitted yet.
+        views: Data set of views, made one image at a time by the method's transform.
+        device_views: Module that makes the views of whole batches on the device. None if the data loader makes them.
+        views_reason: Reason for using `device_views` or not, for the log and the record.
     """
 
     config: RunConfig
@@ -60,17 +60,30 @@ class Parts:
     views_reason: str
 
     def loader(self, batch_size: int, *, ranks: int = 1, rank: int = 0) -> DataLoader[Any]:
-        """Return shuffled batches of views and labels, or of pixels and labels where the device makes the views."""
+        """Return a shuffling data loader of (views, labels), or of (pixels, labels) if the device makes the views.
+
+        Args:
+            batch_size: Images per batch on one device.
+            ranks: Number of processes (DDP).
+            rank: Number of this process, from 0.
+        """
         if self.device_views is not None:
             return view_loader(PixelDataset(self.data.train, self.config.seed), batch_size, ranks=ranks, rank=rank)
         return view_loader(self.views, batch_size, workers=self.config.workers or 0, ranks=ranks, rank=rank)
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """Fill in what does not need the data: the recipe, the options with their defaults, the workers.
+    """Fill in the fields that do not depend on the data: recipe, plugin options and workers.
+
+    Args:
+        config: Configuration. Fields that are None are filled in.
+
+    Returns:
+        A configuration in which `set` holds all plugin options, and `lr` and `vae` have moved into it.
 
     Raises:
-        UsageError: An option is unknown or out of range.
+        UsageError: An option is unknown or out of range, or the method, the augmentation and `compile` do not go
+            together.
         PluginError: There is no such method or augmentation.
     """
     check({item.name: getattr(config, item.name) for item in fields(config)})
@@ -105,13 +118,19 @@ def resolve(config: RunConfig) -> RunConfig:
 
 
 def make_augmentation(config: RunConfig) -> Augmentation:
-    """Return the augmentation of a resolved configuration."""
+    """Return the augmentation of a resolved configuration, not fitted yet."""
     augmentation: Augmentation = load("augmentation", config.aug)(**config.set["aug"])
     return augmentation
 
 
 def make_parts(config: RunConfig, augmentation: Augmentation, data: DataSet) -> Parts:
-    """Build the network and the views of a resolved configuration."""
+    """Build the method and its views from a resolved configuration.
+
+    Args:
+        config: Resolved configuration.
+        augmentation: Augmentation from `make_augmentation`.
+        data: Data set from `read_data`.
+    """
     torch.manual_seed(config.seed)
     backbone, num_features = create_backbone(config.backbone or "", data.image_size)
     method: Method = load("method", config.method)(backbone, num_features, **config.set["method"])
@@ -125,10 +144,19 @@ def _on_cpu(config: RunConfig) -> bool:
 
 
 def choose_views(config: RunConfig, data: DataSet, transform: Any, *, on_cpu: bool) -> tuple[DeviceViews | None, str]:
-    """Return what makes the views on the device, or None if the data loader makes them; and the reason.
+    """Decide between views on the device and views from the data loader.
+
+    Args:
+        config: Configuration. Its `views` is "auto", "loader" or "device".
+        data: Data set. Views on the device need its images in memory.
+        transform: Transform of the method, which `DeviceViews` converts.
+        on_cpu: True if the run trains on the CPU.
+
+    Returns:
+        The module that makes the views on the device, or None for the data loader; and the reason in words.
 
     Raises:
-        UsageError: The configuration asks for views on the device, and they cannot be made there.
+        UsageError: The configuration asks for views on the device, but they cannot be made there.
     """
     if config.views == "loader":
         return None, "as asked for"
@@ -152,8 +180,12 @@ def choose_views(config: RunConfig, data: DataSet, transform: Any, *, on_cpu: bo
 def make_trainer(config: RunConfig, **options: Any) -> pl.Trainer:
     """Return Lightning's Trainer on the devices of a configuration.
 
+    Args:
+        config: Configuration with accelerator, devices, strategy and precision.
+        options: Further arguments of the Trainer.
+
     Raises:
-        UsageError: The devices are not there, or do not go with the strategy or precision.
+        UsageError: The devices do not exist, or do not go with the strategy or the precision.
     """
     try:
         return pl.Trainer(
@@ -172,10 +204,10 @@ def make_trainer(config: RunConfig, **options: Any) -> pl.Trainer:
 
 
 def read_data(config: RunConfig, *, quiet: bool = False) -> DataSet:
-    """Read the data of a configuration, and log what was done to it.
+    """Read the data set of a configuration, and log how its images were converted.
 
     Args:
-        config: Need not be resolved.
+        config: Configuration, resolved or not.
         quiet: Log nothing.
     """
     data = load_data(

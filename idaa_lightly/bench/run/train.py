@@ -1,4 +1,4 @@
-"""One run, from a configuration to a run directory: fit, train, export, record."""
+"""Training of one configuration into a run directory: fit, train, export, record."""
 
 from __future__ import annotations
 
@@ -43,23 +43,31 @@ def run(config: RunConfig, out: Path, *, resume: bool = False) -> Record | None:
     """Train and evaluate one configuration, and write its run directory.
 
     Args:
-        config: Need not be resolved.
+        config: Configuration, resolved or not.
         out: The run directory.
-        resume: Go on with an interrupted run of this configuration. A finished one is left as it is.
+        resume: Resume an interrupted run of this configuration. A finished run is left unchanged.
 
     Returns:
-        The record. Of several processes (DDP), only the first returns it, the others None.
+        The record. With several processes (DDP), only the first process returns it. The others return None.
+
+    Raises:
+        UsageError: An option cannot be used.
+        DataError: The data set cannot be read or is too small.
+        RunFolderError: The directory holds something else, another process is using it, or it holds the same run and
+            `resume` is False.
+        FileFormatError: The checkpoint or the record of an earlier process cannot be read.
+        NonFiniteError: The training diverged.
     """
     start = time.perf_counter(), time.process_time()
     config = resolve(config)
-    augmentation = make_augmentation(config)  # a bad option is reported before anything is read
+    augmentation = make_augmentation(config)  # so that a bad option is reported before any data is read
     data = read_data(config)
     require_trainable(data, config.batch_size or 1)
     config = replace(config, image_size=data.image_size)
     parts = make_parts(config, augmentation, data)
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0:  # the first process has checked the folder
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0:  # The first process has already checked the directory.
         return None if (out / "record.json").exists() else _run(parts, out, start)
-    open_folder(out, config, resume=resume)  # a refusal leaves no lock behind
+    open_folder(out, config, resume=resume)  # Checked before locking, so that a refusal leaves no lock file behind.
     with claim(out):
         record = open_folder(out, config, resume=resume)
         if record is not None:
@@ -70,7 +78,7 @@ def run(config: RunConfig, out: Path, *, resume: bool = False) -> Record | None:
 
 @dataclass
 class _Training:
-    """What is trained, and by what."""
+    """Module to train, with its trainer, callbacks, steps per epoch and operations per image."""
 
     module: SelfSupervised
     trainer: pl.Trainer
@@ -86,7 +94,7 @@ def _run(parts: Parts, out: Path, start: tuple[float, float]) -> Record | None:
         _quiet_lightning()
         training = _fitted(parts, out, resumed)
         _train(parts, training, out, resumed=bool(resumed))
-    rows = _export(parts, training, out)  # by all processes, since the loss may gather
+    rows = _export(parts, training, out)  # All processes take part, because the loss may gather over them.
     if not training.trainer.is_global_zero:
         return None
     save_curves(out)
@@ -97,10 +105,10 @@ def _run(parts: Parts, out: Path, start: tuple[float, float]) -> Record | None:
 
 
 def _checkpoint(out: Path) -> dict[str, Any]:
-    """Read the checkpoint of an interrupted run; empty if there is none.
+    """Read the checkpoint of an interrupted run. Return an empty dictionary if there is none.
 
     Raises:
-        FileFormatError: The file is no checkpoint of this version.
+        FileFormatError: The file is not a checkpoint of this version.
     """
     path = out / "checkpoints" / "last.ckpt"
     if not path.exists():
@@ -111,13 +119,13 @@ def _checkpoint(out: Path) -> dict[str, Any]:
     if content.get("idaa_lightly_streams") != STREAMS:
         raise FileFormatError(
             f"{path} was written by a version of idaa-lightly with other random streams, so a resumed run would differ "
-            "from a whole one: finish it with that version, or start anew with another --out"
+            "from an uninterrupted one: finish it with that version, or start anew with another --out"
         )
     return content
 
 
 def _fitted(parts: Parts, out: Path, resumed: dict[str, Any]) -> _Training:
-    """Announce the run, fit its augmentation and set up its training."""
+    """Log what will be run, fit the augmentation and set up the training."""
     config, steps = parts.config, len(parts.views) // parts.batch_size
     evaluation, timer = Evaluation(_evaluator(parts), parts.epochs), Timer()
     trainer = _trainer(config, out, [evaluation, timer], steps, resumed.get("global_step", 0))
@@ -144,23 +152,23 @@ def _train(parts: Parts, training: _Training, out: Path, *, resumed: bool) -> No
         parts.method.backbone.compile()
     ranks, rank = trainer.world_size, trainer.global_rank
     loader = parts.loader(parts.batch_size // ranks, ranks=ranks, rank=rank)
-    if trainer.is_global_zero:  # not earlier, since a refused command leaves the folder free
+    if trainer.is_global_zero:  # Written only now, so that a refused command leaves the directory unused.
         with atomic_write(out / "config.toml") as temporary:
             temporary.write_text(config.to_toml())
     checkpoint = out / "checkpoints" / "last.ckpt" if resumed else None
     try:
         trainer.fit(training.module, loader, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit as stop:  # what Lightning makes of Ctrl-C
+    except SystemExit as stop:  # Lightning turns Ctrl-C into SystemExit.
         raise KeyboardInterrupt from stop
 
 
 def _export(parts: Parts, training: _Training, out: Path) -> dict[str, Tensor]:
-    """Write the backbone; return rows of views for the picture."""
+    """Write backbone.pt, and return the rows of views.png."""
     if training.trainer.is_global_zero:
         backbone = strip_dual_batchnorm(copy.deepcopy(parts.method.backbone)).cpu()
         with atomic_write(out / "backbone.pt") as temporary:
             torch.save(backbone.state_dict(), temporary)
-    training.module.to(training.trainer.strategy.root_device)  # Lightning has moved it to the CPU
+    training.module.to(training.trainer.strategy.root_device)  # Lightning has moved the module to the CPU.
     return _view_rows(parts, training.module)
 
 
@@ -202,7 +210,7 @@ def _record(parts: Parts, training: _Training, resumed_at: int | None, start: tu
 
 
 def _evaluator(parts: Parts) -> Callable[[Method, int], dict[str, float]]:
-    """Return the online evaluation, from a method and the number of epochs done to accuracies.
+    """Return a function that evaluates a method, given the number of finished epochs.
 
     It computes kNN accuracy. Before the first and after the last epoch it also runs the linear probe and kNN on
     projections.
@@ -237,9 +245,9 @@ def _announce(parts: Parts, out: Path, duration: str, resumed_at: int | None) ->
     by = "the device, in batches" if parts.device_views else "the loader, image by image"
     log.info(f"Views by {by} ({parts.views_reason}).")
     if resumed_at is not None:
-        log.info(f"Going on after epoch {resumed_at + 1}; all of it would take about {duration}.")
+        log.info(f"Resuming after epoch {resumed_at + 1}. The whole run would take about {duration}.")
     else:
-        log.info(f"Takes about {duration}. Run folder: {out}")
+        log.info(f"Takes about {duration}. Run directory: {out}")
 
 
 def _trainer(config: RunConfig, out: Path, callbacks: list[pl.Callback], steps: int, resumed_at: int) -> pl.Trainer:
@@ -256,14 +264,17 @@ def _trainer(config: RunConfig, out: Path, callbacks: list[pl.Callback], steps: 
 
 
 def _quiet_lightning() -> None:
-    """Silence hints that do not concern our users: on workers, and on a validation loop that we replace."""
+    """Silence Lightning's hints that do not concern our users, such as those on workers and checkpoint directories."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for text in ("does not have many workers", "Checkpoint directory .* exists", "The dirpath has changed", "LeafSpec"):
         warnings.filterwarnings("ignore", message=f".*{text}")
 
 
 def _view_rows(parts: Parts, module: SelfSupervised) -> dict[str, Tensor]:
-    """Return x, the second view or x', and what the augmentation adds. Changes running statistics of the network."""
+    """Return rows of images: x, then x' and x' − x or else the second view, then rows of the augmentation.
+
+    The forward pass changes running statistics of the network.
+    """
     count = min(parts.batch_size, 64, len(parts.views))
     samples = [parts.views[parts.epochs, index][0] for index in range(count)]
     x0, x1, *others = [torch.stack(view).to(module.device) for view in zip(*samples, strict=True)]

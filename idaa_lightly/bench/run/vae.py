@@ -1,4 +1,4 @@
-"""A VAE on its own."""
+"""Training of IDAA's VAE without a run."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ log = logging.getLogger(__name__)
 
 
 def train_vae(config: RunConfig, out: Path) -> float:
-    """Fit IDAA's VAE on the views of a method, or take it from the cache, and write it to `out`.
+    """Fit IDAA's VAE on the views of a method, or load it from the cache, and write it to a file.
 
     Args:
-        config: Its `epochs` are those of the VAE. Its `aug` must fit a VAE, such as "idaa".
+        config: Configuration. Its `epochs` are those of the VAE. Its `aug` must fit a VAE, such as "idaa".
         out: File to write.
 
     Returns:
-        Mean squared error of the reconstruction on a batch of views.
+        Mean squared error of the reconstruction on one batch of views.
     """
-    config = replace(resolve(config), backbone="resnet9-w16")  # the views do not depend on it
+    config = replace(resolve(config), backbone="resnet9-w16")  # The views do not depend on the backbone.
     augmentation = make_augmentation(config)
     parts = make_parts(config, augmentation, read_data(config))
     context = fit_context(parts, make_trainer(config, logger=False).strategy.root_device)

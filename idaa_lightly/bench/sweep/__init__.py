@@ -1,1 +1,1 @@
-"""Sweeps: many runs as processes or cluster jobs."""
+"""Sweeps: many runs, as local processes or cluster jobs."""

@@ -1,4 +1,4 @@
-"""The command of a job. Kept apart so that the process of a cluster's job does not import torch."""
+"""Command of a job, in a module of its own so that a cluster job can load it without importing torch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Command:
-    """A command with its arguments, and variables to add to the environment.
+    """Command that a job runs. submitit calls it in a cluster job.
 
-    submitit calls it in a cluster's job. A job that is preempted or out of time is queued again, and resumes.
+    A job that is preempted or runs out of time is queued again. Its command then resumes the run.
+
+    Attributes:
+        arguments: The program and its arguments.
+        variables: Environment variables to add.
     """
 
     arguments: list[str]
@@ -23,8 +27,8 @@ class Command:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Environment of the process: this one's without Slurm's variables, and `variables`."""
-        # Lightning would read Slurm's variables as a layout of processes, and wait for those that submitit never starts
+        """Environment of the command: that of this process without Slurm's variables, and `variables`."""
+        # From Slurm's variables, Lightning would infer a layout of processes, and wait for ones that nothing starts.
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
         return kept | self.variables
 

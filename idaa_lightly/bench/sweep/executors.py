@@ -1,4 +1,4 @@
-"""Jobs as processes of this machine, or as jobs of a cluster through submitit."""
+"""Executors that run commands as local processes, or as cluster jobs through submitit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from idaa_lightly.errors import UsageError, require_extra
 if TYPE_CHECKING:
     import submitit
 
-DAY = 60 * 24  # minutes; submitit's own limit is 5
+DAY = 60 * 24
+"""Default time limit of a cluster job, in minutes. The default of submitit is 5."""
 
 
 class Job(Protocol):
@@ -24,7 +25,7 @@ class Job(Protocol):
 
     Attributes:
         name: Name of the job in messages.
-        log: File with what the command writes to stderr.
+        log: File that the command's stderr is written to.
     """
 
     name: str
@@ -34,7 +35,7 @@ class Job(Protocol):
         """Return whether the command has ended."""
 
     def exit_code(self) -> int | None:
-        """Return the exit code of a command that has ended. None or negative if it was killed."""
+        """Return the exit code of a command that has ended. It is None or negative if the command was killed."""
 
     def cancel(self) -> None:
         """Interrupt the command, like Ctrl-C."""
@@ -44,7 +45,13 @@ Submit = Callable[[Command], Job]
 
 
 class LocalJob:
-    """A command as a process of this machine. It outlives a sweep that is killed."""
+    """Command as a process on this machine. It goes on running if the sweep is killed.
+
+    Args:
+        command: Command to run.
+        folder: Directory for its output.
+        number: Number of the job, which names its output files.
+    """
 
     def __init__(self, command: Command, folder: Path, number: int) -> None:
         self.name, self.log = str(number), folder / f"{number}_log.err"
@@ -58,16 +65,16 @@ class LocalJob:
         return self.process.poll() is not None
 
     def exit_code(self) -> int | None:
-        """Return the exit code."""
+        """Return the exit code, or the negative number of the signal that killed the process. None if it still runs."""
         return self.process.poll()
 
     def cancel(self) -> None:
-        """Send SIGINT."""
+        """Send SIGINT to the process."""
         self.process.send_signal(signal.SIGINT)
 
 
 class ClusterJob:
-    """A job of submitit."""
+    """Command as a job that submitit has submitted."""
 
     def __init__(self, job: submitit.Job[int]) -> None:
         self.job, self.name, self.log = job, job.job_id, job.paths.stderr
@@ -94,16 +101,19 @@ def create_executor(folder: Path, cluster: str, options: Mapping[str, Any]) -> S
     """Create a function that submits commands.
 
     Args:
-        folder: Folder for the files of the jobs. Several machines may share it.
+        folder: Directory for the files of the jobs. Several sweeps and machines may share it.
         cluster: "local" or "slurm".
         options: Parameters of submitit's Slurm executor, such as partition.
+
+    Returns:
+        A function that submits a command and returns its job.
 
     Raises:
         UsageError: The cluster is not available here, or an option is wrong.
         MissingExtraError: The cluster needs submitit, which is not installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    own = Path(tempfile.mkdtemp(dir=folder))  # numbers of jobs are unique within one sweep only
+    own = Path(tempfile.mkdtemp(dir=folder))  # Every sweep gets a directory, since job numbers repeat between sweeps.
     if cluster == "local":
         numbers = itertools.count(1)
         return lambda command: LocalJob(command, own, next(numbers))

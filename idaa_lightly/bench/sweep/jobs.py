@@ -1,4 +1,4 @@
-"""The runs of a sweep as jobs: processes of this machine, or jobs of a cluster."""
+"""Execution of a sweep's runs as jobs, on this machine or on a cluster."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), 
 
 
 class Jobs:
-    """The jobs of a sweep: at most `limit` at a time.
+    """Jobs of a sweep, at most `limit` at a time.
 
-    What another process is running is waited for, and taken over if that process ends without a record.
+    A run that another process is working on is waited for. It is started here if that process ends without a record.
 
     Args:
-        runs: of the sweep.
-        out: Gets a directory .jobs for the runs' output and submitit's files.
-        console: Where the progress bar is drawn.
-        limit: of jobs at a time; all at once where it is None.
+        runs: Runs of the sweep. Finished ones are skipped.
+        out: Directory of the sweep. The output of the jobs and submitit's files go to its subdirectory .jobs.
+        console: Console that the progress bar is drawn on.
+        limit: Number of jobs at a time. None starts all at once.
         cluster: "local" or "slurm".
-        options: parameters of submitit's executor for Slurm, such as partition.
+        options: Parameters of submitit's Slurm executor, such as partition.
 
     Raises:
-        UsageError: there is no such cluster here, or an option of it is wrong.
-        MissingExtraError: the cluster needs submitit, which is not installed.
+        UsageError: The cluster is not available here, or an option is wrong.
+        MissingExtraError: The cluster needs submitit, which is not installed.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class Jobs:
         self.bar = self.progress.add_task("", total=len(runs))
 
     def execute(self) -> None:
-        """Returns when all runs are finished; an interruption stops those of this machine.
+        """Execute the runs, and return when all are finished. An interruption also stops the local jobs.
 
         Raises:
-            SweepError: some failed, after all others are done.
+            SweepError: Some runs failed. It is raised after all others have ended.
         """
         with self.progress:
             try:
@@ -82,7 +82,7 @@ class Jobs:
         if self.failed:
             names = "; ".join(run.name for run in self.failed)
             raise SweepError(
-                f"{len(self.failed)} of {len(self.runs)} runs failed: {names}. The same command tries them again"
+                f"{len(self.failed)} of {len(self.runs)} runs failed: {names}. Repeat the command to try them again"
             )
 
     def _settle(self) -> None:
@@ -97,7 +97,7 @@ class Jobs:
                 self._say(run, "is being run by another process")
             else:
                 self.failed.append(run)
-                self._say(run, f"failed: {_last_line(job.log)}; all it said: {job.log}")
+                self._say(run, f"failed: {_last_line(job.log)}; see {job.log}")
 
     def _start(self) -> None:
         for run in list(self.waiting):
@@ -112,7 +112,7 @@ class Jobs:
                 self._say(run, f"started as job {self.running[slot][1].name}")
 
     def _environment(self, run: Run, slot: int) -> dict[str, str]:
-        """A GPU for each run, in turn, but all of them for one that says --devices."""
+        """Return the variables that assign GPUs: one GPU per slot in turn, or all GPUs for a run with --devices."""
         if not self.gpus:
             return {}
         return {
@@ -129,7 +129,7 @@ class Jobs:
 
 
 def _gpus() -> list[str]:
-    """Those that this process may use."""
+    """Return the GPUs that this process may use, as in CUDA_VISIBLE_DEVICES."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
 
@@ -144,7 +144,7 @@ def _busy(folder: Path) -> bool:
 
 def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    return lines[-1].removeprefix("Error: ") if lines else "it was stopped without a word"
+    return lines[-1].removeprefix("Error: ") if lines else "it was stopped without a message"
 
 
 def _result(run: Run) -> str:

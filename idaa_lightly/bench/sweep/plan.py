@@ -1,4 +1,4 @@
-"""Which runs a sweep is made of."""
+"""Planning of a sweep: the runs that it consists of, and their directories."""
 
 from __future__ import annotations
 
@@ -19,12 +19,18 @@ from idaa_lightly.registry import Kind, load
 log = logging.getLogger(__name__)
 KINDS: dict[str, Kind] = {"method": "method", "aug": "augmentation"}
 Settings = Mapping[str, Mapping[str, Sequence[str]]]
-"""Values to try, by scope ("method", "aug" or a plugin's name) and option."""
+"""Values to try for each option, by scope and option. The scope is "method", "aug" or the name of a plugin."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a sweep: its folder, its name for people, and its options for `idaa-bench run`."""
+    """One run of a sweep.
+
+    Attributes:
+        folder: The run directory.
+        name: Name of the run in messages.
+        options: Command-line options for `idaa-bench run`.
+    """
 
     folder: Path
     name: str
@@ -32,12 +38,12 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether its record is written."""
+        """True if the record of the run is written."""
         return (self.folder / "record.json").exists()
 
     @property
     def arguments(self) -> list[str]:
-        """Of `idaa-bench`; may be given again at any time."""
+        """Arguments for `idaa-bench`. They include --resume, so the command can be repeated at any time."""
         return ["run", *self.options, "--out", str(self.folder), "--resume"]
 
 
@@ -49,15 +55,18 @@ def plan(
     settings: Settings,
     out: Path,
 ) -> list[Run]:
-    """Return every combination once, all of a seed before the next seed. Log what is left out or does not apply.
+    """Return each combination of methods, augmentations, options and seeds once, ordered by seed.
+
+    Pairs that do not go together and options that do not apply are left out and logged.
 
     Args:
-        base: From the names of a method and an augmentation to what all runs of the pair share.
+        base: Function from a method's and an augmentation's name to the configuration that runs of the pair share.
         methods: Names of methods.
         augs: Names of augmentations.
-        seeds: Each configuration is run with each of them.
-        settings: Those of "method" and "aug" go to the plugins that have the option. Those of a plugin override them.
-        out: Directory of the runs. Those that are there are recognised by their configuration, whatever their name.
+        seeds: Seeds that each configuration is run with.
+        settings: Values to try. Those of "method" and "aug" apply to all plugins that have the option. Those of a
+            plugin override them.
+        out: Directory of the runs. Existing runs in it are recognised by their configuration, not by their name.
 
     Raises:
         UsageError: An option belongs to no plugin of the sweep, a value cannot be used, or nothing is left to run.
@@ -72,11 +81,11 @@ def plan(
         else:
             pairs.append((method, aug))
     if not pairs:
-        raise UsageError("no pair of these methods and augmentations is left: see `idaa-bench plugins --matrix`")
+        raise UsageError("none of these methods goes with these augmentations: see `idaa-bench plugins --matrix`")
     _say_where_options_apply(pairs, settings)
     asked = [choice for pair in pairs for choice in _choices(base(*pair), settings)]
     for config, _ in asked:
-        make_augmentation(resolve(config))  # a bad value is reported before anything is read
+        make_augmentation(resolve(config))  # so that a bad value is reported before any data is read
     size = read_data(asked[0][0], quiet=True).image_size
     there = _folders(out)
     runs: dict[str, Run] = {}
@@ -90,7 +99,7 @@ def plan(
 
 
 def _say_where_options_apply(pairs: list[tuple[str, str]], settings: Settings) -> None:
-    """Refuse options that no plugin of their kind has, and log which plugins lack the others."""
+    """Refuse options that no plugin of their kind has. Log the plugins that lack one of the other options."""
     for (scope, kind), column in zip(KINDS.items(), zip(*pairs, strict=True), strict=True):
         options = {name: options_of(load(kind, name)) for name in dict.fromkeys(column)}
         for key in settings.get(scope, {}):
@@ -103,7 +112,7 @@ def _say_where_options_apply(pairs: list[tuple[str, str]], settings: Settings) -
 
 
 def _choices(config: RunConfig, settings: Settings) -> Iterator[tuple[RunConfig, str]]:
-    """A configuration with each combination of the settings that apply to it, and its name."""
+    """Yield a configuration with each combination of the settings that apply to it, and a name for messages."""
     axes: dict[tuple[str, str], Sequence[str]] = {}
     for scope, kind in KINDS.items():
         plugin = getattr(config, scope)
@@ -119,7 +128,7 @@ def _choices(config: RunConfig, settings: Settings) -> Iterator[tuple[RunConfig,
 
 
 def _options(config: RunConfig) -> Iterator[str]:
-    """What differs from the defaults, as options of `idaa-bench run`."""
+    """Yield options of `idaa-bench run`: method, aug, data, seed, and all fields that differ from their defaults."""
     for item in fields(RunConfig):
         value, flag = getattr(config, item.name), f"--{item.name.replace('_', '-')}"
         if item.name == "set":
@@ -133,14 +142,14 @@ def _options(config: RunConfig) -> Iterator[str]:
 
 
 def _folders(out: Path) -> dict[str, Path]:
-    """The run folders below `out` by configuration, whatever they are called; finished ones go before others."""
+    """Return the run directories below `out` by configuration. Of equal ones, a finished run is preferred."""
     found = [path.parent for path in sorted(out.rglob("config.toml"))]
     result = {}
     for folder in sorted(found, key=lambda folder: (folder / "record.json").exists()):
         try:
             result[_identity(RunConfig(**read_toml(folder / "config.toml")).canonical())] = folder
         except IDAAError:
-            continue  # no run of this version
+            continue  # The directory is not a run of this version.
     return result
 
 
