@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     "--config",
     "config_file",
     metavar="FILE[:RECIPE]",
-    help="TOML file that sets any of these options, such as a run's config.toml, or a recipe in a file of recipes, such "
-    "as benchmarks/recipes.toml:laptop-simclr-none. The command line overrides it.",
+    help="TOML file that sets any of these options, such as a run's config.toml, or a recipe in a file of recipes, "
+    "such as benchmarks/recipes.toml:laptop-simclr-none. The command line overrides it.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration, and train nothing.")
 def run(out: Path | None, resume: bool, config_file: str | None, dry_run: bool, **given: Any) -> None:
