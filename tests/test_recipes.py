@@ -220,7 +220,7 @@ def test_recipes_override_their_bases(benchmarks: Path) -> None:
         ("[recipes]\na = { base = 'c' }", "a", FileFormatError, "the recipe 'a' has the base 'c', which is not there"),
         ("[recipes]\na = { base = 'b' }\nb = { base = 'a' }", "a", FileFormatError, "'a' has itself as a base"),
         ("[recipes]\na = { epochs = 0 }", "a", UsageError, "x.toml: a: epochs is 0, but expected int, 1 or more"),
-        ("[recipes]\na = { epoch = 1 }", "a", UsageError, "x.toml: a: 'epoch' is no field of a run"),
+        ("[recipes]\na = { epoch = 1 }", "a", UsageError, "x.toml: a: 'epoch' is not a field of a run"),
     ],
 )
 def test_bad_recipes(recipes: str, name: str, error: type[Exception], text: str) -> None:

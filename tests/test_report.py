@@ -418,7 +418,7 @@ def test_the_page_can_be_heard_and_used_by_keyboard() -> None:
     assert tags.count("table") == tags.count("caption") == 1 + 3
     assert all(header.get("scope") in ("col", "row") for header in made.all("th"))
     plots = [attributes for attributes in made.all("svg") if attributes.get("role") == "img"]
-    assert len(plots) == 5
+    assert len(plots) == 6  # a forest plot among them
     assert all(plot["aria-label"] for plot in plots)
     assert all("aria-label" in box for box in made.all("div") if box.get("tabindex") == "0")
     numbers = [cell["data-key"] for cell in made.all("td") if cell.get("class") == "number" and "data-key" in cell]
@@ -466,7 +466,7 @@ def test_configurations_and_versions_are_there_once_where_all_share_them() -> No
     assert text.count("torch: 9.9") == 1
     assert text.count("c0ffee") == 2  # below the table, and of all runs
     assert text.count("workers = 1") == text.count("workers = 2") == 1
-    assert text.count("config.toml, seed 0, but for the seed:") == 1
+    assert text.count("config.toml, seed 0 without the seed:") == 1
     assert "eps = 0.25" in text
 
 

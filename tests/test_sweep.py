@@ -48,9 +48,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    return subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def records(out: str) -> dict[str, str]:
@@ -291,6 +289,8 @@ def test_killed_in_the_middle_and_started_again() -> None:
     assert len(after) == 2
     assert before.items() <= after.items()
     assert "1 of them finished already" in output
+    assert "by another process" in output
+    assert "started as job" not in output
     assert "All runs are finished. Compare them: idaa-bench compare all" in output
     assert all(len(json.loads(record)["history"]) == 9 for record in after.values())
     assert json.loads(*before.values())["time"]["resumed_at_epoch"] is not None
@@ -299,7 +299,7 @@ def test_killed_in_the_middle_and_started_again() -> None:
 
 @pytest.mark.slow
 def test_two_at_the_same_time_on_one_folder() -> None:
-    arguments = ["--aug", "none,clae", "--out", "all"]
+    arguments = ["--aug", "none,clae", "--epochs", "8", "--out", "all"]
     import_everything()
     other = start(*arguments)
     assert other.stdout is not None
@@ -308,6 +308,7 @@ def test_two_at_the_same_time_on_one_folder() -> None:
     assert other.returncode == 0, outputs
     assert len(records("all")) == 2
     assert trained("all") == sorted(records("all"))
+    assert not any("Resuming after" in path.read_text() for path in Path("all").glob(".jobs/*/*_log.out"))
     for output in outputs:
         assert "2 runs in all, 0 of them finished already." in output
         assert "All runs are finished" in output
