@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from idaa_lightly_plugins.augmentations.none import NoAugmentation
 from PIL import Image
 from test_bad_input import done, refused, run
+from torch import Tensor, nn
 
 from idaa_lightly.data import decode
-from idaa_lightly.errors import DataError, UsageError
+from idaa_lightly.errors import DataError, ModelError, UsageError
+from idaa_lightly.plugin import PairMethod
+from idaa_lightly.training import SelfSupervised
 
 
 @pytest.mark.parametrize(
@@ -40,3 +45,39 @@ def test_the_bounds_of_images_can_be_raised(own_folder: Path, monkeypatch: pytes
     monkeypatch.setenv("IDAA_LIGHTLY_MAX_PIXELS", "many")
     with pytest.raises(UsageError, match="IDAA_LIGHTLY_MAX_PIXELS is 'many', but expected float, above 0"):
         decode(path)
+
+
+# Losses without a gradient
+
+
+def test_a_batch_of_one_is_refused(folder: Path) -> None:
+    for options in ((), ("--dry-run",)):
+        refused(run(folder, "--batch-size", 1, "--out", "out", *options), 2, "batch_size is 1", "expected int, 2 or more")
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("aug", ["none", "clae"])
+def test_a_gradient_of_zero_is_refused(folder: Path, aug: str) -> None:
+    result = run(folder, "--set", "method.temperature=1e60", "--out", "out", aug=aug)
+    refused(result, 2, "the gradient of the first step is exactly zero", "temperature too large")
+    assert not Path("out/record.json").exists()
+
+
+class Detached(PairMethod):
+    """Method whose loss forgets its gradient."""
+
+    def __init__(self, backbone: nn.Module, num_features: int) -> None:
+        super().__init__(backbone, num_features)
+        self.head, self.criterion = nn.Identity(), nn.MSELoss()
+
+    def loss(self, anchor: Tensor, positive: Tensor, *others: Tensor) -> Tensor:
+        return super().loss(anchor, positive).detach()
+
+    transform = optimizer = None  # type: ignore[assignment]
+
+
+def test_a_loss_without_a_gradient_is_refused() -> None:
+    method = Detached(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), 4)
+    module = SelfSupervised(method, NoAugmentation(), epochs=1, steps_per_epoch=1, seed=0)
+    with pytest.raises(ModelError, match=r"^the loss of Detached with \w+ has no gradient, but expected one"):
+        module.losses(torch.rand(3, 3, 2, 2), torch.rand(3, 3, 2, 2))

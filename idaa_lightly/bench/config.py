@@ -11,9 +11,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tomli_w
+from annotated_types import Ge
 
 from idaa_lightly.errors import FileFormatError, UsageError, suggestion
 from idaa_lightly.options import Count, ImageSize, NonNegativeInt, Option, Share
@@ -58,8 +59,8 @@ class RunConfig:
         "images of up to 64 px it gets the CIFAR stem. Default: resnet18; resnet9-w16 for digits.",
     )
     epochs: Count | None = _option(None, "Epochs to train. Default: the method's recipe; 15 for digits.")
-    batch_size: Count | None = _option(
-        None, "Images per step, over all devices. Default: the method's recipe; 128 for digits."
+    batch_size: Annotated[int, Ge(2)] | None = _option(
+        None, "Images per step, over all devices; 2 or more. Default: the method's recipe; 128 for digits."
     )
     lr: float | None = _option(None, "Learning rate of the method. Short for --set method.lr=...")
     vae: str | None = _option(None, "VAE file written by `idaa-bench vae`. Short for --set aug.vae=...")

@@ -53,12 +53,14 @@ class AtEnd(Evaluated):
         knn_projection: Accuracy of kNN on the method's embeddings: projections, or predictions if there are any.
         linear: Accuracy of a linear probe on backbone features.
         linear_l2: L2 strength of the probe, chosen on a tenth of the training images.
+        embedding_spread: Standard deviation of l2-normalised embeddings, in units of 1/sqrt(D). Near 0 they collapsed.
         knn_pixels: Accuracy of kNN on raw pixels. Present only before training, for images of 64 px or less.
     """
 
     knn_projection: Fraction
     linear: Fraction
     linear_l2: NotRequired[NonNegative]
+    embedding_spread: NotRequired[NonNegative]
     knn_pixels: NotRequired[Fraction]
 
 
@@ -164,6 +166,7 @@ class Record(_Open):
         history: Accuracies during training, from epoch 0.
         evaluation: Protocol of the evaluations.
         time: Cost of the run.
+        warnings: Signs that the training went wrong, such as a loss that never fell.
         fitted: Facts about the fitting before training. For IDAA: {vae: {epochs, seconds, loss, mse, kl}}.
         data: Facts about the data set.
         versions: Versions of Python and of the packages that results depend on.
@@ -179,6 +182,7 @@ class Record(_Open):
     history: list[Evaluated]
     evaluation: Protocol
     time: Time
+    warnings: NotRequired[list[str]]
     fitted: dict[str, Any]
     data: Data
     versions: dict[str, str]

@@ -215,6 +215,12 @@ def compare(targets: Iterable[Path], *, by_commit: bool = True, against: str = B
         rows.append(row)
     shared = [f"{name} {groups[0].mark(name)}" for name in MARKS if name not in differing]
     notes = [f"Warning: the groups differ in {name}: see its column." for name in differing]
+    notes += [
+        f"Warning: {group.folders[seed].name}: {warning}."
+        for group in groups
+        for seed, record in group.records.items()
+        for warning in record.get("warnings", [])
+    ]
     if unfinished:
         notes.append(f"Left out: {unfinished} unfinished, without a record.")
     return Comparison(rows, ", ".join(shared + [f"{key}={value}" for key, value in common.items()]), notes, against)
