@@ -202,9 +202,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            found = (width * height, max(width, height) / min(width, height))
-            for (name, usual), value, what in zip(LIMITS.items(), found, ("a number of pixels", "an aspect ratio"), strict=True):
-                limit = Option(name, Positive).parse(os.environ.get(name, usual))
+            pixels, aspect = width * height, max(width, height) / min(width, height)
+            for name, what, value in zip(
+                LIMITS, ("a number of pixels", "an aspect ratio"), (pixels, aspect), strict=True
+            ):
+                limit = Option(name, Positive).parse(os.environ.get(name, LIMITS[name]))
                 if value > limit:
                     raise DataError(
                         f"the image {path} has {width} × {height} px, but expected {what} of {limit:g} or less: remove "

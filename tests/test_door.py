@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from idaa_lightly_plugins.augmentations.none import NoAugmentation
 from PIL import Image
 from test_bad_input import done, refused, run
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from idaa_lightly.data import decode
 from idaa_lightly.errors import DataError, ModelError, UsageError
 from idaa_lightly.plugin import PairMethod
 from idaa_lightly.training import SelfSupervised
+from idaa_lightly_plugins.augmentations.none import NoAugmentation
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,9 @@ def test_the_bounds_of_images_can_be_raised(own_folder: Path, monkeypatch: pytes
 
 def test_a_batch_of_one_is_refused(folder: Path) -> None:
     for options in ((), ("--dry-run",)):
-        refused(run(folder, "--batch-size", 1, "--out", "out", *options), 2, "batch_size is 1", "expected int, 2 or more")
+        refused(
+            run(folder, "--batch-size", 1, "--out", "out", *options), 2, "batch_size is 1", "expected int, 2 or more"
+        )
     assert not Path("out").exists()
 
 

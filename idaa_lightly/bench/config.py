@@ -42,8 +42,9 @@ class RunConfig:
         "digits",
         "Data set: digits (scikit-learn's), one of torchvision's cifar10, cifar100, stl10, fashionmnist, svhn, dtd, "
         "flowers102, aircraft, pets, food101 and cars, or folder:PATH. The folder holds one folder per class, or "
-        "train/ and test/ (or val/) with one folder per class in each. Image files of more than 50 million pixels or with "
-        "sides in a ratio above 50 are refused, unless IDAA_LIGHTLY_MAX_PIXELS or IDAA_LIGHTLY_MAX_ASPECT allow more.",
+        "train/ and test/ (or val/) with one folder per class in each. Image files of more than 50 million pixels or "
+        "with sides in a ratio above 50 are refused. The environment variables IDAA_LIGHTLY_MAX_PIXELS and "
+        "IDAA_LIGHTLY_MAX_ASPECT raise these bounds.",
     )
     data_dir: str = _option("data", "Directory of torchvision's data sets. Missing ones are downloaded into it.")
     image_size: ImageSize | None = _option(

@@ -13,7 +13,7 @@ from idaa_lightly.cli.options import config_options, configs
 from idaa_lightly.cli.terminal import console
 
 if TYPE_CHECKING:
-    from idaa_lightly.bench.record import Record
+    from idaa_lightly.bench.schema import Record
 
 
 @click.command()

@@ -11,7 +11,8 @@ import torchvision
 from torch import nn
 
 from idaa_lightly.backbones import SMALL, create_backbone
-from idaa_lightly.bench.record import Record, config_of, read_record
+from idaa_lightly.bench.record import config_of, read_record
+from idaa_lightly.bench.schema import Record
 from idaa_lightly.errors import FileFormatError, UsageError, require_extra
 from idaa_lightly.files import atomic_write, load_tensors
 
@@ -29,7 +30,7 @@ def run_backbone(folder: Path) -> tuple[nn.Module, Record]:
         FileFormatError: The directory is not a finished run, or its files do not go together.
     """
     record = read_record(folder)
-    name, image_size = config_of(record, folder).backbone or "", record["data"]["image_size"]
+    name, image_size = config_of(record).backbone or "", record["data"]["image_size"]
     network, _ = create_backbone(name, image_size)
     try:
         network.load_state_dict(load_tensors(folder / "backbone.pt", "a backbone written by a run"))

@@ -22,12 +22,13 @@ from idaa_lightly.backbones import SMALL
 from idaa_lightly.batchnorm import strip_dual_batchnorm
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.features import KNN_K, KNN_TEMPERATURE, features_and_projections, features_of, knn_accuracy
-from idaa_lightly.bench.record import SCHEMA, Record, environment, open_folder, write_json
+from idaa_lightly.bench.record import SCHEMA, environment, open_folder, write_json
 from idaa_lightly.bench.run.cost import estimate, flops_per_image, in_words
 from idaa_lightly.bench.run.figures import save_curves, save_views
 from idaa_lightly.bench.run.fitting import fit, fit_context
 from idaa_lightly.bench.run.health import spread, warnings_of
 from idaa_lightly.bench.run.setup import Parts, make_augmentation, make_parts, make_trainer, read_data, resolve
+from idaa_lightly.bench.schema import Record
 from idaa_lightly.errors import FileFormatError, UsageError
 from idaa_lightly.evaluation.linear import linear_probe
 from idaa_lightly.evaluation.search import backend
