@@ -118,7 +118,7 @@ def test_a_sweep_rehearses_its_runs(folder: Path) -> None:
         bench(*sweep, "--aug", "none", "--set", "method.jitter=0.1,3"), 2, "jitter is 3.0, but expected float, 0 to"
     )
     refused(bench(*sweep, "--aug", "none", "--set", "method.projection_dim=1000000000000"), 1, "the memory does not")
-    refused(bench(*sweep, "--seeds", "0-99999999999999"), 2, "ranges of up to 10000")
+    refused(bench(*sweep, "--seeds", "0-99999999999999"), 2, "of up to 10000 seeds")
 
 
 @pytest.mark.parametrize("command", [["linear", "x.npz"], ["finetune", "x"]])

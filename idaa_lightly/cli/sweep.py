@@ -156,7 +156,7 @@ def _seeds(text: str) -> list[int]:
         first, dash, last = part.partition("-")
         if not first.isdigit() or (dash and not last.isdigit()) or (dash and not 0 <= int(last) - int(first) < MOST):
             raise UsageError(
-                f"--seeds got {text!r}, but expected numbers and ranges of up to {MOST}, such as 0-4 or 0,1,7-9"
+                f"--seeds got {text!r}, but expected numbers and ranges such as 0-4 or 0,1,7-9, of up to {MOST} seeds"
             )
         result += range(int(first), int(last if dash else first) + 1)
     return list(dict.fromkeys(result))
