@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from idaa_lightly.ascent import Noise
 from idaa_lightly.batchnorm import dual_batchnorm
-from idaa_lightly.errors import ModelError, NonFiniteError, UsageError
+from idaa_lightly.errors import FileFormatError, ModelError, NonFiniteError, UsageError
 from idaa_lightly.evaluation.identity import batch_figures
 from idaa_lightly.files import atomic_write
 from idaa_lightly.outputs import embedding_of
@@ -245,8 +245,13 @@ class MetricsCSV(Logger):
         self.path = path
         self.rows: list[dict[str, Any]] = []
         if resume_at and path.exists():
-            with path.open(newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) < resume_at]
+            try:
+                with path.open(newline="") as file:
+                    self.rows = [row for row in csv.DictReader(file) if int(row["step"]) < resume_at]
+                for value in (value for row in self.rows for value in row.values() if value):
+                    float(value)
+            except (ValueError, KeyError, TypeError, csv.Error) as error:
+                raise FileFormatError(f"{path} is damaged ({error}): delete it to resume without its rows") from error
 
     @property
     def name(self) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -211,3 +213,44 @@ def test_a_user_without_a_home_or_without_rights(aug: str, mode: int, words: str
     assert result.stderr.startswith("Error: "), result.stderr
     assert result.stderr.count("\n") == 1
     assert words in result.stderr
+
+
+# Damaged checkpoints and logs of a run
+
+
+DAMAGES = {
+    "numbers as names": lambda state: {1: torch.ones(1)} | state,
+    "a number as weights": lambda state: dict.fromkeys(state, 3),
+    "words as weights": lambda state: dict.fromkeys(state, "x"),
+    "other shapes": lambda state: {name: value.reshape(-1)[:1] for name, value in state.items()},
+    "a missing part": lambda state: dict(list(state.items())[1:]),
+    "another architecture": lambda state: {f"layer9.{name}": value for name, value in state.items()},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_weights(trained: Path, damage: Any) -> None:
+    finished = Path(shutil.copytree(trained / "seed-0", "finished"))
+    path, checkpoint = finished / "backbone.pt", finished / "checkpoints/last.ckpt"
+    torch.save(damage(torch.load(path, weights_only=True)), path)
+    whole = torch.load(checkpoint, weights_only=True)
+    torch.save(whole | {"state_dict": damage(whole["state_dict"])}, checkpoint)
+    for command in (["knn", finished], ["export", finished, "--out", "x.pth"], ["identity", finished, "--aug", "clae"]):
+        refused(bench(*command), 1, "Error: finished", "does not fit the ")
+
+
+@pytest.mark.parametrize("state", [3, None, [], {}])
+def test_a_checkpoint_without_a_state_dict(trained: Path, state: Any) -> None:
+    finished = Path(shutil.copytree(trained / "seed-0", "finished"))
+    torch.save({"state_dict": state}, finished / "checkpoints/last.ckpt")
+    refused(bench("identity", finished, "--aug", "clae"), 1, "finished/checkpoints/last.ckpt does not fit the method")
+
+
+@pytest.mark.parametrize(
+    "text", ["a,b\n1,2\n", "step,epoch,loss/total\nx,0,1\n", "step,epoch,knn\n1,0,x\n", "step\n1,2\n"]
+)
+def test_a_damaged_log_is_not_resumed(folder: Path, trained: Path, text: str) -> None:
+    finished = Path(shutil.copytree(trained / "seed-0", "finished"))
+    (finished / "record.json").unlink()
+    (finished / "metrics.csv").write_text(text)
+    refused(run(folder, "--out", finished, "--resume"), 1, "finished/metrics.csv is damaged (", "delete it to resume")

@@ -11,9 +11,10 @@ import torchvision
 from torch import nn
 
 from idaa_lightly.backbones import SMALL, create_backbone
+from idaa_lightly.bench.evaluate.targets import load_weights
 from idaa_lightly.bench.record import config_of, read_record
 from idaa_lightly.bench.schema import Record
-from idaa_lightly.errors import FileFormatError, UsageError, require_extra
+from idaa_lightly.errors import UsageError, require_extra
 from idaa_lightly.files import atomic_write, load_tensors
 
 
@@ -32,10 +33,8 @@ def run_backbone(folder: Path) -> tuple[nn.Module, Record]:
     record = read_record(folder)
     name, image_size = config_of(record).backbone or "", record["data"]["image_size"]
     network, _ = create_backbone(name, image_size)
-    try:
-        network.load_state_dict(load_tensors(folder / "backbone.pt", "a backbone written by a run"))
-    except RuntimeError as error:
-        raise FileFormatError(f"{folder / 'backbone.pt'} does not fit the backbone {name}: {error}") from error
+    path = folder / "backbone.pt"
+    load_weights(network, load_tensors(path, "a backbone written by a run"), path, f"the backbone {name}")
     return network, record
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -109,10 +110,7 @@ def load_backbone(target: Path, *, backbone: str | None = None, data: str | None
     if data and not backbone:  # The run's network expects the normalisation that it was trained with.
         images = replace(images, normalize=read_record(folder)["data"]["normalize"])
     network, _ = create_backbone(config.backbone or "", images.image_size)
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise FileFormatError(f"{target} does not fit the backbone {config.backbone}: {error}") from error
+    load_weights(network, state, target, f"the backbone {config.backbone}")
     return network.to(pick_device()), images
 
 
@@ -132,9 +130,9 @@ def _backbone_weights(target: Path, *, foreign: bool) -> dict[str, Tensor]:
     weights = whole.get("state_dict", whole if foreign else None)
     prefix, left_out = ("", ("fc.", "head.")) if foreign else ("method.backbone.", ())
     state = {
-        name.removeprefix(prefix): value
+        str(name).removeprefix(prefix): value
         for name, value in (weights if isinstance(weights, dict) else {}).items()
-        if name.startswith(prefix) and not name.startswith(left_out) and ".adversarial." not in name
+        if str(name).startswith(prefix) and not str(name).startswith(left_out) and ".adversarial." not in str(name)
     }
     if not state:
         raise FileFormatError(
@@ -142,6 +140,24 @@ def _backbone_weights(target: Path, *, foreign: bool) -> dict[str, Tensor]:
             "or timm, name its network with --backbone, and add --data"
         )
     return state
+
+
+def load_weights(network: nn.Module, state: Any, path: Path, what: str) -> None:
+    """Load a state dict from a file into a network.
+
+    Args:
+        network: Network to change in place.
+        state: Content of the file, which may be anything.
+        path: The file, for the error message.
+        what: Name of the network, for the error message.
+
+    Raises:
+        FileFormatError: The state is no state dict of this network.
+    """
+    try:
+        network.load_state_dict(state)
+    except Exception as error:  # torch raises anything if names or values have other types.
+        raise FileFormatError(f"{path} does not fit {what}: {shorten(str(error), 300)}") from error
 
 
 def load_run(folder: Path) -> tuple[Parts, SelfSupervised]:
@@ -166,8 +182,6 @@ def load_run(folder: Path) -> tuple[Parts, SelfSupervised]:
     fit(augmentation, fit_context(parts, torch.device("cpu")), config.precision)
     steps = len(parts.views) // parts.batch_size
     module = SelfSupervised(parts.method, augmentation, epochs=parts.epochs, steps_per_epoch=steps, seed=config.seed)
-    try:
-        module.load_state_dict(load_tensors(checkpoint, "a checkpoint of a run")["state_dict"])
-    except (RuntimeError, KeyError) as error:
-        raise FileFormatError(f"{checkpoint} does not fit the method of its config.toml: {error}") from error
+    state = load_tensors(checkpoint, "a checkpoint of a run").get("state_dict")
+    load_weights(module, state, checkpoint, "the method of its config.toml")
     return parts, module
