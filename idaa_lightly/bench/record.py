@@ -83,10 +83,12 @@ def read_record(folder: Path) -> Record:
         check(config)
         if empty := [name for name, value in config.items() if value is None]:
             raise UsageError(f"{empty[0]} is null: leave it out")
-        if epochs != sorted(set(epochs)) or epochs[0] != 0 or epochs[-1] == 0:
-            raise UsageError(f"history has the epochs {epochs}, but expected 0 and more in ascending order")
     except UsageError as error:
         raise FileFormatError(f"{path} is damaged: config: {error}") from error
+    if epochs != sorted(set(epochs)) or epochs[0] != 0 or epochs[-1] == 0:
+        raise FileFormatError(
+            f"{path} is damaged: history has the epochs {epochs}, but expected 0 and later ones in order"
+        )
     return record
 
 
