@@ -47,9 +47,9 @@ class RunConfig:
     image_size: ImageSize | None = _option(
         None,
         "Height and width of a view, in pixels. Default: the size of the images if all are squares of up to 96 px, "
-        "else the largest of 32, 64, 96 and 224 that most images fill.",
+        "else the largest of 32, 64, 96 and 224 not above the median of the images' shorter sides.",
     )
-    limit_train: Count | None = _option(None, "Use only this many training images, spread over the classes.")
+    limit_train: Count | None = _option(None, "Use only this many training images, balanced over the classes.")
     test_fraction: Share = _option(0.2, "Share of images to test on if a folder is not split into train/ and test/.")
     backbone: str | None = _option(
         None,
@@ -58,7 +58,7 @@ class RunConfig:
     )
     epochs: Count | None = _option(None, "Epochs to train. Default: the method's recipe; 15 for digits.")
     batch_size: Count | None = _option(
-        None, "Images per step, over all devices. Default: the method's recipe; 128 for digits."
+        None, "Images per step, summed over all devices. Default: the method's recipe; 128 for digits."
     )
     lr: float | None = _option(None, "Learning rate of the method. Short for --set method.lr=...")
     vae: str | None = _option(None, "VAE file written by `idaa-bench vae`. Short for --set aug.vae=...")

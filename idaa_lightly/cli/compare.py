@@ -38,8 +38,8 @@ def compare(runs: tuple[Path, ...], form: str | None, against: str, plot: Path |
     so.
 
     The baseline has --aug none and otherwise equal options. Differences to it are paired by seed. Their 95 % intervals
-    are by Student's t. `--against random` compares with the control instead, a third view in a random direction. That
-    difference is the effect of the search alone.
+    are by Student's t. `--against random` compares with IDAA's control instead, whose third view is a step in a random
+    direction. That difference is the effect of the search alone.
 
     Accuracy at equal compute is the kNN accuracy that a run had when it had used as many FLOPs as the cheapest group
     used in total. It is interpolated linearly in the run's history, at epoch = epochs × fewest FLOPs / own FLOPs. It

@@ -32,13 +32,13 @@ from idaa_lightly.cli.terminal import console
 )
 @click.option("--render", is_flag=True, help="Train nothing, and only render the tables from the records.")
 def table(names: tuple[str, ...], folder: Path, out: Path, minutes: float | None, render: bool) -> None:
-    """Train and render published tables.
+    """Train and render the tables of benchmarks/.
 
     NAMES are tables in tables.toml. Without a name, the tables are listed.
 
     The missing runs of the tables are trained. Then the tables are rendered beside the paper's figures. Interrupted
-    runs are resumed. The record of a finished run is kept in records/, and the run is not trained again. Cells without
-    a run are marked. A table of pairs shows differences between recipes, paired by seed, with 95 % intervals.
+    runs are resumed. The record of a finished run is kept in records/, and the run is not trained again. Rows without
+    a run say "not run". A table of pairs shows differences between recipes, paired by seed, with 95 % intervals.
 
     Rendering also updates the pages, pictures and results.csv of --folder from all records.
 
