@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from idaa_lightly.criteria import DebiasedLoss, InfoNCELoss, OUCLLoss, UELLoss
 from idaa_lightly.errors import UsageError
@@ -148,3 +149,35 @@ def test_bad_arguments_of_oucl(options: dict[str, float], text: str) -> None:
     with pytest.raises(UsageError) as caught:
         OUCLLoss(**options)
     assert str(caught.value) == text
+
+
+RANKS = 3
+
+
+@pytest.mark.parametrize(
+    ("criterion", "views"),
+    [
+        (InfoNCELoss(gather_distributed=True), 2),
+        (UELLoss(gather_distributed=True), 2),
+        (DebiasedLoss(beta=1.0, gather_distributed=True), 2),
+        (OUCLLoss(gather_distributed=True), 2),
+        (OUCLLoss(gather_distributed=True), 4),
+    ],
+)
+def test_the_mean_over_the_ranks_is_the_loss_of_the_whole_batch(
+    criterion: nn.Module, views: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each rank in turn, in one process: only the collective is replaced, by the embeddings of all ranks."""
+    outs = torch.randn(views, 4 * RANKS, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    outs.requires_grad_()
+    expected = criterion(*outs)
+    monkeypatch.setattr("idaa_lightly.criteria.gathered", lambda own: F.normalize(outs[-len(own) :], dim=2))
+    losses = []
+    for rank, share in enumerate(outs.split(4, dim=1)):
+        monkeypatch.setattr("lightly.utils.dist.rank", lambda rank=rank: rank)
+        losses.append(criterion(*share))
+    found = torch.stack(losses).mean()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, outs) for loss in (found, expected)), rtol=1e-9, atol=1e-12)
+    criterion.gather_distributed = False
+    assert not torch.isclose(criterion(*share), losses[-1])
