@@ -360,7 +360,7 @@ DAMAGES: dict[str, Callable[[Path], Path]] = {
 def test_damaged_image(own_folder: Path, damage: Callable[[Path], Path], split: str, name: str) -> None:
     path = damage(images_of(own_folder, split, name)[0])
     before = files()
-    for options in ((), ("--image-size", 16)):  # Without a size, training images are read first.
+    for options in ((), ("--image-size", 16)):  # Without a size, it is inferred from training images.
         words = (f"cannot read the image {path} ", "repair it or remove it")
         refused(run(own_folder, *options, "--out", "out"), 1, *words)
         refused(vae(own_folder, *options, "--out", "vae.pt"), 1, *words)

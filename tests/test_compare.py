@@ -73,7 +73,7 @@ def test_mean_std_and_paired_difference_by_hand() -> None:
     assert none["knn_std"] == pytest.approx(2)
     assert none["linear_mean"] == pytest.approx(62)
     assert none["knn_minus_baseline"] is None
-    # 1, 2 and 6 have mean 3, variance (4 + 1 + 9) / 2 = 7. Student's t at 97.5 %, 2 degrees of freedom, is 4.30265.
+    # 1, 2 and 6 have mean 3, variance (4 + 1 + 9) / 2 = 7. Student's t at 97.5 % (2 degrees of freedom) is 4.30265.
     half = 4.30265 * 7**0.5 / 3**0.5
     assert clae["knn_minus_baseline"] == pytest.approx(3)
     assert clae["knn_minus_baseline_low"] == pytest.approx(3 - half, abs=1e-4)

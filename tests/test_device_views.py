@@ -180,7 +180,7 @@ STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
     ids=name_of,
 )
 def test_a_part_has_the_distribution_of_the_original(part: Any) -> None:
-    """PIL rounds to grey levels, so our views may be off by one level: one brighter is not darker, and vice versa."""
+    """PIL rounds to grey levels, so distributions are compared after a shift by one level in either direction."""
     ours, theirs = both(part, pixels=PICTURES[3].expand(DRAWS, -1, -1, -1))
     for name, statistic in STATISTICS.items():
         a, b = (statistic(views).numpy() for views in (ours, theirs))
@@ -247,7 +247,7 @@ def test_views_are_detached_and_of_one_image_too() -> None:
 
 
 class Sharper(v2.ColorJitter):
-    """Third-party subclass, which may do something else than its base."""
+    """Third-party subclass, which may behave differently from its base."""
 
 
 class OwnCall(MultiViewTransform):

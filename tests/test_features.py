@@ -24,7 +24,7 @@ from idaa_lightly.options import options_of
 from idaa_lightly.outputs import embedding_of
 from idaa_lightly.registry import load
 
-Hold = Callable[[Tensor], Tensor]  # Replaces a term that is held constant by its value.
+Hold = Callable[[Tensor], Tensor]  # Maps a term that is held constant to its value.
 MetAug: Any = load("augmentation", "metaug")
 I = torch.eye(2, dtype=torch.float64)  # noqa: E741
 TURNED = torch.tensor([[0.6, 0.8], [-0.8, 0.6]], dtype=torch.float64)  # with I: d⁺ is 0.8 twice, d⁻ is 0.1 and 0.9

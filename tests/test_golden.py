@@ -83,13 +83,13 @@ def test_oucl_released(golden: dict[str, Tensor]) -> None:
 
 
 def test_oucl_weighted(golden: dict[str, Tensor]) -> None:
-    """Their Γ⁺(d⁺ − γ⁺ + 1e-7) is our Γ⁺(d⁺ − γ⁺) at another d⁺. There, both losses agree to rounding."""
+    """Their Γ⁺(d⁺ − γ⁺ + 1e-7) is our Γ⁺(d⁺ − γ⁺) at another d⁺ in closed form. Both then agree to rounding."""
     theirs = [golden[f"oucl_weighted_{name}"] for name in OUCL_KEYS]
     d, m = golden["oucl_pos"], golden["oucl_margin"]
     for found, expected in zip(oucl(golden, d, weighted=True), theirs, strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     other = 1 - ((1 - d) ** 2 - 1e-7 * (1 + m - d)).sqrt()
     loss, grad_pos, grad_neg = oucl(golden, other, weighted=True)
-    grad_pos = grad_pos * (1 + m - d) / (1 + m - other)  # Its factor Γ⁺ is that of the given d⁺.
+    grad_pos = grad_pos * (1 + m - d) / (1 + m - other)  # Keep the factor Γ⁺ of the given d⁺.
     for found, expected in zip((loss, grad_pos, grad_neg), theirs, strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

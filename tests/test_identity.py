@@ -37,7 +37,7 @@ def test_distances_by_hand() -> None:
 
 def test_a_view_nearer_to_another_sample_has_lost_its_identity() -> None:
     found = identity(circle(ANGLES), circle(ANGLES + torch.tensor([0.0, 45.0, 0.0])))
-    assert found.lost == 0  # The second anchor is 45° from its own view, 60° from the next.
+    assert found.lost == 0  # The second anchor is 45° from its own view, 60° from the nearest other view.
     found = identity(circle(ANGLES), circle(ANGLES + torch.tensor([0.0, 70.0, 0.0])))
     assert found.lost == pytest.approx(1 / 3)
 

@@ -138,7 +138,7 @@ def train(generator: nn.Module, x: Tensor, steps: int, lr: float) -> list[float]
         optimizer.zero_grad()
         out.total.backward()
         optimizer.step()
-    assert model.shift.item() == pytest.approx(-0.01 * steps, rel=1e-3)  # Adam's steps equal its rate.
+    assert model.shift.item() == pytest.approx(-0.01 * steps, rel=1e-3)  # Adam descends by its rate.
     return changes
 
 

@@ -322,7 +322,7 @@ def test_the_costs_of_this_repository_are_what_was_measured() -> None:
 
 def looked_up(text: str, tables: str) -> None:
     """Check that every accuracy and every difference in a text is in a table, rounded to the text's digits."""
-    numbers = re.findall(r"(\d+(?:\.\d+)?)(?= points| %| ×)", text.replace("95 %", ""))  # Confidence level.
+    numbers = re.findall(r"(\d+(?:\.\d+)?)(?= points| %| ×)", text.replace("95 %", ""))  # 95 % is a confidence level.
     assert numbers
     known = [float(number) for number in re.findall(r"\d+\.\d+", tables)]
     for number in numbers:

@@ -198,7 +198,7 @@ def interrupted(sent: signal.Signals, *arguments: str) -> str:
         return checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
 
     before = written()
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # Children of a background job ignore Ctrl-C.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # Without it, a background job ignores Ctrl-C.
     process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     signal.signal(signal.SIGINT, handler)
     while written() == before and process.poll() is None:

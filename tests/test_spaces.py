@@ -1,4 +1,4 @@
-"""Colour, affine and jitter spaces: their start renders the input, points by hand, gradients and searches."""
+"""Colour, affine and jitter spaces: starts, points checked by hand, gradients and searches."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_autocast_changes_nothing(space: Space) -> None:
 
 
 def test_a_colour_mixing_by_hand() -> None:
-    """The rows are for red, green and blue, and list weights of the two other channels. Weights are halved, at least 0."""
+    """Rows are red, green and blue. Each lists weights of the other two channels, which are halved and at least 0."""
     x = torch.tensor([0.1, 0.5, 0.9]).view(1, 3, 1, 1)
     point = torch.tensor([[[0.2, 0.0], [-0.4, 0.5], [1.0, 1.0]]])
     expected = torch.tensor([0.1 + 0.1 * 0.4, 0.5 + 0.25 * 0.4, 0.5 * 0.1 + 0.5 * 0.5])
