@@ -19,7 +19,7 @@ BUILT_IN = [(kind, e.name) for kind in BASES for e in registry.entries(kind) if 
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """Puts throw-away distributions on sys.path: their metadata, their entry points, their modules."""
+    """Return a function that writes a fake distribution (metadata, entry points, modules) and adds it to sys.path."""
 
     def put(name, entry_points, modules=None, *, version="1.0", metadata=True, folder="site"):
         site = tmp_path / folder
