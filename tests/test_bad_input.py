@@ -171,14 +171,14 @@ def test_what_click_refuses(arguments: list[str]) -> None:
 
 
 def test_plugins_show() -> None:
-    refused(bench("plugins", "show", "ida"), 2, "no method or augmentation 'ida'", "Did you mean 'idaa'?")
+    refused(bench("plugins", "show", "ida"), 2, "no plugin 'ida'", "Did you mean 'idaa'?")
 
 
 def test_exit_code_of_the_process() -> None:
     command = [sys.executable, "-m", "idaa_lightly.cli", "plugins", "show", "ida"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("Error: no method or augmentation 'ida'")
+    assert result.stderr.startswith("Error: no plugin 'ida'")
     assert result.stderr.count("\n") == 1
 
 

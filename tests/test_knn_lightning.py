@@ -18,9 +18,10 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
 
-from idaa_lightly import FaissKNNClassifier, KNNCallback, knn_classify
+from idaa_lightly import FaissKNNClassifier, KNNCallback, UnlabelledCallback, knn_classify
 from idaa_lightly.errors import DataError, ModelError, NonFiniteError, UsageError
 from idaa_lightly.evaluation import lightning
+from idaa_lightly.evaluation.unlabelled import figures
 
 CLASSES = 7
 NAMES = [f"val_knn_top{k}/dataloader_idx_1" for k in (1, 5)]
@@ -408,3 +409,29 @@ if __name__ == "__main__":
     from forks import failed
 
     sys.exit(failed(work, 2))
+
+
+# Without labels
+
+
+@pytest.mark.parametrize("tuples", [False, True])
+def test_figures_without_labels(tuples: bool) -> None:
+    images = samples(121, 1)[0]
+    batches = [(part,) if tuples else part for part in images.split(40)]
+    found: list[dict[str, float]] = []
+
+    class Seen(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
+            pl_module.backbone.eval()
+            with torch.no_grad():
+                features = pl_module.backbone(images)
+            pl_module.backbone.train()
+            assert logged == pytest.approx(
+                {f"val_{name}": value for name, value in figures(features).items()}, rel=1e-4
+            )
+            found.append(logged)
+
+    module = fit(UnlabelledCallback(batches), Seen(), epochs=2)
+    assert [set(logged) for logged in found] == [{"val_rankme", "val_uniformity", "val_spread"}] * 2
+    torch.testing.assert_close(module.state_dict(), fit(epochs=2).state_dict(), rtol=0, atol=0)

@@ -168,3 +168,9 @@ def test_the_plugin_guides_augmentation() -> None:
     slope = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
     views = plugin(eps=0.5).generator()(x, lambda images: (images * slope).sum())
     assert views[:, 0, 0, 0].tolist() == [0.5, -0.5]
+
+
+def test_the_plugin_guides_backbone() -> None:
+    network = guide(2)["Tiny"](16, width=4)
+    assert network(torch.zeros(2, 3, 16, 16)).shape == (2, network.num_features) == (2, 4)
+    assert options_of(type(network))["width"].type_name == "int, 1 or more"

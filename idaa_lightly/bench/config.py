@@ -23,6 +23,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+SCOPES = ("method", "aug", "backbone")
+"""Plugins of a run that have options, as in `--set aug.eps=0.1`."""
+
 
 def _option(default: Any, help: str, **click: Any) -> Any:
     made: dict[str, Any] = {"default_factory": default} if callable(default) else {"default": default}
@@ -205,16 +208,18 @@ def check(values: Mapping[str, Any]) -> None:
         if name != "set":
             Option(name, hints[name]).check(value)
         elif not isinstance(value, Mapping) or not all(
-            kind in ("method", "aug") and isinstance(items, Mapping) for kind, items in value.items()
+            kind in SCOPES and isinstance(items, Mapping) for kind, items in value.items()
         ):
-            raise UsageError(f"set is {value!r}, but expected the tables [set.method] and [set.aug]")
+            raise UsageError(
+                f"set is {value!r}, but expected the tables {', '.join(f'[set.{kind}]' for kind in SCOPES)}"
+            )
 
 
 def parse_set(items: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Parse values of `--set`: ("aug.eps=0.1",) becomes {"aug": {"eps": "0.1"}}.
 
     Args:
-        items: Strings of the form method.KEY=VALUE or aug.KEY=VALUE.
+        items: Strings of the form SCOPE.KEY=VALUE, with a scope from `SCOPES`.
 
     Raises:
         UsageError: A string has another form.
@@ -223,8 +228,8 @@ def parse_set(items: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     for item in items:
         key, equals, value = item.partition("=")
         kind, dot, name = key.strip().partition(".")
-        if not (equals and dot and name) or kind not in ("method", "aug"):
-            raise UsageError(f"--set got {item!r}, but expected method.KEY=VALUE or aug.KEY=VALUE")
+        if not (equals and dot and name) or kind not in SCOPES:
+            raise UsageError(f"--set got {item!r}, but expected {' or '.join(f'{kind}.KEY=VALUE' for kind in SCOPES)}")
         result.setdefault(kind, {})[name] = value
     return result
 

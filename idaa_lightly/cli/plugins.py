@@ -39,12 +39,10 @@ def show(name: str) -> None:
 
     NAME is a value of --method or --aug, such as simclr or idaa. Set its options with --set of `idaa-bench run`.
     """
-    found: list[registry.Kind] = [
-        kind for kind in ("method", "augmentation") if name in {entry.name for entry in registry.entries(kind)}
-    ]
+    found: list[registry.Kind] = [kind for kind in KINDS if name in {entry.name for entry in registry.entries(kind)}]
     if not found:
         known = [entry.name for kind in KINDS for entry in registry.entries(kind)]
-        raise UsageError(f"no method or augmentation {name!r}; installed: {', '.join(known)}.{suggestion(name, known)}")
+        raise UsageError(f"no plugin {name!r}; installed: {', '.join(known)}.{suggestion(name, known)}")
     import inspect
 
     for kind in found:

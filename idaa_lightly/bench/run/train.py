@@ -33,6 +33,7 @@ from idaa_lightly.evaluation.search import backend
 from idaa_lightly.files import atomic_write, claim, load_tensors
 from idaa_lightly.loading import require_trainable
 from idaa_lightly.plugin import Method
+from idaa_lightly.registry import entries
 from idaa_lightly.seeding import STREAMS
 from idaa_lightly.training import LOG_EVERY, Evaluation, MetricsCSV, SelfSupervised
 
@@ -235,7 +236,7 @@ def _evaluator(parts: Parts) -> Callable[[Method, int], dict[str, float]]:
 
 def _announce(parts: Parts, out: Path, duration: str, resumed_at: int | None) -> None:
     config, data = parts.config, parts.data
-    stem = " with the CIFAR stem" if data.image_size <= SMALL else ""
+    stem = " with the CIFAR stem" if data.image_size <= SMALL and not entries("backbone", config.backbone) else ""
     log.info(
         f"{config.method} × {config.aug} on {config.data}: {len(data.train)} training and {len(data.test)} test images "
         f"of {data.image_size} px in {len(data.classes)} classes; {config.backbone}{stem}; {parts.epochs} epochs of "
