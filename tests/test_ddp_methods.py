@@ -34,7 +34,7 @@ class Objective(nn.Module):
 
 
 def make(method: str, aug: str) -> SelfSupervised:
-    """In float64, and with GroupNorms: torch's SyncBatchNorm does not run on the CPU."""
+    """Build the method in float64 with GroupNorms, because torch's SyncBatchNorm does not run on the CPU."""
     module = SelfSupervised(make_method(method), make_augmentation(aug), epochs=2, steps_per_epoch=2, seed=0)
     for part in list(module.modules()):
         for name, norm in part._modules.items():

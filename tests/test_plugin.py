@@ -20,13 +20,13 @@ class Mine(GeneratorAugmentation):
 
     Args:
         flag: A flag.
-        mode: how, in words
+        mode: Manner, in words
             that go on: here.
         level: A choice of numbers.
-        count: how many.
+        count: Number of things.
         rate: A number.
         limit: A number, or None.
-        label: what it is called.
+        label: Name of it.
 
     Attributes:
         rest: Not an option.
@@ -101,8 +101,8 @@ def test_options_and_their_order(plugin, expected):
 
 def test_an_own_option_goes_before_the_bases():
     mine, child = options_of(Mine)["count"], options_of(Child)["count"]
-    assert (mine.type_name, mine.default, mine.help) == ("int", 3, "how many.")
-    assert (child.type_name, child.default, child.help) == ("float", 7.5, "how many.")  # The base describes it.
+    assert (mine.type_name, mine.default, mine.help) == ("int", 3, "Number of things.")
+    assert (child.type_name, child.default, child.help) == ("float", 7.5, "Number of things.")  # The base describes it.
 
 
 def test_random_has_idaas_options():
@@ -243,8 +243,8 @@ def test_both_spellings_of_optional_parse(annotation):
 
 def test_help_is_the_docstrings():
     helps = {name: option.help for name, option in options_of(Mine).items()}
-    assert helps["mode"] == "how, in words that go on: here."
-    assert helps["label"] == "what it is called."
+    assert helps["mode"] == "Manner, in words that go on: here."
+    assert helps["label"] == "Name of it."
     assert helps["size"] == ""  # It has no description.
     assert helps["weight"] == "Weight of the adversarial term."
 

@@ -46,7 +46,7 @@ def test_alignment_by_hand() -> None:
 
 @given(st.integers(0, 100), st.integers(2, 40))
 def test_alignment_and_uniformity_are_the_authors(seed: int, n: int) -> None:
-    """As the functions that the paper prints, on pdist."""
+    """Alignment and uniformity equal the functions that the paper prints, which use pdist."""
     x, y = (F.normalize(draw(seed + part, n, 6).double(), dim=1) for part in (0, 1000))
     assert alignment(x, y) == pytest.approx((x - y).norm(p=2, dim=1).pow(2).mean().item())
     assert uniformity(x) == pytest.approx(torch.pdist(x, p=2).pow(2).mul(-2).exp().mean().log().item(), abs=1e-9)
