@@ -191,7 +191,7 @@ def decode(path: Path) -> tuple[np.ndarray[Any, Any], str]:
 
 
 def _digits() -> tuple[Images, Images, tuple[str, ...]]:
-    """Return scikit-learn's digits (8×8, 16 grey levels), enlarged to 32×32 and split 80:20."""
+    """Return scikit-learn's digits (8×8, 17 grey levels), enlarged to 32×32 and split 80:20."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

@@ -1,6 +1,6 @@
 """Base classes of plugins: methods, augmentations and backbones.
 
-Options of a plugin are the keyword-only arguments of its constructor, see `idaa_lightly.options`.
+Options of a plugin are the keyword-only arguments of its constructor; see `idaa_lightly.options`.
 """
 
 from __future__ import annotations

@@ -50,14 +50,15 @@ class RunConfig:
     image_size: ImageSize | None = _option(
         None,
         "Height and width of a view, in pixels. Default: the size of the images if all are squares of up to 96 px, "
-        "else the largest of 32, 64, 96 and 224 not above the median of the images' shorter sides.",
+        "else the largest of 32, 64, 96 and 224 not above the median of the images' shorter sides, but at least 32.",
     )
     limit_train: Count | None = _option(None, "Use only this many training images, balanced over the classes.")
     test_fraction: Share = _option(0.2, "Share of images to test on if a folder is not split into train/ and test/.")
     backbone: str | None = _option(
         None,
-        "ResNet from torchvision or timm, or a narrow one such as resnet18-w16 (16 channels in the first stage). For "
-        "images of up to 64 px it gets the CIFAR stem. Default: resnet18; resnet9-w16 for digits.",
+        "ResNet from torchvision or timm, or a narrow one such as resnet18-w16 (16 channels in the first stage), or a "
+        "plugin such as whitened. For images of up to 64 px a ResNet gets the CIFAR stem. Default: resnet18; "
+        "resnet9-w16 for digits.",
     )
     epochs: Count | None = _option(None, "Epochs to train. Default: the method's recipe; 15 for digits.")
     batch_size: Count | None = _option(
@@ -70,8 +71,8 @@ class RunConfig:
     )
     set: Mapping[str, Mapping[str, Any]] = _option(
         dict,
-        "Option of the method or the augmentation, such as aug.eps=0.1. Can be repeated. `idaa-bench plugins show "
-        "NAME` lists the options of a plugin.",
+        "Option of the method, the augmentation or the backbone: method.KEY, aug.KEY or backbone.KEY, such as "
+        "aug.eps=0.1. Can be repeated. `idaa-bench plugins show NAME` lists the options of a plugin.",
         multiple=True,
         metavar="KEY=VALUE",
     )

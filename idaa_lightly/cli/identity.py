@@ -32,7 +32,8 @@ def identity(run: Path, aug: str, samples: int, out: Path | None) -> None:
 
     For each sample, two distances are measured between the embeddings that the loss compares: from the sample to its
     own view, and to the nearest view of another sample. The table shows their ratio: near 0 the view is easy, above 1
-    the identity is lost. "Own units" are those of the searched space, such as the bottleneck for idaa.
+    the identity is lost. It also shows the L2 and L∞ length of each change, in pixels and in "own units". Own units
+    are those of the searched space, which is the bottleneck for idaa.
 
     The output directory gets identity.json, identity.png (Fig. 1 of the IDAA paper), density.png and panels.png.
 

@@ -18,9 +18,10 @@ KINDS: tuple[registry.Kind, ...] = get_args(registry.Kind)
 @click.option("--matrix", is_flag=True, help="Print which methods go with which augmentations, with reasons if not.")
 @click.pass_context
 def plugins(ctx: click.Context, matrix: bool) -> None:
-    """List the installed methods and augmentations.
+    """List the installed methods, augmentations and backbones.
 
-    They are the values of --method and --aug. `idaa-bench plugins show NAME` prints the options of one of them.
+    They are the values of --method, --aug and --backbone. `idaa-bench plugins show NAME` prints the options of one of
+    them.
     """
     if matrix:
         _print_matrix()
