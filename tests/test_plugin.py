@@ -205,7 +205,7 @@ def test_no_options_at_all():
             "mode": st.sampled_from(["soft", "hard"]),
             "level": st.sampled_from([1, 2]),
             "count": st.integers(),
-            "rate": st.floats(allow_nan=False),
+            "rate": st.floats(allow_nan=False, allow_infinity=False),
             "limit": st.none() | st.integers(),
             "label": st.text().map(str.strip),
             "weight": st.floats(0, 10),
