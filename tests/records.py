@@ -7,7 +7,9 @@ from typing import Any
 
 RECORD: dict[str, Any] = {
     "schema": 2,
-    "config": {"method": "simclr", "aug": "none", "data": "digits", "seed": 0, "set": {"method": {}, "aug": {}}},
+    "config": {
+        "method": "simclr", "aug": "none", "data": "digits", "seed": 0, "epochs": 10, "set": {"method": {}, "aug": {}}
+    },
     "initial": {"epoch": 0, "knn": 0.1, "knn_projection": 0.05, "linear": 0.2, "linear_l2": 0.1},
     "last": {"epoch": 10, "knn": 0.5, "knn_projection": 0.4, "linear": 0.6, "linear_l2": 0.1},
     "best": {"epoch": 10, "knn": 0.5, "selected_on": "the test images: optimistic"},

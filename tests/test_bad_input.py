@@ -569,7 +569,7 @@ TARGETS: dict[str, tuple[str, Callable[[Path], None], list[str]]] = {
     "no labels": ("x.npz", arrays(test_labels=None), ["x.npz is not a file of features", "test_labels"]),
     "objects": ("x.npz", arrays(train_features=np.array([{}], dtype=object)), ["x.npz is not a file of features"]),
     "other width": ("x.npz", arrays(test_features=np.ones((5, 3))), ["(9, 4)", "(5, 3)", "(M, D)"]),
-    "flat": ("x.npz", arrays(test_features=np.ones(5)), ["(9, 4)", "(5,)", "(M, D)"]),
+    "flat": ("x.npz", arrays(test_features=np.ones(5)), ["x.npz: test_features has shape (5,)", "(N, D)"]),
     "fewer train labels": ("x.npz", arrays(train_labels=np.arange(3)), ["(3,)", "expected (9,)"]),
     "fewer test labels": ("x.npz", arrays(test_labels=np.arange(3)), ["test_labels", "(3,)"]),
     "negative labels": ("x.npz", arrays(train_labels=np.arange(9) - 1), ["minimum -1", "from 0"]),

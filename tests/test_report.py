@@ -438,7 +438,7 @@ def test_what_is_missing_is_said_and_the_rest_is_there() -> None:
         "clae/views.png does not exist: its picture is left out.",
         "metrics.csv cannot be read (could not convert string to float: 'broken'): its losses are left out.",
         "simclr × clae: no metrics.csv, so no losses, of seed 0.",
-        "identity.json is no identity study (KeyError: 'hardness'): it is left out.",
+        "identity.json is damaged: augmentations.clae.hardness: Field required: it is left out.",
         "No run has an identity study: `idaa-bench identity RUN` makes one.",
     ):
         assert text in said

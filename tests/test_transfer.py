@@ -209,7 +209,7 @@ def damage(name: str, content: bytes | None) -> Callable[[Path], None]:
         (damage("record.json", None), "holds no record.json: expected a finished run"),
         (damage("backbone.pt", None), "backbone.pt does not exist; expected a backbone written by a run"),
         (damage("backbone.pt", b"PK"), "backbone.pt is not a backbone written by a run"),
-        (damage("transfer.json", b"{"), "transfer.json holds no results of this version"),
+        (damage("transfer.json", b"{"), "transfer.json is not a file of results: "),
     ],
 )
 def test_runs_that_are_refused(runs: Path, textures: Path, change: Callable[[Path], None], text: str) -> None:

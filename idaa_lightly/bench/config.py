@@ -11,9 +11,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tomli_w
+from annotated_types import Ge
 
 from idaa_lightly.errors import FileFormatError, UsageError, suggestion
 from idaa_lightly.options import Count, ImageSize, NonNegativeInt, Option, Share
@@ -44,7 +45,9 @@ class RunConfig:
         "digits",
         "Data set: digits (scikit-learn's), one of torchvision's cifar10, cifar100, stl10, fashionmnist, svhn, dtd, "
         "flowers102, aircraft, pets, food101 and cars, or folder:PATH. The folder holds one folder per class, or "
-        "train/ and test/ (or val/) with one folder per class in each.",
+        "train/ and test/ (or val/) with one folder per class in each. Image files of more than 50 million pixels or "
+        "with sides in a ratio above 50 are refused. The environment variables IDAA_LIGHTLY_MAX_PIXELS and "
+        "IDAA_LIGHTLY_MAX_ASPECT raise these bounds.",
     )
     data_dir: str = _option("data", "Directory of torchvision's data sets. Missing ones are downloaded into it.")
     image_size: ImageSize | None = _option(
@@ -61,8 +64,8 @@ class RunConfig:
         "resnet9-w16 for digits.",
     )
     epochs: Count | None = _option(None, "Epochs to train. Default: the method's recipe; 15 for digits.")
-    batch_size: Count | None = _option(
-        None, "Images per step, summed over all devices. Default: the method's recipe; 128 for digits."
+    batch_size: Annotated[int, Ge(2)] | None = _option(
+        None, "Images per step, summed over all devices; 2 or more. Default: the method's recipe; 128 for digits."
     )
     lr: float | None = _option(None, "Learning rate of the method. Short for --set method.lr=...")
     vae: str | None = _option(None, "VAE file written by `idaa-bench vae`. Short for --set aug.vae=...")

@@ -13,7 +13,7 @@ from idaa_lightly.cli.options import config_options, configs
 from idaa_lightly.cli.terminal import console
 
 if TYPE_CHECKING:
-    from idaa_lightly.bench.record import Record
+    from idaa_lightly.bench.schema import Record
 
 
 @click.command()
@@ -107,4 +107,7 @@ def _run_table(records: list[tuple[Path, Record]]) -> Table:
         values = [value(record) for _, record in records]
         summary = [f"{mean(values):.2f} ± {stdev(values):.2f}"] if len(values) > 1 else []
         table.add_row(name, *(f"{number:.2f}" for number in values), *summary)
+    warnings = [len(record.get("warnings", [])) for _, record in records]
+    if any(warnings):
+        table.add_row("warnings, see above", *map(str, warnings))
     return table

@@ -12,7 +12,8 @@ import torchvision
 from torch import nn
 
 from idaa_lightly.backbones import SMALL, create_backbone
-from idaa_lightly.bench.record import Record, config_of, read_record
+from idaa_lightly.bench.record import config_of, read_record
+from idaa_lightly.bench.schema import Record
 from idaa_lightly.errors import FileFormatError, UsageError, require_extra
 from idaa_lightly.files import atomic_write, load_tensors
 
@@ -30,7 +31,7 @@ def run_backbone(folder: Path) -> tuple[nn.Module, Record]:
         FileFormatError: The directory is not a finished run, or its files do not go together.
     """
     record = read_record(folder)
-    config, image_size = config_of(record, folder), record["data"]["image_size"]
+    config, image_size = config_of(record), record["data"]["image_size"]
     name = config.backbone or ""
     network, _ = create_backbone(name, image_size, config.set.get("backbone"))
     try:

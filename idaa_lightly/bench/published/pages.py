@@ -119,7 +119,7 @@ def _results(folder: Path) -> str:
     writer.writerow([*names, "commit", "device", "torch"])
     for path in sorted((folder / "records").rglob("record.json")):
         record = read_record(path.parent)
-        config = config_of(record, path.parent)
+        config = config_of(record)
         accuracies = [f"{100 * record['last'][measure]:.2f}" for measure in MEASURES]
         row = [path.parent.parent.name, config.seed, config.method, config.aug, *accuracies]
         row += [f"{100 * record['initial']['knn']:.2f}", config.epochs, record["time"]["train_s"]]

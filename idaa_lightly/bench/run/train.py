@@ -22,11 +22,13 @@ from idaa_lightly.backbones import SMALL
 from idaa_lightly.batchnorm import strip_dual_batchnorm
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.features import KNN_K, KNN_TEMPERATURE, features_and_projections, features_of, knn_accuracy
-from idaa_lightly.bench.record import SCHEMA, Record, environment, open_folder, write_json
+from idaa_lightly.bench.record import SCHEMA, environment, open_folder, write_json
 from idaa_lightly.bench.run.cost import estimate, flops_per_image, in_words
 from idaa_lightly.bench.run.figures import save_curves, save_views
 from idaa_lightly.bench.run.fitting import fit, fit_context
+from idaa_lightly.bench.run.health import spread, warnings_of
 from idaa_lightly.bench.run.setup import Parts, make_augmentation, make_parts, make_trainer, read_data, resolve
+from idaa_lightly.bench.schema import Record
 from idaa_lightly.errors import FileFormatError, UsageError
 from idaa_lightly.evaluation.linear import linear_probe
 from idaa_lightly.evaluation.search import backend
@@ -102,6 +104,8 @@ def _run(parts: Parts, out: Path, start: tuple[float, float]) -> Record | None:
     save_views(out / "views.png", rows, parts.data.normalize)
     record = _record(parts, training, resumed.get("epoch"), start)
     write_json(out / "record.json", record)
+    for warning in record.get("warnings", []):
+        log.info(f"Warning: {warning}.")
     return record
 
 
@@ -200,6 +204,7 @@ def _record(parts: Parts, training: _Training, resumed_at: int | None, start: tu
             "cpu_s": round(time.process_time() - start[1], 2),
             "resumed_at_epoch": resumed_at,
         },
+        "warnings": warnings_of(history, cast(MetricsCSV, training.trainer.logger).rows),
         "fitted": parts.augmentation.fitted(),
         "data": {
             **data.facts(),
@@ -224,6 +229,7 @@ def _evaluator(parts: Parts) -> Callable[[Method, int], dict[str, float]]:
             probe = linear_probe(*features)
             metrics = {"knn": knn_accuracy(features), "knn_projection": knn_accuracy(projections)}
             metrics |= {"linear": probe.accuracy, "linear_l2": probe.l2}
+            metrics["embedding_spread"] = spread(projections.test_features)
         else:
             metrics = {"knn": knn_accuracy(features_of(method.backbone, data))}
         if epoch == 0 and data.image_size <= SMALL:
