@@ -18,7 +18,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from idaa_lightly.bench.config import RunConfig, check, read_toml
 from idaa_lightly.errors import FileFormatError, RunFolderError, UsageError
-from idaa_lightly.files import atomic_write
+from idaa_lightly.files import atomic_write, clear_leftovers, is_temporary, require_file
 from idaa_lightly.options import Fraction, NonNegative, NonNegativeInt
 
 SCHEMA = 2
@@ -190,7 +190,7 @@ _RECORD: TypeAdapter[Record] = TypeAdapter(Record)
 
 
 def open_folder(folder: Path, config: RunConfig, *, resume: bool) -> Record | None:
-    """Check that this configuration can be run in a directory.
+    """Check that this configuration can be run in a directory, and delete temporary files of killed processes.
 
     Args:
         folder: The run directory. It may be missing or empty.
@@ -206,8 +206,11 @@ def open_folder(folder: Path, config: RunConfig, *, resume: bool) -> Record | No
     taken = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
     if taken:
         raise RunFolderError(f"{taken} is not a directory: choose another --out")
-    if not folder.exists() or not any(folder.iterdir()):
+    for place in (folder, folder / "checkpoints"):
+        clear_leftovers(place)
+    if not folder.exists() or all(is_temporary(path) for path in folder.iterdir()):
         return None
+    require_file(folder / "config.toml", "the configuration of a run")
     if not (folder / "config.toml").exists():
         raise RunFolderError(f"{folder} holds files that are not a run: choose another --out")
     both = RunConfig(**read_toml(folder / "config.toml")), config
@@ -239,6 +242,7 @@ def read_record(folder: Path) -> Record:
         FileFormatError: The record is missing or damaged, or its schema is not one of `READABLE`.
     """
     path = folder / "record.json"
+    require_file(path, "the record of a finished run")
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
