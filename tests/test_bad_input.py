@@ -444,7 +444,7 @@ VAES: dict[str, tuple[Callable[[Path], None], int, list[str]]] = {
     "another image size": (VAE(32, 3, 8, 8).save, 2, ["given.pt has image_size 32", "the data has 16"]),
     "another channel count": (VAE(16, 1, 8, 8).save, 2, ["given.pt has channels 1", "the data has 3"]),
     "missing": (lambda path: None, 1, ["given.pt does not exist", "`idaa-bench vae`"]),
-    "a folder": (Path.mkdir, 1, ["given.pt is not a VAE", "`idaa-bench vae`"]),
+    "a folder": (Path.mkdir, 1, ["given.pt is a directory, but expected a VAE", "`idaa-bench vae`"]),
     "text": (text, 1, ["given.pt is not a VAE", "`idaa-bench vae`"]),
     "empty": (Path.touch, 1, ["given.pt is not a VAE", "`idaa-bench vae`"]),
     "a tensor": (tensors(torch.ones(2)), 1, ["given.pt is not a VAE", "it holds a Tensor"]),
