@@ -168,7 +168,7 @@ class Config(_Open):
     backbone: NotRequired[str]
     image_size: NotRequired[Size]
     set: dict[
-        Annotated[str, StringConstraints(pattern="^(method|aug)$")],
+        Annotated[str, StringConstraints(pattern="^(method|aug|backbone)$")],
         dict[str, str | bool | Annotated[float, Interval(ge=-1e300, le=1e300)]],
     ]
 
