@@ -99,7 +99,7 @@ def finished(trained: Path) -> Path:
         (["--epochs", "0"], ["epochs is 0", "1 or more"]),
         (["--epochs", "-3"], ["epochs is -3", "1 or more"]),
         (["--batch-size", "0"], ["batch_size is 0", "2 or more"]),
-        (["--image-size", "7"], ["image_size is 7", "8 or more"]),
+        (["--image-size", "7"], ["image_size is 7", "8 to 16384"]),
         (["--limit-train", "0"], ["limit_train is 0", "1 or more"]),
         (["--test-fraction", "1.5"], ["test_fraction is 1.5", "between 0 and 1"]),
         (["--test-fraction", "nan"], ["test_fraction is nan"]),

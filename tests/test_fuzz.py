@@ -105,6 +105,7 @@ def refusal_of(path: Path | str) -> Any:
             raise AssertionError("the message does not name the path") from error
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:Glyph .* missing from font")
 FUZZ = settings(max_examples=150, suppress_health_check=list(HealthCheck))
 
 

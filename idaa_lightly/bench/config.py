@@ -17,7 +17,7 @@ import tomli_w
 from annotated_types import Ge
 
 from idaa_lightly.errors import FileFormatError, UsageError, suggestion
-from idaa_lightly.options import Count, ImageSize, NonNegativeInt, Option, Share
+from idaa_lightly.options import Count, ImageSize, NonNegativeInt, Option, Seed, Share
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -69,7 +69,7 @@ class RunConfig:
     )
     lr: float | None = _option(None, "Learning rate of the method. Short for --set method.lr=...")
     vae: str | None = _option(None, "VAE file written by `idaa-bench vae`. Short for --set aug.vae=...")
-    seed: int = _option(
+    seed: Seed = _option(
         0, "Random seed. Repeat the option to train several runs and get their mean ± std.", multiple=True
     )
     set: Mapping[str, Mapping[str, Any]] = _option(

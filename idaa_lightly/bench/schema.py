@@ -14,7 +14,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from idaa_lightly.errors import FileFormatError
 from idaa_lightly.files import require_file
-from idaa_lightly.options import Fraction
+from idaa_lightly.options import Fraction, Seed
 
 T = TypeVar("T")
 Size = Annotated[int, Interval(ge=0, le=10**18)]
@@ -163,7 +163,7 @@ class Config(_Open):
     method: str
     aug: str
     data: str
-    seed: int
+    seed: Seed
     epochs: Annotated[int, Interval(ge=1, le=10**9)]
     backbone: NotRequired[str]
     image_size: NotRequired[Size]

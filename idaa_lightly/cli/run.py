@@ -57,12 +57,12 @@ def run(out: Path | None, resume: bool, config_file: str | None, dry_run: bool, 
       idaa-bench run --config runs/OLD/config.toml --seed 7
     """
     asked = configs(given, config_file)
-    from idaa_lightly.bench.run.setup import make_augmentation, resolve
+    from idaa_lightly.bench.run.setup import rehearse, resolve
     from idaa_lightly.bench.run.train import run as train
 
     resolved = [resolve(config) for config in asked]
     if dry_run:
-        make_augmentation(resolved[0])  # so that values out of range are refused
+        rehearse(resolved[0])
         click.echo(resolved[0].to_toml() + f"# seeds: {', '.join(str(config.seed) for config in asked)}")
         return
     first = resolved[0]

@@ -14,6 +14,8 @@ from idaa_lightly.cli.options import config_options, configs
 from idaa_lightly.cli.terminal import console
 from idaa_lightly.errors import UsageError, require_extra
 
+MOST = 10_000
+"""Largest number of seeds in a range."""
 SEVERAL = ("method", "aug", "seed", "set")
 
 
@@ -151,7 +153,9 @@ def _seeds(text: str) -> list[int]:
     result: list[int] = []
     for part in _names("--seeds", text):
         first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
-            raise UsageError(f"--seeds got {text!r}, but expected numbers and ranges such as 0-4 or 0,1,7-9")
+        if not first.isdigit() or (dash and not last.isdigit()) or (dash and not 0 <= int(last) - int(first) < MOST):
+            raise UsageError(
+                f"--seeds got {text!r}, but expected numbers and ranges such as 0-4 or 0,1,7-9, of up to {MOST} seeds"
+            )
         result += range(int(first), int(last if dash else first) + 1)
     return list(dict.fromkeys(result))

@@ -21,6 +21,9 @@ from idaa_lightly.errors import FileFormatError, UsageError
 from idaa_lightly.files import load_tensors
 from idaa_lightly.training import SelfSupervised
 
+CLASSES = 10_000_000
+"""Largest number of classes. Memory is needed for each number below the largest label."""
+
 
 def read_features(target: Path, *, backbone: str | None = None, data: str | None = None) -> Features:
     """Return the features of a target. Features are read from a file, or computed if the target is a network.
@@ -50,6 +53,8 @@ def read_features(target: Path, *, backbone: str | None = None, data: str | None
             raise FileFormatError(
                 f"{shapes} and {split}_labels has {tuple(labels.shape)}, but expected ({len(rows)},): one label per row"
             )
+        if int(labels.max()) >= CLASSES:
+            raise FileFormatError(f"{target}: {split}_labels has {int(labels.max())}, but expected less than {CLASSES}")
     return features
 
 

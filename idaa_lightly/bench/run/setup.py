@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.config import SCOPES, RunConfig, check
 from idaa_lightly.bench.progress import progress
-from idaa_lightly.data import IN_MEMORY, DataSet, load_data
+from idaa_lightly.data import IMAGENET, IN_MEMORY, DataSet, load_data
 from idaa_lightly.errors import UsageError
 from idaa_lightly.loading import PixelDataset, ViewDataset, evaluation_batches, view_loader
 from idaa_lightly.options import options_of, parse_options
@@ -134,6 +134,25 @@ def make_augmentation(config: RunConfig) -> Augmentation:
     """Return the augmentation of a resolved configuration, not fitted yet."""
     augmentation: Augmentation = load("augmentation", config.aug)(**config.set["aug"])
     return augmentation
+
+
+def rehearse(config: RunConfig) -> None:
+    """Construct the plugins of a resolved configuration, to find values that ranges cannot refuse.
+
+    Args:
+        config: Resolved configuration. Its backbone is built without memory, and the method on a tiny stand-in.
+
+    Raises:
+        UsageError: A value cannot be used.
+    """
+    make_augmentation(config)
+    size = config.image_size or 32
+    with torch.device("meta"):
+        create_backbone(config.backbone or "", size)
+    with torch.random.fork_rng([]):
+        method: Method = load("method", config.method)(nn.Linear(1, 8), 8, **config.set["method"])
+        method.transform(size, IMAGENET)
+        method.optimizer([{"params": list(method.parameters())}], config.epochs or 1, 1)
 
 
 def make_parts(config: RunConfig, augmentation: Augmentation, data: DataSet) -> Parts:
