@@ -220,7 +220,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _digits() -> tuple[Images, Images, tuple[str, ...]]:
-    """Return scikit-learn's digits (8×8, 16 grey levels), enlarged to 32×32 and split 80:20."""
+    """Return scikit-learn's digits (8×8, 17 grey levels), enlarged to 32×32 and split 80:20."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

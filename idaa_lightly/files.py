@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import platform
+import re
+import secrets
+import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,27 +17,122 @@ from filelock import FileLock, Timeout
 
 from idaa_lightly.errors import BusyError, FileFormatError, RunFolderError
 
+KINDS = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a directory",
+}
+TEMPORARY = re.compile(r"\.idaa-tmp-(?P<owner>.+)-(?P<pid>\d+)-[0-9a-f]{8}\.[^.]+", re.DOTALL)
+"""Name of a temporary file: host, process and a random number. It ends like the file that it will become."""
+DAY = 24 * 60 * 60
 
-@contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path in the directory of `path`, and rename it to `path` at the end of the with-block.
 
-    If the block raises, `path` is unchanged and the temporary file is deleted.
+def require_file(path: str | Path, expected: str) -> None:
+    """Refuse a path that exists, but is not a regular file. Opening a FIFO or a device could block forever.
 
     Args:
-        path: File to write. Missing parent directories are created.
+        path: Path to check. Symbolic links are followed. It may be missing.
+        expected: Expected content, for the error message, such as "a VAE".
+
+    Raises:
+        FileFormatError: The path is a directory, a FIFO, a device or a socket.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix or ".tmp")
-    os.close(handle)
+    with suppress(OSError):
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+        if kind != stat.S_IFREG:
+            raise FileFormatError(
+                f"{path} is {KINDS.get(kind, 'a special file')}, but expected {expected}: choose another path"
+            )
+
+
+@contextmanager
+def atomic_write(path: str | Path, *, previous: Path | None = None) -> Iterator[Path]:
+    """Yield a temporary path in the directory of `path`, and rename it to `path` at the end of the with-block.
+
+    The content is on disk before it is renamed. If the block raises, `path` is unchanged and the temporary file is
+    deleted. If the process is killed, the next call in this directory deletes it (see `clear_leftovers`). An existing
+    file keeps its mode, and a new one gets the mode that the umask allows.
+
+    Args:
+        path: File to write. Missing parent directories are created. The target of a symbolic link is replaced.
+        previous: Name that the replaced file is kept under. Default: it is not kept.
+
+    Raises:
+        FileFormatError: `path` exists and is not a regular file.
+        RunFolderError: The disk is full, or the file cannot be written for another reason.
+    """
+    target = Path(os.path.realpath(path))
+    require_file(target, "a regular file or a new one")
+    name = f".idaa-tmp-{_owner()}-{os.getpid()}-{secrets.token_hex(4)}{target.suffix or '.tmp'}"
+    temporary = target.with_name(name)
     try:
-        yield Path(name)
-        Path(name).chmod(0o644)
-        os.replace(name, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(target.parent)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        yield temporary
+        _sync(temporary)
+        if target.exists():
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+            if previous is not None:
+                os.replace(target, previous)
+        os.replace(temporary, target)
+        with suppress(OSError):  # Windows cannot open directories, and some file systems cannot flush them.
+            _sync(target.parent)
+    except OSError as error:
+        raise RunFolderError(
+            f"{path} cannot be written ({error.strerror or error}): make room or choose another path, then repeat the "
+            "command, with --resume for a run that has begun"
+        ) from error
     finally:
-        with suppress(FileNotFoundError):
-            os.unlink(name)
+        with suppress(OSError):
+            os.unlink(temporary)
+
+
+def is_temporary(path: Path) -> bool:
+    """Return True for a temporary file of `atomic_write`, judged by its name."""
+    return TEMPORARY.fullmatch(path.name) is not None
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Delete the temporary files in a directory whose process is dead, or that are older than a day.
+
+    Whether a process is dead is known only for this host. Nothing else is deleted, and subdirectories are not searched.
+
+    Args:
+        folder: Directory to clear. It may be missing.
+    """
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = TEMPORARY.fullmatch(entry.name)
+            if not found or not entry.is_file(follow_symlinks=False):
+                continue
+            with suppress(FileNotFoundError):  # Another process may clear the same directory.
+                dead = found["owner"] == _owner() and not _alive(int(found["pid"]))
+                if dead or time.time() - entry.stat(follow_symlinks=False).st_mtime > DAY:
+                    os.unlink(entry.path)
+
+
+def save_tensors(content: Any, path: str | Path, *, previous: Path | None = None) -> None:
+    """Save tensors with torch.save, atomically.
+
+    Args:
+        content: Object to save.
+        path: File to write.
+        previous: Name that the replaced file is kept under. Default: it is not kept.
+
+    Raises:
+        FileFormatError: `path` exists and is not a regular file.
+        RunFolderError: The disk is full, or the file cannot be written for another reason.
+    """
+    import torch
+
+    with atomic_write(path, previous=previous) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # It hides errors of the file, such as a full disk, and interruptions.
+            raise error.__context__ or error from None
 
 
 @contextmanager
@@ -77,10 +176,11 @@ def load_tensors(path: str | Path, expected: str) -> dict[str, Any]:
         expected: Expected content, for the error message, such as "a VAE".
 
     Raises:
-        FileFormatError: The file is missing, cannot be loaded, or does not hold a dict.
+        FileFormatError: The file is missing or not a regular file, cannot be loaded, or does not hold a dict.
     """
     import torch
 
+    require_file(path, expected)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -90,3 +190,32 @@ def load_tensors(path: str | Path, expected: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise FileFormatError(f"{path} is not {expected}: it holds a {type(content).__name__}")
     return content
+
+
+def _owner() -> str:
+    """Return a name of this host and of its process numbers, which differ between containers of one host."""
+    numbers = Path("/proc/self/ns/pid")
+    name = re.sub(r"[^\w.-]", "_", platform.node())[:64]
+    return f"{name}.{numbers.stat().st_ino}" if numbers.exists() else name
+
+
+def _alive(pid: int) -> bool:
+    """Return True if a process of this host runs, or if that is not known."""
+    if os.name == "nt":  # os.kill would end the process.
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or a directory to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

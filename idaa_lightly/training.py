@@ -18,7 +18,7 @@ from idaa_lightly.ascent import Noise
 from idaa_lightly.batchnorm import dual_batchnorm
 from idaa_lightly.errors import FileFormatError, ModelError, NonFiniteError, UsageError
 from idaa_lightly.evaluation.identity import batch_figures
-from idaa_lightly.files import atomic_write
+from idaa_lightly.files import atomic_write, require_file
 from idaa_lightly.outputs import embedding_of
 from idaa_lightly.plugin import Augmentation, Method
 from idaa_lightly.seeding import STREAMS, seed_of
@@ -244,6 +244,7 @@ class MetricsCSV(Logger):
         super().__init__()
         self.path = path
         self.rows: list[dict[str, Any]] = []
+        require_file(path, "the metrics of a run")
         if resume_at and path.exists():
             try:
                 with path.open(newline="") as file:

@@ -1,4 +1,4 @@
-"""A whole record, for tests that need runs without training any."""
+"""A complete run record, for tests that need runs but do not train any."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ RECORD: dict[str, Any] = {
 
 
 def a_record(**changes: Any) -> dict[str, Any]:
-    """Return the record with some of its fields changed, at any depth."""
+    """Return a copy of `RECORD` in which `changes` replace fields at any depth."""
     return merged(RECORD, changes)
 
 
 def merged(whole: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a mapping with changes at any depth."""
+    """Return a copy of `whole` in which `changes` replace values at any depth."""
     result = dict(whole)
     for key, value in changes.items():
         old = result.get(key)

@@ -1,4 +1,4 @@
-"""The record's schema, and what belongs to an earlier version."""
+"""The record's schema, files of earlier versions, and random seeds."""
 
 from __future__ import annotations
 

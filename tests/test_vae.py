@@ -1,4 +1,4 @@
-"""The VAE: its shapes, its loss by hand, its training and its files."""
+"""The VAE: shapes, the loss by hand, training and files."""
 
 from __future__ import annotations
 
@@ -138,5 +138,5 @@ def test_the_cache_fits_once_for_all_who_want_the_same(tmp_path: Path) -> None:
     assert len(fitted) == 1
     cached_vae({"beta": 1.0}, tmp_path, fit)
     assert len(fitted) == 2
-    keys = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    keys = [json.loads(path.read_text())["key"] for path in tmp_path.glob("*.json")]
     assert sorted(key["beta"] for key in keys) == [0.1, 1.0]

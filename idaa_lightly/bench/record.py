@@ -16,7 +16,7 @@ import torch
 from idaa_lightly.bench.config import RunConfig, check, read_toml
 from idaa_lightly.bench.schema import Record, read_json
 from idaa_lightly.errors import FileFormatError, RunFolderError, UsageError
-from idaa_lightly.files import atomic_write
+from idaa_lightly.files import atomic_write, clear_leftovers, is_temporary, require_file
 
 SCHEMA = 2
 """Version of records and checkpoints. It is raised when random streams change, because a resumed run would differ."""
@@ -28,7 +28,7 @@ PACKAGES = (
 
 
 def open_folder(folder: Path, config: RunConfig, *, resume: bool) -> Record | None:
-    """Check that this configuration can be run in a directory.
+    """Check that this configuration can be run in a directory, and delete temporary files of killed processes.
 
     Args:
         folder: The run directory. It may be missing or empty.
@@ -44,8 +44,11 @@ def open_folder(folder: Path, config: RunConfig, *, resume: bool) -> Record | No
     taken = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
     if taken:
         raise RunFolderError(f"{taken} is not a directory: choose another --out")
-    if not folder.exists() or not any(folder.iterdir()):
+    for place in (folder, folder / "checkpoints"):
+        clear_leftovers(place)
+    if not folder.exists() or all(is_temporary(path) for path in folder.iterdir()):
         return None
+    require_file(folder / "config.toml", "the configuration of a run")
     if not (folder / "config.toml").exists():
         raise RunFolderError(f"{folder} holds files that are not a run: choose another --out")
     both = RunConfig(**read_toml(folder / "config.toml")), config

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 from typing_extensions import NotRequired, TypedDict
 
 from idaa_lightly.errors import FileFormatError
+from idaa_lightly.files import require_file
 from idaa_lightly.options import Fraction, Seed
 
 T = TypeVar("T")
@@ -167,7 +168,7 @@ class Config(_Open):
     backbone: NotRequired[str]
     image_size: NotRequired[Size]
     set: dict[
-        Annotated[str, StringConstraints(pattern="^(method|aug)$")],
+        Annotated[str, StringConstraints(pattern="^(method|aug|backbone)$")],
         dict[str, str | bool | Annotated[float, Interval(ge=-1e300, le=1e300)]],
     ]
 
@@ -303,6 +304,7 @@ def read_json(path: Path, schema: type[T], what: str, versions: Collection[int] 
     Raises:
         FileFormatError: The file is missing, is not JSON, or does not match the schema.
     """
+    require_file(path, what)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

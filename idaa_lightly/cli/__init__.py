@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -25,6 +30,42 @@ from idaa_lightly.cli.vae import vae
 from idaa_lightly.errors import IDAAError
 
 
+class Terminated(KeyboardInterrupt):
+    """Another signal than Ctrl-C asks the process to end. It is handled like Ctrl-C.
+
+    Args:
+        number: Number of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Raise `Terminated` on SIGTERM, and on SIGUSR1 and SIGUSR2, which announce the end of Slurm jobs.
+
+    Further signals are ignored, so that they cannot interrupt the cleaning up. Only default handlers are replaced.
+    """
+    names = ("SIGTERM", "SIGUSR1", "SIGUSR2") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows lacks the last two.
+    process = os.getpid()
+    got: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        if not got and os.getpid() == process:  # Forked workers of a data loader end with this process.
+            got.append(number)
+            raise Terminated(number)
+
+    before = {number: signal.signal(number, stop) for number in numbers if signal.getsignal(number) == signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Commands(click.Group):
     """Command group that turns errors into one sentence and an exit code."""
 
@@ -32,7 +73,7 @@ class Commands(click.Group):
         """Run the command. Print errors and interruptions as one sentence."""
         ctx.obj = Console(markup=False)
         try:
-            with messages_on(ctx.obj), machine_errors():
+            with messages_on(ctx.obj), machine_errors(), _signals_interrupt():
                 return super().invoke(ctx)
         except IDAAError as error:
             text = str(error).strip()
@@ -44,7 +85,7 @@ class Commands(click.Group):
                 err=True,
             )
             ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             hints = {
                 "run": " Repeat the command with --resume to continue after the last finished epoch.",
                 "sweep": " Repeat the command to continue.",
@@ -53,8 +94,10 @@ class Commands(click.Group):
                 "linear": " Repeat the command to continue with the interrupted protocol.",
                 "finetune": " Repeat the command to continue with the interrupted share of the labels.",
             }
-            click.echo("Interrupted." + hints.get(ctx.invoked_subcommand or "", ""), err=True)
-            ctx.exit(130)
+            number = stop.number if isinstance(stop, Terminated) else signal.SIGINT
+            name = f" by {signal.Signals(number).name}" * isinstance(stop, Terminated)
+            click.echo(f"Interrupted{name}." + hints.get(ctx.invoked_subcommand or "", ""), err=True)
+            ctx.exit(128 + number)  # 130 after Ctrl-C and 143 after SIGTERM, as in shells.
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -31,7 +31,7 @@ SEVERAL = ("method", "aug", "seed", "set")
     multiple=True,
     metavar="KEY=VALUES",
     help="Values to try for an option, separated by commas. aug.KEY and method.KEY, such as aug.eps=0.1,0.2, set the "
-    "option of all plugins that have it; the others run once without it and are logged. NAME.KEY, such as "
+    "option of all plugins that have it; plugins without it run once, and a message says so. NAME.KEY, such as "
     "idaa.eps=0.1,0.2, sets the option of one plugin and overrides aug.KEY and method.KEY. Repeat --set to try all "
     "combinations.",
 )
@@ -85,8 +85,7 @@ def sweep(
     The sweep can be interrupted and repeated at any time. Runs in --out are recognised by their configuration: finished
     ones are skipped, and interrupted ones are resumed. A run that fails does not stop the others.
 
-    All options that are not explained here are those of `idaa-bench run`. Afterwards, `idaa-bench compare` shows the
-    results.
+    The options from --data on are those of `idaa-bench run`. Afterwards, `idaa-bench compare` shows the results.
 
     \b
     Examples:

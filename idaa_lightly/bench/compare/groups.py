@@ -86,8 +86,8 @@ class Comparison:
 
     Attributes:
         rows: A row per group, in percent, seconds and FLOPs.
-        shared: What all groups have in common.
-        notes: What to bear in mind, a sentence each.
+        shared: Facts that all groups have in common.
+        notes: Cautions for the reader, a sentence each.
         against: The augmentation that differences and ratios refer to.
     """
 

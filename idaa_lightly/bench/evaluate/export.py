@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -31,9 +32,9 @@ def run_backbone(folder: Path) -> tuple[nn.Module, Record]:
         FileFormatError: The directory is not a finished run, or its files do not go together.
     """
     record = read_record(folder)
-    name, image_size = config_of(record).backbone or "", record["data"]["image_size"]
-    network, _ = create_backbone(name, image_size)
-    path = folder / "backbone.pt"
+    config, image_size = config_of(record), record["data"]["image_size"]
+    name, path = config.backbone or "", folder / "backbone.pt"
+    network, _ = create_backbone(name, image_size, config.set.get("backbone"))
     load_weights(network, load_tensors(path, "a backbone written by a run"), path, f"the backbone {name}")
     return network, record
 
@@ -70,7 +71,7 @@ def export(folder: Path, out: Path, form: str | None = None) -> str:
         )
     library = form or next(iter(holders), "")
     state = network.state_dict()
-    lines = _lines(library, name, image_size, state)
+    lines = _lines(library, name, image_size, state, record["config"]["set"].get("backbone"))
     normalize = record["data"]["normalize"]
     lines += [
         f"model.load_state_dict(torch.load({str(out)!r}, weights_only=True))",
@@ -92,13 +93,15 @@ def _libraries_with(name: str) -> list[str]:
     return libraries
 
 
-def _lines(library: str, name: str, image_size: int, state: dict[str, torch.Tensor]) -> list[str]:
+def _lines(
+    library: str, name: str, image_size: int, state: dict[str, torch.Tensor], options: dict[str, Any] | None
+) -> list[str]:
     """Return lines of Python that build the untrained network."""
     if not library:
         return [
             "import torch",
             "from idaa_lightly.backbones import create_backbone",
-            f"model, num_features = create_backbone({name!r}, {image_size})",
+            f"model, num_features = create_backbone({name!r}, {image_size}{f', {options!r}' if options else ''})",
         ]
     if library == "timm":
         lines = ["import timm, torch", f"model = timm.create_model({name!r}, num_classes=0)"]

@@ -8,7 +8,8 @@ RUN/knn.json, linear.json, finetune.json and transfer.json share one layout:
         source        hash of weights, network and images. Adding a result drops the results with another source
         seconds       duration; for knn.json and linear.json without computing the features
         versions, device, git_commit      as in record.json
-        ...           further keys of the evaluation, such as `accuracy`: top-1 in [0, 1] on all test images
+        ...           further keys of the evaluation, such as `accuracy`: top-1 in [0, 1] on all test images; in
+                  transfer.json, those of the target data set
 
 RUN/features.npz holds the frozen features of a run's images in the arrays of `Features`, and their `source`. They are
 kept in float32, so results are equal to the bit whether the features were read or computed.

@@ -109,7 +109,7 @@ def load_backbone(target: Path, *, backbone: str | None = None, data: str | None
     images = read_data(config)
     if data and not backbone:  # The run's network expects the normalisation that it was trained with.
         images = replace(images, normalize=read_record(folder)["data"]["normalize"])
-    network, _ = create_backbone(config.backbone or "", images.image_size)
+    network, _ = create_backbone(config.backbone or "", images.image_size, config.set.get("backbone"))
     load_weights(network, state, target, f"the backbone {config.backbone}")
     return network.to(pick_device()), images
 

@@ -47,7 +47,9 @@ def figures(folder: Path) -> dict[Path, list[Contrast]]:
     for records in sorted((folder / "records").glob("*")):
         if any(records.rglob("record.json")):
             found, _ = read_groups([records], by_commit=False)
-            if len(found) == 1:  # a recipe that was run on two data sets has no one difference
+            if (
+                len(found) == 1
+            ):  # A recipe that was run on two data sets gives two groups, so its difference is ambiguous.
                 groups[records.name] = found[0]
     made = {}
     for question in read_questions(folder):

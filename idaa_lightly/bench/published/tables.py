@@ -31,7 +31,7 @@ class _Found:
     Attributes:
         groups: Groups with their rows, by recipe.
         titles: Titles of the columns, by key.
-        notes: What all groups share, and what to bear in mind.
+        notes: Facts that all groups share, and cautions, a sentence each.
     """
 
     groups: dict[str, list[tuple[Group, Line]]]

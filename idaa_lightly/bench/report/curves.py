@@ -48,7 +48,7 @@ class Shown:
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """Its own number, for a legend."""
+        """Number of this group as a tuple, like `Figure.groups`."""
         return (self.index,)
 
     def line(self, x: Sequence[float], columns: Iterable[Sequence[float]]) -> Line:

@@ -23,19 +23,20 @@ from idaa_lightly.batchnorm import strip_dual_batchnorm
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.features import KNN_K, KNN_TEMPERATURE, features_and_projections, features_of, knn_accuracy
 from idaa_lightly.bench.record import SCHEMA, environment, open_folder, write_json
+from idaa_lightly.bench.run.checkpoint import LAST, CheckpointFiles, last_checkpoint
 from idaa_lightly.bench.run.cost import estimate, flops_per_image, in_words
 from idaa_lightly.bench.run.figures import save_curves, save_views
 from idaa_lightly.bench.run.fitting import fit, fit_context
 from idaa_lightly.bench.run.health import spread, warnings_of
 from idaa_lightly.bench.run.setup import Parts, make_augmentation, make_parts, make_trainer, read_data, resolve
 from idaa_lightly.bench.schema import Record
-from idaa_lightly.errors import FileFormatError, UsageError
+from idaa_lightly.errors import UsageError
 from idaa_lightly.evaluation.linear import linear_probe
 from idaa_lightly.evaluation.search import backend
-from idaa_lightly.files import atomic_write, claim, load_tensors
+from idaa_lightly.files import atomic_write, claim, save_tensors
 from idaa_lightly.loading import require_trainable
 from idaa_lightly.plugin import Method
-from idaa_lightly.seeding import STREAMS
+from idaa_lightly.registry import entries
 from idaa_lightly.training import LOG_EVERY, Evaluation, MetricsCSV, SelfSupervised
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ def run(config: RunConfig, out: Path, *, resume: bool = False) -> Record | None:
             `resume` is False.
         FileFormatError: The checkpoint or the record of an earlier process cannot be read.
         NonFiniteError: The training diverged.
+        KeyboardInterrupt: The run was interrupted. `resume` continues after the last finished epoch.
     """
     start = time.perf_counter(), time.process_time()
     config = resolve(config)
@@ -91,7 +93,7 @@ class _Training:
 
 
 def _run(parts: Parts, out: Path, start: tuple[float, float]) -> Record | None:
-    resumed = _checkpoint(out)
+    resumed = last_checkpoint(out)
     with warnings.catch_warnings():
         _quiet_lightning()
         training = _fitted(parts, out, resumed)
@@ -106,26 +108,6 @@ def _run(parts: Parts, out: Path, start: tuple[float, float]) -> Record | None:
     for warning in record.get("warnings", []):
         log.info(f"Warning: {warning}.")
     return record
-
-
-def _checkpoint(out: Path) -> dict[str, Any]:
-    """Read the checkpoint of an interrupted run. Return an empty dictionary if there is none.
-
-    Raises:
-        FileFormatError: The file is not a checkpoint of this version.
-    """
-    path = out / "checkpoints" / "last.ckpt"
-    if not path.exists():
-        return {}
-    content = load_tensors(path, "a checkpoint of this run")
-    if not {"state_dict", "pytorch-lightning_version"} <= content.keys():
-        raise FileFormatError(f"{path} is not a checkpoint of this run")
-    if content.get("idaa_lightly_streams") != STREAMS:
-        raise FileFormatError(
-            f"{path} was written by a version of idaa-lightly with other random streams, so a resumed run would differ "
-            "from an uninterrupted one: finish it with that version, or start anew with another --out"
-        )
-    return content
 
 
 def _fitted(parts: Parts, out: Path, resumed: dict[str, Any]) -> _Training:
@@ -159,19 +141,18 @@ def _train(parts: Parts, training: _Training, out: Path, *, resumed: bool) -> No
     if trainer.is_global_zero:  # Written only now, so that a refused command leaves the directory unused.
         with atomic_write(out / "config.toml") as temporary:
             temporary.write_text(config.to_toml())
-    checkpoint = out / "checkpoints" / "last.ckpt" if resumed else None
+    checkpoint = out / "checkpoints" / LAST if resumed else None
     try:
         trainer.fit(training.module, loader, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit as stop:  # Lightning turns Ctrl-C into SystemExit.
-        raise KeyboardInterrupt from stop
+    except SystemExit as stop:  # Lightning turns KeyboardInterrupt and its subclasses into SystemExit.
+        raise (stop.__context__ if isinstance(stop.__context__, KeyboardInterrupt) else KeyboardInterrupt()) from None
 
 
 def _export(parts: Parts, training: _Training, out: Path) -> dict[str, Tensor]:
     """Write backbone.pt, and return the rows of views.png."""
     if training.trainer.is_global_zero:
         backbone = strip_dual_batchnorm(copy.deepcopy(parts.method.backbone)).cpu()
-        with atomic_write(out / "backbone.pt") as temporary:
-            torch.save(backbone.state_dict(), temporary)
+        save_tensors(backbone.state_dict(), out / "backbone.pt")
     training.module.to(training.trainer.strategy.root_device)  # Lightning has moved the module to the CPU.
     return _view_rows(parts, training.module)
 
@@ -241,7 +222,7 @@ def _evaluator(parts: Parts) -> Callable[[Method, int], dict[str, float]]:
 
 def _announce(parts: Parts, out: Path, duration: str, resumed_at: int | None) -> None:
     config, data = parts.config, parts.data
-    stem = " with the CIFAR stem" if data.image_size <= SMALL else ""
+    stem = " with the CIFAR stem" if data.image_size <= SMALL and not entries("backbone", config.backbone) else ""
     log.info(
         f"{config.method} × {config.aug} on {config.data}: {len(data.train)} training and {len(data.test)} test images "
         f"of {data.image_size} px in {len(data.classes)} classes; {config.backbone}{stem}; {parts.epochs} epochs of "
@@ -266,6 +247,7 @@ def _trainer(config: RunConfig, out: Path, callbacks: list[pl.Callback], steps: 
         callbacks=[*callbacks, saving, *([TQDMProgressBar(refresh_rate=LOG_EVERY)] if bar else [])],
         enable_progress_bar=bar,
         log_every_n_steps=min(LOG_EVERY, steps),
+        plugins=[CheckpointFiles()],
     )
 
 

@@ -19,7 +19,7 @@ from idaa_lightly.bench.sweep.command import Command
 from idaa_lightly.bench.sweep.executors import Job, create_executor
 from idaa_lightly.bench.sweep.plan import Run
 from idaa_lightly.errors import BusyError, SweepError
-from idaa_lightly.files import claim
+from idaa_lightly.files import claim, clear_leftovers
 
 log = logging.getLogger(__name__)
 POLL = 0.5  # seconds
@@ -54,6 +54,8 @@ class Jobs:
         cluster: str,
         options: Mapping[str, Any],
     ) -> None:
+        for run in runs:
+            clear_leftovers(run.folder)  # Finished runs are not started again, so nothing else would clear them.
         self.runs, self.local, self.limit = runs, cluster == "local", limit or len(runs)
         self.waiting = [run for run in runs if not run.finished]
         self.running: dict[int, tuple[Run, Job]] = {}

@@ -143,7 +143,7 @@ def _options(config: RunConfig) -> Iterator[str]:
 
 def _folders(out: Path) -> dict[str, Path]:
     """Return the run directories below `out` by configuration. Of equal ones, a finished run is preferred."""
-    found = [path.parent for path in sorted(out.rglob("config.toml"))]
+    found = [path.parent for path in sorted(out.rglob("config.toml")) if path.is_file()]
     result = {}
     for folder in sorted(found, key=lambda folder: (folder / "record.json").exists()):
         try:
