@@ -256,7 +256,7 @@ class _KeepHandler(pl.Callback):
     def __init__(self) -> None:
         self.handler = signal.getsignal(signal.SIGTERM)
 
-    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Restore the handler, which Lightning has replaced by now."""
         if callable(self.handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self.handler)
