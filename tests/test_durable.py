@@ -104,9 +104,11 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "text"),
     [
-        (cut, "last.ckpt is not a checkpoint of this run: "),
+        pytest.param(cut, "last.ckpt is not a checkpoint of this run: ", marks=pytest.mark.slow),
         (flip, "last.ckpt is not a checkpoint of this run: it is damaged or holds something else"),
-        (Path.unlink, "last.ckpt does not exist; expected a checkpoint of this run. "),
+        pytest.param(
+            Path.unlink, "last.ckpt does not exist; expected a checkpoint of this run. ", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage: Callable[[Path], None], text: str) -> None:
