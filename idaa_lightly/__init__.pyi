@@ -8,8 +8,9 @@ from .batchnorm import (
 )
 from .criteria import DebiasedLoss, InfoNCELoss, OUCLLoss, UELLoss
 from .evaluation.knn import knn_classify, knn_sweep
-from .evaluation.lightning import FaissKNNClassifier, KNNCallback
+from .evaluation.lightning import FaissKNNClassifier, KNNCallback, UnlabelledCallback
 from .evaluation.linear import linear_probe
+from .evaluation.unlabelled import alignment, rankme, spread, uniformity
 from .learned import LearnedColor, Viewmaker
 from .losses import AdversarialLoss, AdversarialOutput
 from .metaug import FeatureGenerator, MetAugLoss
@@ -48,14 +49,19 @@ __all__ = [
     "RandomDirection",
     "ReusedGraphLoss",
     "UELLoss",
+    "UnlabelledCallback",
     "ViewGenerator",
     "Viewmaker",
     "adversarial_batchnorm",
     "adversarial_parameters",
+    "alignment",
     "dual_batchnorm",
     "fit_vae",
     "knn_classify",
     "knn_sweep",
     "linear_probe",
+    "rankme",
+    "spread",
     "strip_dual_batchnorm",
+    "uniformity",
 ]

@@ -1,8 +1,10 @@
-"""ResNet backbones by name, with a stem that fits the image size."""
+"""Backbones by name: ResNets with a stem that fits the image size, and plugins."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import torchvision
 from lightly.models.resnet import BasicBlock, ResNet
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from idaa_lightly.errors import UsageError, require_extra, suggestion
+from idaa_lightly.plugin import Backbone
+from idaa_lightly.registry import entries, load
 
 SMALL = 64  # largest image size, in pixels, at which a ResNet gets the CIFAR stem
 NARROW_LAYERS = {"resnet9": [1, 1, 1, 1], "resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6, 3]}
@@ -35,25 +39,30 @@ class NarrowResNet(ResNet):  # type: ignore[misc]
         return x.mean((2, 3))
 
 
-def create_backbone(name: str, image_size: int) -> tuple[nn.Module, int]:
-    """Create an untrained ResNet without a classifier.
+def create_backbone(name: str, image_size: int, options: Mapping[str, Any] | None = None) -> tuple[nn.Module, int]:
+    """Create an untrained backbone without a classifier.
 
-    For images of up to 64 px, the stem is replaced by the CIFAR stem: a 3×3 convolution with stride 1, without
-    max-pooling. Narrow ResNets always have this stem.
+    For images of up to 64 px, the stem of a ResNet is replaced by the CIFAR stem: a 3×3 convolution with stride 1,
+    without max-pooling. Narrow ResNets always have this stem.
 
     Args:
-        name: ResNet of torchvision ("resnet18", "wide_resnet50_2") or timm ("resnet26d"). If both have the name,
-            "timm/resnet18" selects timm's. A name such as "resnet18-w16" is a narrow ResNet (resnet9, 18 or 34)
-            with 16 instead of 64 channels in the first stage.
+        name: Backbone plugin, or a ResNet of torchvision ("resnet18", "wide_resnet50_2") or timm ("resnet26d"). If
+            both have the name, "timm/resnet18" selects timm's. A name such as "resnet18-w16" is a narrow ResNet
+            (resnet9, 18 or 34) with 16 instead of 64 channels in the first stage.
         image_size: Height and width of the images, in pixels.
+        options: Options of a plugin.
 
     Returns:
         The backbone, which maps images (N, 3, H, W) to features (N, num_features), and `num_features`.
 
     Raises:
-        UsageError: The name is not a known ResNet.
+        UsageError: The name is not a known backbone.
+        PluginError: The plugin cannot be loaded.
         MissingExtraError: Torchvision does not have the model, and timm is not installed.
     """
+    if entries("backbone", name):
+        plugin: Backbone = load("backbone", name)(image_size, **(options or {}))
+        return plugin, plugin.num_features
     narrow = re.fullmatch(r"(resnet\d+)-w(\d+)", name)
     if narrow and narrow[1] in NARROW_LAYERS and int(narrow[2]) > 0:
         network = NarrowResNet(NARROW_LAYERS[narrow[1]], int(narrow[2]))
@@ -66,10 +75,11 @@ def create_backbone(name: str, image_size: int) -> tuple[nn.Module, int]:
     else:
         timm = require_extra("timm", "vision", f"backbone {name!r}, which torchvision does not have")
         if not timm.is_model(name.removeprefix("timm/")):
-            resnets = [n for n in ours if "resne" in n] + timm.list_models("*resne*")
+            plugins = [entry.name for entry in entries("backbone")]
+            known = [n for n in ours if "resne" in n] + timm.list_models("*resne*") + plugins
             raise UsageError(
-                f"no backbone {name!r}; known are the ResNets of torchvision and timm, and narrow ones such as "
-                f"'resnet18-w16'.{suggestion(name, resnets)}"
+                f"no backbone {name!r}; known are the ResNets of torchvision and timm, narrow ones such as "
+                f"'resnet18-w16', and {', '.join(plugins)}.{suggestion(name, known)}"
             )
         model = timm.create_model(name.removeprefix("timm/"), num_classes=0)
         num_features = model.num_features

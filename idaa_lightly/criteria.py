@@ -1,14 +1,52 @@
-"""Pair losses that Lightly lacks, with its interface: `forward(out0, out1)`, (N, D) each, returns a scalar."""
+"""Pair losses that Lightly lacks, with its interface: `forward(out0, out1)`, (N, D) each, returns a scalar.
+
+With `gather_distributed`, each rank compares its own embeddings with those of all ranks. The mean of the ranks' losses,
+and its gradient under DDP, then equal those of one process with the whole batch. N must be the same on all ranks.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+from lightly.utils import dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from idaa_lightly.options import BelowOne, NonNegative, Positive, checked
+
+
+class SumOverRanks(torch.autograd.Function):
+    """Sum of a tensor over all ranks, whose gradient is summed over the ranks as well.
+
+    Unlike `lightly.utils.dist.gather`, it can be differentiated twice, as MetAug does.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        """Return the sum over all ranks."""
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        """Return the gradient with respect to the tensor of this rank."""
+        return SumOverRanks.apply(gradient)
+
+
+def gathered(embeddings: Tensor) -> Tensor:
+    """Return the embeddings of all ranks in the order of the ranks, (..., N · ranks, D), with gradients.
+
+    Args:
+        embeddings: Embeddings of this rank, (..., N, D). The shape must be the same on all ranks.
+    """
+    ranks, rank, count = dist.world_size(), dist.rank(), embeddings.shape[-2]
+    if ranks == 1:
+        return embeddings
+    everyones: Tensor = SumOverRanks.apply(F.pad(embeddings, (0, 0, rank * count, (ranks - rank - 1) * count)))
+    return everyones
 
 
 class InfoNCELoss(nn.Module):
@@ -19,12 +57,13 @@ class InfoNCELoss(nn.Module):
 
     Args:
         temperature: Divisor of the cosine similarities.
+        gather_distributed: Compare with the embeddings of all ranks, as in Lightly's losses.
     """
 
     @checked
-    def __init__(self, temperature: Positive = 0.1) -> None:
+    def __init__(self, temperature: Positive = 0.1, gather_distributed: bool = False) -> None:
         super().__init__()
-        self.temperature = temperature
+        self.temperature, self.gather_distributed = temperature, gather_distributed
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Return the loss.
@@ -33,8 +72,9 @@ class InfoNCELoss(nn.Module):
             out0: Embeddings of the anchors, (N, D).
             out1: Embeddings of the positives, (N, D).
         """
-        logits = F.normalize(out0, dim=1) @ F.normalize(out1, dim=1).T / self.temperature
-        return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+        _, positives, positive, _ = _compared((out1,), self.gather_distributed)
+        logits = F.normalize(out0, dim=1) @ positives.T / self.temperature
+        return F.cross_entropy(logits, positive.int().argmax(1))
 
 
 class UELLoss(nn.Module):
@@ -48,12 +88,13 @@ class UELLoss(nn.Module):
 
     Args:
         temperature: Divisor of the cosine similarities.
+        gather_distributed: Compare with the embeddings of all ranks, as in Lightly's losses.
     """
 
     @checked
-    def __init__(self, temperature: Positive = 0.1) -> None:
+    def __init__(self, temperature: Positive = 0.1, gather_distributed: bool = False) -> None:
         super().__init__()
-        self.temperature = temperature
+        self.temperature, self.gather_distributed = temperature, gather_distributed
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Return the loss.
@@ -62,11 +103,8 @@ class UELLoss(nn.Module):
             out0: Embeddings of the first view, (N, D).
             out1: Embeddings of the second view, (N, D).
         """
-        z = F.normalize(torch.cat([out0, out1]), dim=1)
-        logits = (z @ z.detach().T / self.temperature).masked_fill(_itself(z), -math.inf)
-        positives = torch.arange(len(z), device=z.device).roll(len(out0))
-        log_p = logits.log_softmax(1)
-        positive = F.one_hot(positives, len(z)).bool()
+        z, compared, itself, positive = _compared((out0, out1), self.gather_distributed)
+        log_p = (z @ compared.detach().T / self.temperature).masked_fill(itself, -math.inf).log_softmax(1)
         others = torch.log1p(-log_p.exp().masked_fill(positive, 0))  # A view has P = 0 with itself.
         return -(log_p[positive].sum() + others.sum()) / len(z)
 
@@ -81,12 +119,19 @@ class DebiasedLoss(nn.Module):
         temperature: Divisor of the cosine similarities.
         tau_plus: Probability that a negative belongs to the anchor's class.
         beta: Concentration on hard negatives. 0 weighs all negatives equally.
+        gather_distributed: Compare with the embeddings of all ranks, as in Lightly's losses.
     """
 
     @checked
-    def __init__(self, temperature: Positive = 0.5, tau_plus: BelowOne = 0.1, beta: NonNegative = 0.0) -> None:
+    def __init__(
+        self,
+        temperature: Positive = 0.5,
+        tau_plus: BelowOne = 0.1,
+        beta: NonNegative = 0.0,
+        gather_distributed: bool = False,
+    ) -> None:
         super().__init__()
-        self.temperature = temperature
+        self.temperature, self.gather_distributed = temperature, gather_distributed
         self.tau_plus, self.beta = tau_plus, beta
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
@@ -96,11 +141,10 @@ class DebiasedLoss(nn.Module):
             out0: Embeddings of the first view, (N, D). N must be 2 or more.
             out1: Embeddings of the second view, (N, D).
         """
-        z = F.normalize(torch.cat([out0, out1]), dim=1)
-        similarities = z @ z.T / self.temperature
-        same = _itself(z) | _itself(z).roll(len(out0), 1)
-        negatives = similarities[~same].view(len(z), -1)
-        positive = similarities.diagonal(len(out0)).exp().repeat(2)
+        z, compared, itself, other_view = _compared((out0, out1), self.gather_distributed)
+        similarities = z @ compared.T / self.temperature
+        negatives = similarities[~(itself | other_view)].view(len(z), -1)
+        positive = similarities[other_view].exp()
         count = negatives.shape[1]
         weights = (self.beta * negatives).softmax(1)  # They sum to 1 and are uniform if beta is 0.
         estimate = count * ((weights * negatives.exp()).sum(1) - self.tau_plus * positive) / (1 - self.tau_plus)
@@ -112,7 +156,7 @@ class OUCLLoss(nn.Module):
     """Optimisation-driven unified contrast (OUCL) loss, with one logarithm over all positive-negative pairs.
 
     (1/γ) log(1 + Σ_k⁻ Σ_k⁺ exp γ(Γ⁻(d⁻ − m) − Γ⁺(d⁺ − 1 + m))) for each embedding, with d = (cos + 1) / 2. The weights
-    Γ⁻ = [d⁻ + m]₊ and Γ⁺ = [1 + m − d⁺]₊ are detached. Negatives are the other samples in the batch of one device.
+    Γ⁻ = [d⁻ + m]₊ and Γ⁺ = [1 + m − d⁺]₊ are detached. Negatives are the other samples of the batch.
 
     Source: Li et al., "MetAug: Contrastive Learning via Meta Feature Augmentation", ICML 2022, Sec. 3.3.
 
@@ -121,12 +165,21 @@ class OUCLLoss(nn.Module):
         margin: Margin m.
         weighted: Use the weights Γ and the margin. False is the default of the authors' code: Γ = 1, no margin, and a
             loss multiplied by 16.
+        gather_distributed: Compare with the embeddings of all ranks, as in Lightly's losses.
     """
 
     @checked
-    def __init__(self, gamma: Positive = 16.0, margin: NonNegative = 0.25, *, weighted: bool = True) -> None:
+    def __init__(
+        self,
+        gamma: Positive = 16.0,
+        margin: NonNegative = 0.25,
+        *,
+        weighted: bool = True,
+        gather_distributed: bool = False,
+    ) -> None:
         super().__init__()
         self.gamma, self.margin, self.weighted = gamma, margin, weighted
+        self.gather_distributed = gather_distributed
 
     def forward(self, *outs: Tensor) -> Tensor:
         """Return the mean loss of all embeddings.
@@ -134,12 +187,10 @@ class OUCLLoss(nn.Module):
         Args:
             outs: Embeddings (N, D) of two or more views of the same N samples. N must be 2 or more.
         """
-        z = F.normalize(torch.cat(outs), dim=1)
-        similarities = (z @ z.T + 1) / 2
-        sample = torch.arange(len(z), device=z.device) % len(outs[0])
-        same = sample[:, None] == sample
-        positives = similarities[same & ~_itself(z)].view(len(z), -1)
-        return self.of_similarities(positives, similarities[~same].view(len(z), -1))
+        z, compared, itself, other_view = _compared(outs, self.gather_distributed)
+        similarities = (z @ compared.T + 1) / 2
+        negatives = similarities[~(itself | other_view)].view(len(z), -1)
+        return self.of_similarities(similarities[other_view].view(len(z), -1), negatives)
 
     def of_similarities(self, positives: Tensor, negatives: Tensor) -> Tensor:
         """Return the mean loss of M embeddings, given their similarities in [0, 1].
@@ -157,5 +208,21 @@ class OUCLLoss(nn.Module):
         return scale / self.gamma * torch.logaddexp(pairs, torch.zeros_like(pairs)).mean()
 
 
-def _itself(z: Tensor) -> Tensor:
-    return torch.eye(len(z), dtype=torch.bool, device=z.device)
+def _compared(outs: tuple[Tensor, ...], gather: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return what a loss compares.
+
+    Args:
+        outs: Embeddings (N, D) of V views of the same samples.
+        gather: Compare with the embeddings of all ranks, instead of those in `outs` only.
+
+    Returns:
+        The normalised embeddings in `outs`, (V · N, D), those that they are compared with, (M, D), and two masks
+        (V · N, M): pairs of an embedding with itself, and pairs of different views of a sample.
+    """
+    z = F.normalize(torch.stack(outs), dim=2)
+    others = gathered(z) if gather else z
+    views, samples, _ = others.shape
+    columns = torch.arange(views * samples, device=z.device)
+    rows = columns.view(views, -1, z.shape[1])[:, dist.rank() if gather else 0].reshape(-1, 1)
+    itself = rows == columns
+    return z.flatten(0, 1), others.flatten(0, 1), itself, (rows % samples == columns % samples) & ~itself

@@ -7,8 +7,11 @@ time.
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,14 +24,20 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
-from idaa_lightly.errors import DataError, UsageError, suggestion
-from idaa_lightly.options import Count, ImageSize, Share, checked
+from idaa_lightly.errors import DataError, IDAAError, UsageError, suggestion
+from idaa_lightly.options import Count, ImageSize, Option, Positive, Share, checked
 from idaa_lightly.torchvision_data import SETS, read_torchvision
 
 IN_MEMORY = 96  # largest image size, in pixels, at which all images are decoded at the start
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 NAMES = ("digits", *SETS)
-UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
+LIMITS = {"IDAA_LIGHTLY_MAX_PIXELS": 50_000_000, "IDAA_LIGHTLY_MAX_ASPECT": 50}
+"""Largest number of pixels and largest ratio of the sides of an image file.
+
+A small file can hold an image that fills the memory, at the latest when it is resized. Environment variables of these
+names change the limits.
+"""
+UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, ZeroDivisionError)
 Progress = Callable[[str, int], Callable[[str], None]]
 """Function of a title and a number of steps that starts a progress bar.
 
@@ -175,23 +184,43 @@ def decode(path: Path) -> tuple[np.ndarray[Any, Any], str]:
         The image (H, W, 3) in uint8, and the PIL mode of the file.
 
     Raises:
-        DataError: The file is not an image or is truncated.
+        DataError: The file is not an image, is truncated, or exceeds one of `LIMITS`.
     """
+    with _opened(path) as image:
+        mode = image.mode
+        if mode.startswith(("I", "F")):
+            deep = np.asarray(image, dtype=np.float64)
+            scale = 255 / max(65535.0 if mode != "F" else float(deep.max()), 1e-12)
+            grey = (deep * scale).round().clip(0, 255).astype(np.uint8)
+            return np.stack([grey] * 3, axis=2), mode
+        return np.array(image.convert("RGBA").convert("RGB") if mode == "P" else image.convert("RGB")), mode
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image file for the with-block. Its size is checked against `LIMITS` before anything is decoded."""
     try:
         with Image.open(path) as image:
-            mode = image.mode
-            if mode.startswith(("I", "F")):
-                deep = np.asarray(image, dtype=np.float64)
-                scale = 255 / max(65535.0 if mode != "F" else float(deep.max()), 1e-12)
-                grey = (deep * scale).round().clip(0, 255).astype(np.uint8)
-                return np.stack([grey] * 3, axis=2), mode
-            return np.array(image.convert("RGBA").convert("RGB") if mode == "P" else image.convert("RGB")), mode
+            width, height = image.size
+            pixels, aspect = width * height, max(width, height) / min(width, height)
+            for name, what, value in zip(
+                LIMITS, ("a number of pixels", "an aspect ratio"), (pixels, aspect), strict=True
+            ):
+                limit = Option(name, Positive).parse(os.environ.get(name, LIMITS[name]))
+                if value > limit:
+                    raise DataError(
+                        f"the image {path} has {width} × {height} px, but expected {what} of {limit:g} or less: remove "
+                        f"it from the folder, or set the environment variable {name}={math.ceil(value)}"
+                    )
+            yield image
+    except IDAAError:
+        raise
     except UNREADABLE as error:
         raise DataError(f"cannot read the image {path} ({error}): repair it or remove it from the folder") from error
 
 
 def _digits() -> tuple[Images, Images, tuple[str, ...]]:
-    """Return scikit-learn's digits (8×8, 16 grey levels), enlarged to 32×32 and split 80:20."""
+    """Return scikit-learn's digits (8×8, 17 grey levels), enlarged to 32×32 and split 80:20."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -270,11 +299,8 @@ def _usual_size(images: Images) -> int:
         return int(images.pixels.shape[1])
     sides: list[tuple[int, int]] = []
     for path in images.paths[:: max(1, len(images) // 64)]:
-        try:
-            with Image.open(path) as image:
-                sides.append(image.size)
-        except UNREADABLE as error:
-            raise DataError(f"cannot read the image {path} ({error}): repair it or remove it") from error
+        with _opened(path) as image:
+            sides.append(image.size)
     if len(set(sides)) == 1 and sides[0][0] == sides[0][1] <= IN_MEMORY:
         return sides[0][0]
     middle = sorted(min(side) for side in sides)[len(sides) // 2]

@@ -62,6 +62,10 @@ class SweepError(IDAAError):
     """Some runs of a sweep failed. The others are complete."""
 
 
+class MachineError(IDAAError, OSError):
+    """The operating system refused a file, or the memory does not suffice."""
+
+
 class NonFiniteError(IDAAError, ArithmeticError):
     """Features or a loss contain NaN or infinity."""
 

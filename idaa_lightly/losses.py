@@ -87,7 +87,11 @@ class AdversarialLoss(nn.Module):
         return AdversarialOutput(total, *detached((clean, adversarial, views, (anchor, positive, output))))
 
     def _attack(self, model: Callable[[Tensor], Any], x0: Tensor, rest: list[Any]) -> Tensor:
-        """Search for x' that raises the loss against the fixed anchor f_adv(x0)."""
+        """Search for x' that raises the loss against the fixed anchor f_adv(x0).
+
+        Under DDP, the gradient is that of one process with the whole batch, times the number of ranks: each rank
+        differentiates the sum of their losses, not the mean. Ascents use only its sign or direction.
+        """
         anchor = None
 
         def objective(images: Tensor) -> Tensor:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
+from lightly.utils import dist
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from idaa_lightly.criteria import SumOverRanks, gathered
 from idaa_lightly.isolation import preserved_buffers
 from idaa_lightly.options import Count, NonNegative, checked
 from idaa_lightly.outputs import embedding_of
@@ -78,6 +80,8 @@ class MetAugLoss(nn.Module):
         feature_weight: Weight of the contrast with augmented embeddings.
         margin_weight: Weight of the margin term.
         inner_lr: Learning rate of the inner step, ℓ in the paper.
+        gather_distributed: Average the inner gradient over all ranks, and take the margin over all their embeddings.
+            `contrast` needs an argument of its own, such as `OUCLLoss(gather_distributed=True)`.
     """
 
     @checked
@@ -89,10 +93,12 @@ class MetAugLoss(nn.Module):
         feature_weight: NonNegative,
         margin_weight: NonNegative,
         inner_lr: NonNegative = 1e-3,
+        gather_distributed: bool = False,
     ) -> None:
         super().__init__()
         self.contrast, self.generators = contrast, nn.ModuleList(generators)
         self.weights, self.inner_lr = (feature_weight, margin_weight), inner_lr
+        self.gather_distributed = gather_distributed
 
     def forward(self, model: nn.Module, x0: Tensor, x1: Tensor) -> MetAugOutput:
         """Compute the gradients of both steps. `total.backward()` adds them to the `.grad` of the parameters.
@@ -111,6 +117,7 @@ class MetAugLoss(nn.Module):
         contrast, augmented, _ = self._terms(model(x0), model(x1))
         loss = contrast + self.weights[0] * augmented
         slopes = torch.autograd.grad(loss, list(theta.values()), create_graph=True, materialize_grads=True)
+        slopes = _mean_over_ranks(slopes) if self.gather_distributed else slopes
         ahead = {name: part - self.inner_lr * slope for (name, part), slope in zip(theta.items(), slopes, strict=True)}
         with preserved_buffers(model, self):
             outputs = [functional_call(model, ahead | _copies(model), x) for x in (x0, x1)]
@@ -127,7 +134,9 @@ class MetAugLoss(nn.Module):
         z0, z1 = (embedding_of(output) for output in outputs)
         made0, made1 = (generator(z) for generator, z in zip(self.generators, (z0, z1), strict=True))
         augmented = self.contrast(z0, z1, made0, made1)
-        return self.contrast(z0, z1), augmented, margin(z0, z1, made0, made1)
+        together = torch.stack([z0, z1, made0, made1])
+        far = margin(*(gathered(together) if self.gather_distributed else together))
+        return self.contrast(z0, z1), augmented, far
 
 
 def margin(z0: Tensor, z1: Tensor, made0: Tensor, made1: Tensor) -> Tensor:
@@ -156,6 +165,15 @@ def _similarities(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     similarities = (F.normalize(a, dim=1) @ F.normalize(b, dim=1).T + 1) / 2
     same = torch.eye(len(a), dtype=torch.bool, device=a.device)
     return similarities[same], similarities[~same]
+
+
+def _mean_over_ranks(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the means of tensors over all ranks, differentiable. A single reduction serves all tensors."""
+    if dist.world_size() == 1:
+        return tensors
+    flat = SumOverRanks.apply(torch.cat([tensor.flatten() for tensor in tensors])) / dist.world_size()
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return tuple(part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True))
 
 
 def _copies(model: nn.Module) -> dict[str, Tensor]:

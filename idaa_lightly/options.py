@@ -24,10 +24,12 @@ from idaa_lightly.errors import PluginError, UsageError, suggestion
 F = TypeVar("F", bound=Callable[..., Any])
 Count = Annotated[int, Ge(1)]
 """A number of things, 1 or more."""
-ImageSize = Annotated[int, Ge(8)]
+ImageSize = Annotated[int, Interval(ge=8, le=16384)]
 """Height and width in pixels."""
 NonNegativeInt = Annotated[int, Ge(0)]
 """A number of things, 0 or more."""
+Seed = Annotated[int, Interval(ge=0, lt=2**63)]
+"""Seed of a run, which torch's generators accept."""
 NonNegative = Annotated[float, Ge(0)]
 """A finite number, 0 or more."""
 Positive = Annotated[float, Gt(0)]

@@ -1,6 +1,6 @@
-"""Base classes of plugins. A plugin is either a method or an augmentation.
+"""Base classes of plugins: methods, augmentations and backbones.
 
-Options of a plugin are the keyword-only arguments of its constructor, see `idaa_lightly.options`.
+Options of a plugin are the keyword-only arguments of its constructor; see `idaa_lightly.options`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,39 @@ from idaa_lightly.losses import AdversarialLoss
 from idaa_lightly.options import NonNegative, check_at_construction
 from idaa_lightly.variants import LOSSES, Mode
 from idaa_lightly.views import ViewGenerator
+
+
+class Backbone(nn.Module, ABC):
+    """Network from images to features that `--backbone` selects by name.
+
+    Args:
+        image_size: Height and width of the images, in pixels.
+
+    Attributes:
+        num_features: Dimension of the features.
+    """
+
+    num_features: int
+
+    def __init_subclass__(cls) -> None:
+        """Check the options of every backbone by their annotations when it is constructed."""
+        super().__init_subclass__()
+        check_at_construction(cls)
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__()
+        self.image_size = image_size
+
+    def fit(self, images: Tensor) -> None:
+        """Set weights that depend on the data. Called once, before the training starts.
+
+        Args:
+            images: Normalised training images without augmentation, (N, C, H, W), at most 4096 of them.
+        """
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute features (N, num_features) from images (N, C, H, W)."""
 
 
 class Method(nn.Module, ABC):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from idaa_lightly.errors import PluginError, suggestion
 
-Kind = Literal["method", "augmentation"]
+Kind = Literal["method", "augmentation", "backbone"]
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,10 @@ def load(kind: Kind, name: str) -> Any:
     (entry,) = found
     try:
         plugin = importlib.metadata.EntryPoint(name, entry.target, "").load()
-        from idaa_lightly.plugin import Augmentation, Method
+        from idaa_lightly.plugin import Augmentation, Backbone, Method
 
-        base = Method if kind == "method" else Augmentation
+        bases: dict[Kind, type] = {"method": Method, "augmentation": Augmentation, "backbone": Backbone}
+        base = bases[kind]
         if not (isinstance(plugin, type) and issubclass(plugin, base)):
             raise TypeError(f"expected a subclass of idaa_lightly.plugin.{base.__name__}, but got {plugin!r}")
         return plugin

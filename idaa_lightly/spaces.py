@@ -41,7 +41,7 @@ class Space(Protocol):
 
 
 class Autoencoder(Protocol):
-    """Protocol of the autoencoders that `LatentSpace` accepts. They need not be an nn.Module."""
+    """Protocol of the autoencoders that `LatentSpace` accepts. An autoencoder need not be an nn.Module."""
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Encode images (N, C, H, W) as posterior mean and log-variance, (N, bottleneck_dim) each."""
@@ -201,8 +201,8 @@ class AffineSpace:
 class JitterSpace:
     """Brightness, contrast, saturation and hue, changed in this order on images in [0, 1].
 
-    Images stay in [0, 1] after each change. A point (N, 4) holds the four changes in units of the bounds, so that an L∞
-    ball of radius 1 fills them.
+    Images stay in [0, 1] after each change. A point (N, 4) holds the four changes as fractions of their bounds, so
+    that an L∞ ball of radius 1 covers exactly the allowed changes.
 
     Args:
         normalize: Keys `mean` and `std`, one value per channel of the images, as in Lightly's transforms.

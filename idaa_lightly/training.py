@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from idaa_lightly.ascent import Noise
 from idaa_lightly.batchnorm import dual_batchnorm
-from idaa_lightly.errors import NonFiniteError
+from idaa_lightly.errors import ModelError, NonFiniteError, UsageError
 from idaa_lightly.evaluation.identity import batch_figures
 from idaa_lightly.files import atomic_write, require_file
 from idaa_lightly.outputs import embedding_of
@@ -80,6 +80,7 @@ class SelfSupervised(pl.LightningModule):
         self.objective_lr = augmentation.lr
         self.schedule, self.seed = (epochs, steps_per_epoch), seed
         self.sums: dict[str, Tensor] = {}
+        self.gradient_seen = False
         self.register_buffer("first_bad_step", torch.tensor(-1), persistent=False)
 
     def configure_optimizers(self) -> Any:
@@ -99,13 +100,27 @@ class SelfSupervised(pl.LightningModule):
         torch.manual_seed(seed_of("epoch", self.seed, self.current_epoch, self.global_rank))
         self.sums = {}
 
+    def losses(self, *views: Tensor) -> Any:
+        """Return the objective's terms on views of the same samples.
+
+        Raises:
+            ModelError: The total has no gradient.
+        """
+        output = self.objective(self.method, *views)
+        if torch.is_grad_enabled() and not output.total.requires_grad:
+            raise ModelError(
+                f"the loss of {type(self.method).__name__} with {type(self.objective).__name__} has no gradient, but "
+                "expected one to train by: return a loss that is computed from the views without detach() or no_grad()"
+            )
+        return output
+
     def training_step(self, batch: tuple[Any, Tensor], index: int) -> Tensor:
         """Compute the objective on the views of a batch, and log its terms."""
         views: list[Tensor] = batch[0]
         if self.device_views is not None:
             views = self.device_views(batch[0], self.seed, self.current_epoch, index, self.global_rank)
         self.method.before_step(self.global_step, *self.schedule)
-        output = self.objective(self.method, *views)
+        output = self.losses(*views)
         total: Tensor = output.total
         bad = ~total.detach().isfinite() & (self.first_bad_step < 0)
         self.first_bad_step = torch.where(bad, self.global_step + 1, self.first_bad_step)
@@ -117,6 +132,20 @@ class SelfSupervised(pl.LightningModule):
         self.sums = {name: value + self.sums.get(name, 0.0) for name, value in losses.items()}
         self.log("loss", total.detach(), prog_bar=True, logger=False)
         return total
+
+    def on_after_backward(self) -> None:
+        """Check once, after the first backward pass, that there is something to learn.
+
+        Raises:
+            UsageError: The gradient of every parameter is exactly zero.
+        """
+        if not self.gradient_seen and not any(p.grad is not None and p.grad.any() for p in self.method.parameters()):
+            raise UsageError(
+                "the gradient of the first step is exactly zero, so the run would train nothing: usual causes are a "
+                "batch without negatives (a batch size of 1 per device), a temperature too large or too small, a "
+                "precision of 16 bits, and images that are all equal"
+            )
+        self.gradient_seen = True
 
     @torch.no_grad()
     def _log_identity(self, anchor: Any = None, *views: Any) -> None:

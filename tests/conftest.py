@@ -1,4 +1,4 @@
-"""Fixtures of all tests: an image folder, two trained runs, and a directory of their own to write to."""
+"""Fixtures for all tests: an image folder, two trained runs, and a separate working directory for each test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 
 from idaa_lightly.cli import main
 
-settings.register_profile("ours", deadline=None, derandomize=True)  # no timing decides a test
+settings.register_profile("ours", deadline=None, derandomize=True)  # No test depends on timing or on chance.
 settings.load_profile("ours")
 
 COLOURS = {"blue": (40, 40, 210), "green": (40, 200, 40), "red": (220, 40, 40)}
@@ -25,7 +25,7 @@ COLOURS = {"blue": (40, 40, 210), "green": (40, 200, 40), "red": (220, 40, 40)}
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Let an idle worker take over tests of a busy one: slow tests stand beside each other."""
+    """Let an idle worker take over tests from a busy one, because slow tests are next to each other."""
     from xdist.scheduler import WorkStealingScheduling
 
     return WorkStealingScheduling(config, log) if config.getoption("dist") == "load" else None
@@ -33,14 +33,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test writes outside its folder, neither runs nor caches."""
+    """Run each test in a directory of its own, so that it writes neither runs nor caches elsewhere."""
     monkeypatch.setenv("IDAA_LIGHTLY_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="session")
 def make_folder() -> Callable[..., Path]:
-    """Writes PNGs of `size` px, `counts` of them a class, into a folder a split; a class is a colour with noise."""
+    """Return a function that writes noisy PNGs of `size` px, one colour per class and `counts` images per class."""
 
     def make(root: Path, size: int = 16, counts: dict[str, int] | None = None) -> Path:
         rng = np.random.default_rng(0)
@@ -57,7 +57,7 @@ def make_folder() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """Return a function that fills a directory once per test session, shared by the workers of pytest-xdist."""
+    """Return a function that fills a directory once per test session and shares it between pytest-xdist workers."""
     base = tmp_path_factory.getbasetemp()
     root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
@@ -75,7 +75,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
 
 @pytest.fixture(scope="session")
 def folder(make_folder: Callable[..., Path], made_once: Callable[..., Path]) -> Path:
-    """36 training and 12 test images of 16 px in 3 classes. Read-only: change `own_folder` instead."""
+    """Folder of 36 training and 12 test images of 16 px in 3 classes. Read-only: change `own_folder` instead."""
     return made_once("images", make_folder)
 
 
@@ -93,5 +93,5 @@ def trained(folder: Path, made_once: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def own_folder(make_folder: Callable[..., Path], tmp_path: Path) -> Path:
-    """A copy of `folder` for one test, to be damaged."""
+    """Copy of `folder` that a test may change."""
     return make_folder(tmp_path / "images")

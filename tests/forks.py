@@ -1,4 +1,7 @@
-"""The ranks of a distributed test as forks of one script, which imports torch once. Only such scripts import this."""
+"""Helper for distributed tests, whose ranks are forks of one script that imports torch once.
+
+Only such scripts import it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from multiprocessing import connection, get_context
 
 
 def failed(work: Callable[[int], None], world: int) -> bool:
-    """Call `work` with each rank in a process of its own, and return whether one failed. Then the others are killed."""
+    """Call `work` in one process per rank and return whether any rank failed. A failure kills the other ranks."""
     ranks = [get_context("fork").Process(target=work, args=(rank,)) for rank in range(world)]
     for process in ranks:
         process.start()
@@ -15,5 +18,5 @@ def failed(work: Callable[[int], None], world: int) -> bool:
         connection.wait(running)
         if any(process.exitcode for process in ranks):
             for process in ranks:
-                process.kill()  # it would wait for the failed one
+                process.kill()  # A rank that still runs would wait for the failed one.
     return any(process.exitcode for process in ranks)

@@ -1,4 +1,4 @@
-"""A whole record, for tests that need runs without training any."""
+"""A complete run record, for tests that need runs but do not train any."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 RECORD: dict[str, Any] = {
     "schema": 2,
-    "config": {"method": "simclr", "aug": "none", "data": "digits", "seed": 0, "set": {"method": {}, "aug": {}}},
+    "config": {
+        "method": "simclr", "aug": "none", "data": "digits", "seed": 0, "epochs": 10, "set": {"method": {}, "aug": {}}
+    },
     "initial": {"epoch": 0, "knn": 0.1, "knn_projection": 0.05, "linear": 0.2, "linear_l2": 0.1},
     "last": {"epoch": 10, "knn": 0.5, "knn_projection": 0.4, "linear": 0.6, "linear_l2": 0.1},
     "best": {"epoch": 10, "knn": 0.5, "selected_on": "the test images: optimistic"},
@@ -29,12 +31,12 @@ RECORD: dict[str, Any] = {
 
 
 def a_record(**changes: Any) -> dict[str, Any]:
-    """Return the record with some of its fields changed, at any depth."""
+    """Return a copy of `RECORD` in which `changes` replace fields at any depth."""
     return merged(RECORD, changes)
 
 
 def merged(whole: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a mapping with changes at any depth."""
+    """Return a copy of `whole` in which `changes` replace values at any depth."""
     result = dict(whole)
     for key, value in changes.items():
         old = result.get(key)

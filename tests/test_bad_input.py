@@ -1,4 +1,4 @@
-"""What is wrong ends in one sentence and an exit code, and costs nothing that was there before."""
+"""Errors of the command line: one sentence and an exit code, without loss of existing files."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def files() -> dict[Path, bytes]:
 
 
 def refused(result: Result, code: int, *words: str) -> str:
-    """Checks that the command ended in one sentence, with these words and this exit code, and returns it."""
+    """Check that the command ended with this exit code and one sentence that has these words; return the sentence."""
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise AssertionError(f"ended in a traceback: {result.exception!r}") from result.exception
     assert result.exit_code == code, result.output
@@ -67,7 +67,7 @@ def images_of(data: Path, split: str, name: str) -> list[Path]:
 
 @pytest.fixture
 def finished(trained: Path) -> Path:
-    """A run with the options of `run`."""
+    """Run directory of a finished run with the options of `run`."""
     return Path(shutil.copytree(trained / "seed-0", "finished"))
 
 
@@ -98,8 +98,8 @@ def finished(trained: Path) -> Path:
         (["--aug", "none", "--backbone", "resnet9-w0"], ["no backbone 'resnet9-w0'"]),
         (["--epochs", "0"], ["epochs is 0", "1 or more"]),
         (["--epochs", "-3"], ["epochs is -3", "1 or more"]),
-        (["--batch-size", "0"], ["batch_size is 0", "1 or more"]),
-        (["--image-size", "7"], ["image_size is 7", "8 or more"]),
+        (["--batch-size", "0"], ["batch_size is 0", "2 or more"]),
+        (["--image-size", "7"], ["image_size is 7", "8 to 16384"]),
         (["--limit-train", "0"], ["limit_train is 0", "1 or more"]),
         (["--test-fraction", "1.5"], ["test_fraction is 1.5", "between 0 and 1"]),
         (["--test-fraction", "nan"], ["test_fraction is nan"]),
@@ -171,14 +171,14 @@ def test_what_click_refuses(arguments: list[str]) -> None:
 
 
 def test_plugins_show() -> None:
-    refused(bench("plugins", "show", "ida"), 2, "no method or augmentation 'ida'", "Did you mean 'idaa'?")
+    refused(bench("plugins", "show", "ida"), 2, "no plugin 'ida'", "Did you mean 'idaa'?")
 
 
 def test_exit_code_of_the_process() -> None:
     command = [sys.executable, "-m", "idaa_lightly.cli", "plugins", "show", "ida"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("Error: no method or augmentation 'ida'")
+    assert result.stderr.startswith("Error: no plugin 'ida'")
     assert result.stderr.count("\n") == 1
 
 
@@ -269,7 +269,7 @@ def test_one_class_only(own_folder: Path) -> None:
     before = files()
     refused(run(own_folder, "--out", "out"), 1, str(own_folder), "only one class", "two or more")
     assert files() == before
-    done(vae(own_folder, "--out", "vae.pt"))  # needs no classes
+    done(vae(own_folder, "--out", "vae.pt"))  # A VAE needs no classes.
     assert Path("vae.pt").exists()
 
 
@@ -281,7 +281,7 @@ def test_fewer_images_than_a_batch(folder: Path) -> None:
 
 
 def test_too_few_images_to_evaluate(folder: Path) -> None:
-    """Said before anything is trained or written."""
+    """The error comes before anything is trained or written."""
     refused(run(folder, "--limit-train", 12, "--out", "out"), 1, "12 training", "20 or more")
     assert not Path("out").exists()
 
@@ -335,7 +335,7 @@ def broken_checksum(path: Path) -> Path:
 
 
 def bomb(path: Path) -> Path:
-    """A small file that would fill the memory."""
+    """Write a small file that would fill the memory when decoded."""
     Image.new("1", (16_000, 16_000)).save(path)
     return path
 
@@ -360,7 +360,7 @@ DAMAGES: dict[str, Callable[[Path], Path]] = {
 def test_damaged_image(own_folder: Path, damage: Callable[[Path], Path], split: str, name: str) -> None:
     path = damage(images_of(own_folder, split, name)[0])
     before = files()
-    for options in ((), ("--image-size", 16)):  # the size is inferred from the first training images
+    for options in ((), ("--image-size", 16)):  # Without a size, it is inferred from training images.
         words = (f"cannot read the image {path} ", "repair it or remove it")
         refused(run(own_folder, *options, "--out", "out"), 1, *words)
         refused(vae(own_folder, *options, "--out", "vae.pt"), 1, *words)
@@ -384,7 +384,7 @@ def test_damaged_image_in_a_worker(own_folder: Path) -> None:
 
 
 def all_kinds(data: Path) -> None:
-    """Greyscale, bilevel, RGBA, palette, 16-bit and CMYK images, and images of other sizes."""
+    """Replace images by greyscale, bilevel, RGBA, palette, 16-bit and CMYK images, and by images of other sizes."""
     modes = ["L", "L", "1", "1", "RGBA", "RGBA", "RGBA", "P", "P", "LA", "LA", "RGB"]
     for path, mode in zip(images_of(data, "train", "red"), modes, strict=True):
         with Image.open(path) as image:
@@ -486,14 +486,14 @@ def test_truncated_vae_file(folder: Path) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )
 def test_a_refused_command_leaves_the_folder_free(folder: Path, aug: str, wrong: list[str], right: list[str]) -> None:
-    """Nothing was trained: the corrected command can have the same --out."""
+    """The corrected command can use the same `--out`, because nothing was trained."""
     VAE(32, 3, 8, 8).save("large.pt")
     VAE(16, 3, 8, 8).save("small.pt")
     assert run(folder, *wrong, "--out", "out", aug=aug).exit_code in (1, 2)
     done(run(folder, *right, "--out", "out", aug=aug))
 
 
-# Files that `idaa-bench vae` would write
+# Files that `idaa-bench vae` writes
 
 
 @pytest.mark.parametrize("options", [[], ["--force"]])
@@ -516,7 +516,7 @@ def test_vae_file_of_any_name(folder: Path, out: str) -> None:
 
 @pytest.mark.parametrize("out", ["folder", "file.txt/vae.pt"])
 def test_vae_file_that_cannot_be_written(folder: Path, out: str) -> None:
-    """Said before an hour of training, not after it."""
+    """The error comes before an hour of training, not after it."""
     Path("folder").mkdir()
     Path("file.txt").write_text("precious")
     result = vae(folder, "--out", out, "--force")
@@ -548,7 +548,7 @@ def array(path: Path) -> None:
 
 
 def nothing(path: Path) -> None:
-    """Leaves no file."""
+    """Write no file."""
 
 
 TARGETS: dict[str, tuple[str, Callable[[Path], None], list[str]]] = {
@@ -569,7 +569,7 @@ TARGETS: dict[str, tuple[str, Callable[[Path], None], list[str]]] = {
     "no labels": ("x.npz", arrays(test_labels=None), ["x.npz is not a file of features", "test_labels"]),
     "objects": ("x.npz", arrays(train_features=np.array([{}], dtype=object)), ["x.npz is not a file of features"]),
     "other width": ("x.npz", arrays(test_features=np.ones((5, 3))), ["(9, 4)", "(5, 3)", "(M, D)"]),
-    "flat": ("x.npz", arrays(test_features=np.ones(5)), ["(9, 4)", "(5,)", "(M, D)"]),
+    "flat": ("x.npz", arrays(test_features=np.ones(5)), ["x.npz: test_features has shape (5,)", "(N, D)"]),
     "fewer train labels": ("x.npz", arrays(train_labels=np.arange(3)), ["(3,)", "expected (9,)"]),
     "fewer test labels": ("x.npz", arrays(test_labels=np.arange(3)), ["test_labels", "(3,)"]),
     "negative labels": ("x.npz", arrays(train_labels=np.arange(9) - 1), ["minimum -1", "from 0"]),
@@ -626,7 +626,7 @@ def test_knn_of_a_run(finished: Path) -> None:
     refused(bench("knn", finished), 1, "finished holds no backbone.pt")
 
 
-# Diverging
+# Divergence
 
 
 def test_nan_in_the_loss(folder: Path) -> None:
@@ -638,7 +638,7 @@ def test_nan_in_the_loss(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_nan_after_a_checkpoint(folder: Path) -> None:
-    for rate in ("3e8", "2e8", "4e8", "5e7"):  # the weights grow and overflow, but not in the first epoch of 4 steps
+    for rate in ("3e8", "2e8", "4e8", "5e7"):  # The weights overflow after the first epoch.
         result = run(folder, "--lr", rate, "--epochs", 10, "--out", rate)
         checkpoint = Path(rate) / "checkpoints/last.ckpt"
         if result.exit_code and checkpoint.exists():
@@ -658,7 +658,7 @@ def test_nan_after_a_checkpoint(folder: Path) -> None:
 
 @pytest.mark.parametrize("rate", ["5e7", "3e8"])
 def test_no_broken_network_is_written(folder: Path, rate: str) -> None:
-    """The last step of an epoch can break the network without a loss that shows it."""
+    """The last step of an epoch can break the network, and no loss shows it."""
     run(folder, "--lr", rate, "--epochs", 10, "--out", "out")
     states = [torch.load(path, weights_only=True)["state_dict"] for path in Path("out").rglob("*.ckpt")]
     states += [torch.load(path, weights_only=True) for path in Path("out").rglob("*.pt")]
@@ -759,7 +759,7 @@ def test_damaged_run_folder(folder: Path, finished: Path, name: str, content: by
 
 
 def test_brackets_in_paths(make_folder: Folder) -> None:
-    """They are no markup."""
+    """Brackets in paths are not read as markup."""
     data = make_folder(Path("images[red]x"))
     result = done(run(data, "--out", "run[/red]y"))
     assert "Run directory: run[/red]y" in result.stdout
@@ -767,7 +767,7 @@ def test_brackets_in_paths(make_folder: Folder) -> None:
 
 
 def test_a_short_run_is_silent(folder: Path) -> None:
-    """One epoch of one step: no warning of a library, and all of the files."""
+    """A run of one step gives no library warnings and writes all files."""
     done(run(folder, "--batch-size", 36, "--out", "out"))
     names = {"config.toml", "record.json", "metrics.csv", "curves.png", "views.png", "backbone.pt", "last.ckpt"}
     assert {path.name for path in files() if path.parts[0] == "out"} == names

@@ -34,7 +34,7 @@ from idaa_lightly.errors import ModelError
 
 
 class Shared(nn.Module):
-    """One BatchNorm in three places, of which one is in a child."""
+    """Model that uses one BatchNorm in three places, one of them in a child module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ Case = tuple[nn.Module, Tensor]
 
 @torch.no_grad()
 def disturb(model: nn.Module, seed: int) -> nn.Module:
-    """Gives all parameters and statistics of all norms values of their own."""
+    """Overwrite all parameters and statistics of all norms with distinct values, and return the model."""
     generator = torch.Generator().manual_seed(seed)
     for norm in norms(model):
         for tensor in (*norm.parameters(), *norm.buffers()):
@@ -124,7 +124,7 @@ def clean_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def outputs(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """What both branches give in train mode, and eval mode; the model is left as it was."""
+    """Return the outputs of both branches in train mode and of eval mode. The model is copied and stays unchanged."""
     model = copy.deepcopy(model)
     with torch.no_grad():
         found = {"clean": model.train()(x)}
@@ -150,7 +150,7 @@ def test_convert_twice_and_strip(case: Case) -> None:
         assert list(dual.adversarial.buffers()) == []
     once = parts(converted)
     assert parts(dual_batchnorm(converted)) == once
-    assert parts(strip_dual_batchnorm(converted)) == names  # the same objects; what was shared is shared again
+    assert parts(strip_dual_batchnorm(converted)) == names  # The same objects, and shared modules are shared again.
 
 
 def test_state_dict_holds_the_originals_keys_and_the_branch(case: Case) -> None:
@@ -178,7 +178,7 @@ def test_ordinary_checkpoint_initialises_both_branches(case: Case, assign: bool)
     with torch.no_grad():
         for parameter in adversarial_parameters(target):
             parameter.fill_(9)
-    assert_same(clean_part(target.state_dict()), checkpoint)  # no shared memory
+    assert_same(clean_part(target.state_dict()), checkpoint)  # The branches share no memory.
 
 
 def test_converted_checkpoint_round_trips(case: Case) -> None:
@@ -208,7 +208,7 @@ def test_strict_loading_stays_strict(problem: str) -> None:
 def test_stripped_model_is_the_ordinary_one(case: Case) -> None:
     model, x = case
     converted = dual_batchnorm(copy.deepcopy(model))
-    assert torch.equal(converted(x), model(x))  # and the clean statistics move alike
+    assert torch.equal(converted(x), model(x))  # This also updates the running statistics of both.
     with adversarial_batchnorm(converted):
         converted(x * 3)
     stripped = strip_dual_batchnorm(converted)
@@ -220,7 +220,7 @@ def test_stripped_model_is_the_ordinary_one(case: Case) -> None:
 
 
 def test_branches(case: Case) -> None:
-    """In eval mode always the clean one; in train mode the adversarial one leaves no trace."""
+    """Eval mode always uses the clean branch. In train mode, the adversarial branch leaves no trace."""
     model, x = case
     expected = copy.deepcopy(model).eval()(x)
     converted = dual_batchnorm(model.eval())
@@ -242,7 +242,7 @@ def test_adversarial_branch_by_hand() -> None:
     with torch.no_grad():
         dual.adversarial.weight.fill_(10)
         dual.adversarial.bias.fill_(5)
-    x = torch.tensor([[1.0], [3.0]])  # mean 2, variance 1, so (x - 2) / sqrt(1 + 3) = ±0.5
+    x = torch.tensor([[1.0], [3.0]])  # Mean 2 and variance 1, so (x - 2) / sqrt(1 + 3) = ±0.5.
     with adversarial_batchnorm(dual):
         assert dual(x).tolist() == [[0.0], [10.0]]
     assert dual(x).tolist() == [[-0.5], [0.5]]
@@ -258,7 +258,7 @@ def test_adversarial_branch_by_hand() -> None:
 def test_clean_branch_is_the_plain_norm(
     steps: list[tuple[bool, bool]], momentum: float | None, options: dict[str, bool]
 ) -> None:
-    """Whatever the adversarial branch has seen in between."""
+    """The clean branch equals the plain norm, whatever the adversarial branch has seen in between."""
     plain = disturb(nn.BatchNorm2d(2, momentum=momentum, **options), 1)
     dual = dual_batchnorm(copy.deepcopy(plain))
     for seed, (adversarial, training) in enumerate(steps):
@@ -324,7 +324,7 @@ def sync_before(model: nn.Module) -> nn.Module:
     + [("timm-efficientnet_b0", sync_before, SyncBatchNormAct), ("resnet18", sync_before, nn.SyncBatchNorm)],
 )
 def test_sync_batchnorm(name: str, convert: Callable[[nn.Module], nn.Module], kind: type[nn.Module]) -> None:
-    """torch's converter after the conversion, timm's before it."""
+    """SyncBatchNorm comes from torch's converter after the dual conversion, or from timm's before it."""
     model, x = fresh(name)
     original, state, parameters = copy.deepcopy(model), copied(model.state_dict()), ids(model.parameters())
     synced = convert(model)

@@ -31,7 +31,7 @@ def write(
     history: list[tuple[int, float]] | None = None,
     **config: Any,
 ) -> Path:
-    """A run of SimCLR on digits, 10 epochs."""
+    """Write the record of a SimCLR run on digits with 10 epochs, and return its run directory."""
     chosen = {"method": "simclr", "aug": aug, "data": "digits", "epochs": 10, "seed": seed} | config
     record = a_record(
         config=chosen | {"set": {"aug": options or {}}},
@@ -59,7 +59,7 @@ def bench(*arguments: str) -> str:
 
 
 def three_seeds() -> None:
-    """CLAE is better than none by 1, 2 and 6 points, and takes twice as long."""
+    """Write three pairs of runs, in which CLAE beats none by 1, 2 and 6 points and takes twice as long."""
     for seed, (none, clae) in enumerate([(0.50, 0.51), (0.52, 0.54), (0.54, 0.60)]):
         write(f"a{seed}", seed=seed, knn=none, seconds=10 + seed)
         write(f"deep/b{seed}", aug="clae", seed=seed, knn=clae, seconds=20 + 2 * seed, options={"eps": 0.1})
@@ -73,7 +73,7 @@ def test_mean_std_and_paired_difference_by_hand() -> None:
     assert none["knn_std"] == pytest.approx(2)
     assert none["linear_mean"] == pytest.approx(62)
     assert none["knn_minus_baseline"] is None
-    # 1, 2, 6: mean 3, variance (4 + 1 + 9) / 2 = 7; Student's t for 2 degrees of freedom at 97.5 % is 4.30265
+    # 1, 2 and 6 have mean 3, variance (4 + 1 + 9) / 2 = 7. Student's t at 97.5 % (2 degrees of freedom) is 4.30265.
     half = 4.30265 * 7**0.5 / 3**0.5
     assert clae["knn_minus_baseline"] == pytest.approx(3)
     assert clae["knn_minus_baseline_low"] == pytest.approx(3 - half, abs=1e-4)
@@ -126,7 +126,7 @@ def test_equal_compute_by_hand() -> None:
     assert none["budget_flops"] == clae["budget_flops"] == 10**12  # 10 s, 100 images a second, 1 GFLOP each
     assert (clae["flops"], clae["flops_relative"]) == (4 * 10**12, 4)
     assert none["knn_at_budget_mean"] == pytest.approx(50)
-    assert clae["knn_at_budget_mean"] == pytest.approx(35)  # after 2.5 of 10 epochs, between 30 % and 50 %
+    assert clae["knn_at_budget_mean"] == pytest.approx(35)  # The budget ends after 2.5 of 10 epochs.
     assert "kNN at 1 TFLOP, %" in bench("runs", "--format", "markdown")
     assert (
         accuracy_at({"history": [{"epoch": 0, "knn": 0.2}, {"epoch": 4, "knn": 0.6}], "config": {"epochs": 4}}, 0.5)

@@ -1,4 +1,4 @@
-"""Estimates of the duration of a run."""
+"""Estimates of how long a run takes."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_the_augmentations_own_work_is_timed() -> None:
             return self.inner(method, *views)
 
     busy = Parts(**{**vars(parts), "augmentation": Busy()})
-    sample = 32  # images of a timed step: the batch
+    sample = 32  # Images per timed step, which is one batch.
     assert estimate(busy, fit_context(busy, CPU)).train >= 0.5 / sample * 64 * 5
 
 

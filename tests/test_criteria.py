@@ -1,4 +1,4 @@
-"""The criteria against the authors' numbers, and by hand."""
+"""The pair losses, compared with the authors' numbers and with computations by hand."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from idaa_lightly.criteria import DebiasedLoss, InfoNCELoss, OUCLLoss, UELLoss
 from idaa_lightly.errors import UsageError
@@ -16,7 +17,7 @@ from idaa_lightly.errors import UsageError
 
 @pytest.mark.parametrize(("name", "criterion"), [("plain", InfoNCELoss), ("uel", UELLoss)])
 def test_golden(name: str, criterion: type[nn.Module]) -> None:
-    """Ours normalise their inputs, theirs do not: the gradients agree on the sphere's tangent."""
+    """Our losses normalise their inputs and the authors' do not, so gradients are compared on the sphere's tangent."""
     with np.load(Path(__file__).parent / "golden" / "reference.npz") as arrays:
         golden = {key: torch.from_numpy(arrays[key]) for key in arrays}
     a, b = (golden[f"ntxent_{key}"].clone().requires_grad_() for key in "ab")
@@ -34,7 +35,7 @@ B = torch.tensor([[0.6, 0.8], [-0.8, 0.6]], dtype=torch.float64)
 
 
 def by_hand(temperature: float, tau_plus: float, beta: float) -> float:
-    """Chuang et al., Eqs. 7 and 8, with the weights of Robinson et al., Sec. 3.2, sample by sample."""
+    """Compute Eqs. 7 and 8 of Chuang et al. sample by sample, with the weights of Robinson et al., Sec. 3.2."""
     views = [*A.tolist(), *B.tolist()]
     total = 0.0
     for i, anchor in enumerate(views):
@@ -63,7 +64,7 @@ def test_without_correction_it_is_ntxent() -> None:
 
 @pytest.mark.parametrize("criterion", [InfoNCELoss(0.1), UELLoss(0.1), DebiasedLoss(0.5), DebiasedLoss(0.5, beta=1.0)])
 def test_the_attacks_start_gradient_is_not_zero(criterion: nn.Module) -> None:
-    """Invariant 2: between embeddings and their detached selves the negatives give a direction, a finite one."""
+    """The negatives give the attack a finite direction, even between an embedding and its detached copy."""
     z = torch.randn(8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     (gradient,) = torch.autograd.grad(criterion(z.detach(), z), z)
     assert gradient.isfinite().all()
@@ -80,7 +81,7 @@ def test_bad_arguments() -> None:
 
 
 def oucl_by_hand(views: list[list[list[float]]], gamma: float, margin: float, weighted: bool) -> float:
-    """Li et al., Sec. 3.3, anchor by anchor and pair by pair."""
+    """Compute OUCL (Li et al., Sec. 3.3) anchor by anchor and pair by pair."""
     anchors = [(sample, z) for view in views for sample, z in enumerate(view)]
     total = 0.0
     for i, (sample, z) in enumerate(anchors):
@@ -90,7 +91,7 @@ def oucl_by_hand(views: list[list[list[float]]], gamma: float, margin: float, we
             if i != j:
                 (positives if sample == other else negatives).append((cosine + 1) / 2)
         assert len(positives) == len(views) - 1
-        assert len(negatives) == len(views)  # two samples: all views of the other one
+        assert len(negatives) == len(views)  # all views of the other sample
         inside = 1.0
         for n in negatives:
             for p in positives:
@@ -107,7 +108,7 @@ def oucl_by_hand(views: list[list[list[float]]], gamma: float, margin: float, we
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize(("gamma", "margin"), [(8.0, 0.25), (2.0, 0.0), (0.5, 0.4)])
 def test_oucl(count: int, weighted: bool, gamma: float, margin: float) -> None:
-    """All views of both samples are anchors; their lengths do not count."""
+    """Every view of both samples is an anchor. The lengths of the embeddings do not matter."""
     views = [
         A,
         3 * B,
@@ -120,13 +121,13 @@ def test_oucl(count: int, weighted: bool, gamma: float, margin: float) -> None:
 
 
 def test_oucl_of_two_orthogonal_samples_seen_twice_alike() -> None:
-    """d⁺ = 1 and d⁻ = 1/2, once and twice: log(1 + 2 exp γ(0.75 · 0.25 − 0.25 · 0.25)) / γ, for every anchor."""
+    """Each anchor has one d⁺ = 1 and two d⁻ = 1/2: log(1 + 2 exp γ(0.75 · 0.25 − 0.25 · 0.25)) / γ."""
     assert OUCLLoss(16.0, 0.25)(A, A).item() == pytest.approx(math.log(1 + 2 * math.exp(2)) / 16, rel=1e-12)
     assert OUCLLoss(2.0, weighted=False)(A, A).item() == pytest.approx(8 * math.log(1 + 2 * math.exp(-1)), rel=1e-12)
 
 
 def test_oucl_holds_its_weights_constant() -> None:
-    """One pair, d⁺ = 0.5 and d⁻ = 0.6: the slopes are ∓σ(γ(0.85 · 0.35 + 0.75 · 0.25)) times 0.75 and 0.85."""
+    """With d⁺ = 0.5 and d⁻ = 0.6, the gradients are ∓σ(γ(0.85 · 0.35 + 0.75 · 0.25)) times 0.75 and 0.85."""
     pair = [torch.tensor([[value]], dtype=torch.float64, requires_grad=True) for value in (0.5, 0.6)]
     OUCLLoss(16.0, 0.25).of_similarities(*pair).backward()
     share = 1 / (1 + math.exp(-16 * (0.85 * 0.35 + 0.75 * 0.25)))
@@ -148,3 +149,35 @@ def test_bad_arguments_of_oucl(options: dict[str, float], text: str) -> None:
     with pytest.raises(UsageError) as caught:
         OUCLLoss(**options)
     assert str(caught.value) == text
+
+
+RANKS = 3
+
+
+@pytest.mark.parametrize(
+    ("criterion", "views"),
+    [
+        (InfoNCELoss(gather_distributed=True), 2),
+        (UELLoss(gather_distributed=True), 2),
+        (DebiasedLoss(beta=1.0, gather_distributed=True), 2),
+        (OUCLLoss(gather_distributed=True), 2),
+        (OUCLLoss(gather_distributed=True), 4),
+    ],
+)
+def test_the_mean_over_the_ranks_is_the_loss_of_the_whole_batch(
+    criterion: nn.Module, views: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each rank in turn, in one process: only the collective is replaced, by the embeddings of all ranks."""
+    outs = torch.randn(views, 4 * RANKS, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    outs.requires_grad_()
+    expected = criterion(*outs)
+    monkeypatch.setattr("idaa_lightly.criteria.gathered", lambda own: F.normalize(outs[-len(own) :], dim=2))
+    losses = []
+    for rank, share in enumerate(outs.split(4, dim=1)):
+        monkeypatch.setattr("lightly.utils.dist.rank", lambda rank=rank: rank)
+        losses.append(criterion(*share))
+    found = torch.stack(losses).mean()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, outs) for loss in (found, expected)), rtol=1e-9, atol=1e-12)
+    criterion.gather_distributed = False
+    assert not torch.isclose(criterion(*share), losses[-1])

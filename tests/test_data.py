@@ -1,4 +1,4 @@
-"""From files to batches: what is read, how it is split, what is done to it, and that it is the same each time."""
+"""Data from files to batches: reading, splits, conversion, normalisation, views, and reproducibility."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def grey(values: np.ndarray) -> np.ndarray:
 
 
 def numbered(count: int) -> Images:
-    """Images of 8 px, the i-th one of grey level i."""
+    """Return images of 8 px, of which image i has grey level i."""
     levels = torch.arange(count, dtype=torch.uint8)
     return Images(torch.arange(count) % 3, levels.view(-1, 1, 1, 1).expand(-1, 8, 8, 3).contiguous())
 
@@ -50,7 +50,7 @@ def level(image: Image.Image) -> Tensor:
     return torch.tensor(image.getpixel((0, 0))[0])
 
 
-# What is read
+# Reading
 
 
 def test_digits() -> None:
@@ -154,11 +154,11 @@ def test_other_files_and_empty_folders_do_not_count(own_folder: Path, folder: Pa
     assert data.train.labels.bincount().tolist() == [12, 12, 13]
 
 
-# Torchvision's data sets, in the layouts that it unpacks
+# Torchvision's data sets, in their unpacked layouts
 
 
 def picture(path: Path, level: int) -> None:
-    """A square of one grey level; PNG whatever its name, so that no level changes."""
+    """Write a square of one grey level. It is a PNG whatever its name, so that the level is exact."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (20, 20), (level,) * 3).save(path, "PNG")
 
@@ -234,7 +234,7 @@ def svhn(patch: pytest.MonkeyPatch) -> None:
         path = Path(f"data/{split}_32x32.mat")
         path.parent.mkdir(exist_ok=True)
         pixels = np.broadcast_to(np.array(levels, np.uint8), (32, 32, 3, 2))
-        savemat(path, {"X": pixels, "y": np.array([[1], [10]], np.uint8)})  # the 0 is stored as 10
+        savemat(path, {"X": pixels, "y": np.array([[1], [10]], np.uint8)})  # The digit 0 is stored as 10.
         patch.setitem(datasets.SVHN.split_list, split, ["", path.name, md5(path)])
 
 
@@ -277,10 +277,10 @@ LAYOUTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Samples, Samples,
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_torchvision(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Validation images are among the training images, and the first of DTD's partitions is the one."""
+    """The training images include the validation images, and DTD uses its first partition."""
     make, train, test, classes = LAYOUTS[name]
     make(monkeypatch)
-    for size in (16, 128):  # read at once, or image by image
+    for size in (16, 128):  # In memory, and image by image.
         data = load_data(name, image_size=size)
         for images, expected in ((data.train, train), (data.test, test)):
             found = zip(images.labels.tolist(), (int(level(images[i])) for i in range(len(images))), strict=True)
@@ -290,7 +290,7 @@ def test_torchvision(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["cars", "dtd"])
 def test_torchvision_without_a_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.DTD, "_URL", "http://127.0.0.1:9/dtd.tar.gz")  # nobody answers there
+    monkeypatch.setattr(datasets.DTD, "_URL", "http://127.0.0.1:9/dtd.tar.gz")  # No server answers there.
     with pytest.raises(DataError) as caught:
         load_data(name, data_dir="data")
     text = str(caught.value)
@@ -416,7 +416,7 @@ def test_decode_rounds_16_bits() -> None:
 
 
 def test_decode_cmyk() -> None:
-    """(1 − ink)(1 − black) of 255 each: 255 · 204/255, 127 · 204/255 and 0."""
+    """Each channel is 255 (1 − ink)(1 − black): 255 · 204/255, 127 · 204/255 and 0."""
     Image.new("CMYK", (16, 8), (0, 128, 255, 51)).save("ink.jpg", quality=100)
     pixels, mode = decode(Path("ink.jpg"))
     assert (mode, pixels.dtype, pixels.shape) == ("CMYK", np.uint8, (8, 16, 3))
@@ -455,7 +455,7 @@ def test_progress_has_a_step_an_image(folder: Path) -> None:
 
 
 def test_statistics() -> None:
-    """Half of the pixels 0 and half 1 has mean 0.5 and deviation 0.5; a channel that is constant, at least 0.001."""
+    """Half zeros and half ones have mean 0.5 and deviation 0.5. A constant channel gets a deviation of 0.001."""
     for split in ("train", "test"):
         for name, colour in {"a": (0, 0, 102), "b": (255, 51, 102)}.items():
             (Path("images") / split / name).mkdir(parents=True)
@@ -475,7 +475,7 @@ def test_statistics() -> None:
 
 @pytest.mark.parametrize("size", [16, 128])
 def test_a_normalisation_that_is_given(folder: Path, size: int) -> None:
-    """Of the network that is to see the images: nothing is said of ImageNet's."""
+    """A given normalisation is that of the network to be used, so no note mentions ImageNet's."""
     given = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.25, 0.2]}
     data = read(folder, image_size=size, normalize=given)
     assert data.normalize == given
@@ -515,7 +515,7 @@ def test_large_images_stay_on_disk(make_folder: Folder, size: int) -> None:
     assert labels.tolist() == [0, 1, 2]
     with Image.open(root / "test/green/00.png") as image:
         pixels = np.array(image) / 255
-    margin = round((size * 8 // 7 - size) / 2)  # the file has 8/7 of the size already: only the crop is left to do
+    margin = round((size * 8 // 7 - size) / 2)  # The file already has 8/7 of the size, so it is only cropped.
     centre = (pixels[margin : margin + size, margin : margin + size] - IMAGENET["mean"]) / IMAGENET["std"]
     torch.testing.assert_close(batch[1], torch.from_numpy(centre).permute(2, 0, 1).float(), rtol=0, atol=1e-5)
 
@@ -561,7 +561,7 @@ def views_of(images: Images, seed: int = 0) -> ViewDataset:
 
 
 def drawn(image: Image.Image) -> list[Tensor]:
-    """A number of each stream that transforms draw from."""
+    """Draw a number from each random stream that transforms use."""
     return [torch.rand(1), torch.tensor(np.random.rand()), torch.tensor(random.random())]
 
 
@@ -673,7 +673,7 @@ CHANGED: dict[str, Any] = {
 
 
 def test_description_is_the_same_for_two_constructions() -> None:
-    transforms = [SimCLRTransform(**TRANSFORM) for _ in range(3)]  # alive at once: no address is used twice
+    transforms = [SimCLRTransform(**TRANSFORM) for _ in range(3)]  # All alive at once, so no address is reused.
     texts = {json.dumps(describe(transform)) for transform in transforms}
     assert len(texts) == 1
     assert " at 0x" not in texts.pop()

@@ -27,7 +27,7 @@ WORLD = 2
 
 
 def gradients(model: nn.Module, network: nn.Module, rank: int) -> list[Tensor]:
-    """Takes one step through `model` on this rank's share of the samples."""
+    """Run a backward pass through `model` on this rank's samples, and return the gradients of `network`."""
     x0, x1 = torch.randn(2, 4, 3, 6, 6, generator=torch.Generator().manual_seed(rank))
     AdversarialLoss(NTXentLoss(), CLAE())(model, x0, x1).total.backward()
     found = [parameter.grad for parameter in network.parameters()]
@@ -60,7 +60,7 @@ def averaged(rank: int, broadcast: bool) -> None:
 
 
 class Step(nn.Module):
-    """A network and a loss with parameters of its own, as Lightning wraps them."""
+    """Network together with a loss that has parameters, as Lightning wraps them."""
 
     def __init__(self, objective: Callable[[nn.Module], nn.Module]) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Step(nn.Module):
 
 
 def objectives(rank: int) -> None:
-    """A learned generator's and MetAug's gradients, the reversed and the second one, are averaged, too."""
+    """Check that DDP averages reversed gradients (learned generator) and second-order gradients (MetAug)."""
     normalize = {"mean": [0.0] * 3, "std": [1.0] * 3}
     for objective in (
         lambda network: AdversarialLoss(NTXentLoss(), LearnedColor(network, 5, normalize)),
@@ -91,14 +91,14 @@ def objectives(rank: int) -> None:
             for name, part in alone.named_parameters():
                 assert part.grad is not None
                 expected[name] += part.grad / WORLD
-        wrapped = DistributedDataParallel(step)  # it averages as long as it lives
+        wrapped = DistributedDataParallel(step)  # DDP averages only while this reference lives.
         wrapped(*samples[rank]).backward()
         torch.testing.assert_close({name: part.grad for name, part in step.named_parameters()}, expected)
 
 
 @pytest.mark.slow
 def test_gradients_are_averaged_over_the_ranks(tmp_path: Path) -> None:
-    """With and without broadcast buffers. Both ranks are forks of one process, which imports torch once."""
+    """Both settings of `broadcast_buffers` are tested. The ranks are forks of one process, which imports torch once."""
     done = subprocess.run(
         [sys.executable, __file__, str(tmp_path / "store")],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

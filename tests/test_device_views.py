@@ -1,4 +1,4 @@
-"""Views made by batches: each part equals PIL's, and the distribution is that of the Lightly transform."""
+"""Views made in batches: each part equals PIL's, and the views are distributed like those of the Lightly transform."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ NORMALIZE = {"mean": [0.49, 0.48, 0.45], "std": [0.25, 0.24, 0.26]}
 
 
 def name_of(part: Any) -> str:
-    """Without the address of the object, which differs in each of pytest's processes."""
+    """Return the text of a part without its object address, which differs between pytest's processes."""
     return re.sub(r" object at 0x\w+", "", str(part))
 
 
 def pictures(size: int = 32) -> Tensor:
-    """Blobs of colour, noise, grey and pure colours, (N, size, size, 3)."""
+    """Return coloured blobs, noise, greys and pure colours as a uint8 tensor of shape (N, size, size, 3)."""
     rng = np.random.default_rng(0)
     blobs = [Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8)).resize((size, size)) for _ in range(12)]
     noise = [rng.integers(0, 256, (size, size, 3), np.uint8) for _ in range(2)]
@@ -117,7 +117,7 @@ def test_blur_equals_pils_which_rounds_six_times(sigma: float) -> None:
 def test_hue_equals_pils_but_where_it_rounds_to_the_next_step(turn: float) -> None:
     ours, theirs = both(fixed(hue=turn))
     difference = 255 * (ours - theirs).abs().flatten()
-    assert difference.max() < 6.5  # a step is 1/255 of the circle, on which a channel passes 6 times its range
+    assert difference.max() < 6.5  # One of PIL's 255 hue steps changes a channel by up to 6 grey levels.
     assert difference.quantile(0.998) < 1.5
 
 
@@ -126,7 +126,7 @@ def test_hue_equals_pils_but_where_it_rounds_to_the_next_step(turn: float) -> No
 def test_crop_and_flips_equal_pils(size: int, interpolation: InterpolationMode) -> None:
     crop = Crop(v2.RandomResizedCrop(size, scale=(0.02, 1.0), interpolation=interpolation))
     crop.flips = [0.5, 0.5]
-    pixels = PICTURES[:, :28]  # taller than wide is the other way round
+    pixels = PICTURES[:, :28]  # Height and width differ, so that mixing them up would show.
     ours = crop(pixels.permute(0, 3, 1, 2) / 255, Generator().manual_seed(3))
     same = Generator().manual_seed(3)
     boxes = crop.boxes(len(pixels), 28, 32, same).int().T.tolist()
@@ -140,7 +140,7 @@ def test_crop_and_flips_equal_pils(size: int, interpolation: InterpolationMode) 
 
 @pytest.mark.parametrize("shape", [(32, 32), (20, 64), (64, 20)])
 def test_boxes_are_drawn_as_torchvisions(shape: tuple[int, int]) -> None:
-    """Where the image is much longer than the widest crop, ten tries may fail and the centre is taken."""
+    """All ten tries may fail if an image is much longer than the widest crop. Then the centre is taken."""
     crop = v2.RandomResizedCrop(32, scale=(0.3, 1.0))
     with seeded(2):
         drawn = [crop.make_params([torch.empty(3, *shape)]) for _ in range(DRAWS)]
@@ -180,7 +180,7 @@ STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
     ids=name_of,
 )
 def test_a_part_has_the_distribution_of_the_original(part: Any) -> None:
-    """Up to a grey level, to which PIL rounds: one level brighter it is not darker, one darker not brighter."""
+    """PIL rounds to grey levels, so distributions are compared after a shift by one level in either direction."""
     ours, theirs = both(part, pixels=PICTURES[3].expand(DRAWS, -1, -1, -1))
     for name, statistic in STATISTICS.items():
         a, b = (statistic(views).numpy() for views in (ours, theirs))
@@ -189,7 +189,7 @@ def test_a_part_has_the_distribution_of_the_original(part: Any) -> None:
 
 
 def test_each_image_has_its_own_order_of_jitter() -> None:
-    """White at brightness 0.5 and contrast 2 around a mean of 0.5: 0.75 or 0.5, whichever comes first."""
+    """White, at an image mean of 0.5, becomes 0.75 if brightness 0.5 precedes contrast 2, and 0.5 if it follows."""
     pixels = torch.zeros(DRAWS, 8, 8, 3, dtype=torch.uint8)
     pixels[:, :4] = 255
     views = DeviceViews(transform_of(fixed(brightness=0.5, contrast=2.0)))(pixels, 0)[0]
@@ -247,7 +247,7 @@ def test_views_are_detached_and_of_one_image_too() -> None:
 
 
 class Sharper(v2.ColorJitter):
-    """A stranger's subclass, which may do anything."""
+    """Third-party subclass, which may behave differently from its base."""
 
 
 class OwnCall(MultiViewTransform):
@@ -288,7 +288,7 @@ def test_what_never_happens_is_not_refused() -> None:
 
 
 def test_the_host_never_asks_the_device_for_a_value() -> None:
-    """On the device "meta", which has shapes and no values, whatever waits for one raises."""
+    """The device "meta" has shapes but no values, so an operation that waits for a value raises."""
     make = DeviceViews(VICRegTransform(32, solarize_prob=0.5, rr_prob=0.5, vf_prob=0.5, normalize=NORMALIZE))
     views = make._views(torch.empty(8, 40, 40, 3, dtype=torch.uint8, device="meta"), Generator())
     assert [(view.shape, view.device.type) for view in views] == [((8, 3, 32, 32), "meta")] * 2
@@ -302,7 +302,7 @@ def test_the_views_of_every_method(name: str) -> None:
     assert [view.shape[1:] for view in ours] == [view.shape for view in theirs]
 
 
-# In a run
+# Device views in a run
 
 
 def tiny(**options: Any) -> RunConfig:
@@ -341,7 +341,7 @@ def test_a_run_says_what_made_its_views() -> None:
 
 
 def test_a_vae_is_fitted_on_views_from_the_same_place() -> None:
-    """On others each epoch; and it is cached as what it is."""
+    """The VAE sees new views each epoch, and its cache key says where they were made."""
     contexts = [fit_context(parts_of(tiny(views=views)), torch.device("cpu")) for views in ("device", "loader")]
     assert contexts[0].key == {**contexts[1].key, "views": "device"}
     first, again = (contexts[0].views(40) for _ in range(2))
@@ -362,7 +362,7 @@ def test_a_run_that_is_resumed_has_the_views_of_one_that_is_not() -> None:
         return trainer, module
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning's hints
+        warnings.simplefilter("ignore")  # Hides Lightning's hints.
         whole = train(2)[1]
         train(1)[0].save_checkpoint("half.ckpt")
         resumed = train(2, "half.ckpt")[1]
@@ -373,7 +373,7 @@ def test_a_run_that_is_resumed_has_the_views_of_one_that_is_not() -> None:
 
 
 def test_what_makes_the_views(make_folder: Callable[..., Path]) -> None:
-    """What the default is on a GPU, too, as far as it can be told without one."""
+    """The default on a GPU is tested too, as far as possible without one."""
     parts = parts_of(tiny())
     assert (parts.device_views, parts.views_reason) == (None, "the default on the CPU; --views device is faster")
     method, strange = parts.views.transform, transform_of(v2.RandomPosterize(4))

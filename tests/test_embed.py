@@ -77,13 +77,13 @@ def test_features_of_other_images(run: Path, folder: Path) -> None:
 
 
 def test_a_network_meets_other_images_as_it_was_trained(run: Path, folder: Path) -> None:
-    """Two classes of three have other means; the same images must give the same features all the same."""
+    """Two of three classes have other means, but the same images must give the same features as before."""
     shutil.copytree(folder / "train", "other/train", ignore=shutil.ignore_patterns("red"))
     shutil.copytree(folder / "test", "other/test", ignore=shutil.ignore_patterns("red"))
     _, data = load_backbone(run, data="folder:other")
     assert data.normalize == json.loads((run / "record.json").read_text())["data"]["normalize"]
     own, whole = (bench_features(path) for path in ("folder:other", f"folder:{folder}"))
-    np.testing.assert_allclose(own, whole[:8], rtol=1e-5)  # blue and green come first
+    np.testing.assert_allclose(own, whole[:8], rtol=1e-5)  # Blue and green come first.
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ NORMALIZE = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}
 
 
 def folder_of_a_run(backbone: str, image_size: int) -> nn.Module:
-    """Writes what `export` reads of a run, with a network whose every tensor is drawn at random."""
+    """Write the files that `export` reads, for a network with random values in every tensor; return the network."""
     torch.manual_seed(0)
     network, _ = create_backbone(backbone, image_size)
     for part in network.modules():
@@ -122,7 +122,7 @@ def folder_of_a_run(backbone: str, image_size: int) -> nn.Module:
 
 
 def loaded(result: Result) -> nn.Module:
-    """What the printed lines make."""
+    """Run the printed lines and return the model that they make."""
     names: dict[str, Any] = {}
     exec(result.stdout.split("To load it:\n\n")[1], names)
     model: nn.Module = names["model"]

@@ -1,4 +1,4 @@
-"""Lightly's loops with an adversarial loss: examples/*.diff, each a whole script with the lines that change."""
+"""Lightly's training loops with an adversarial loss. Each examples/*.diff is a whole script with its changed lines."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ EXAMPLES = sorted((Path(__file__).parent / "examples").glob("*.diff"))
 LOOPS = Path(__file__).parents[1] / "docs" / "loops.md"
 SIDES = ("before", "after")
 BATCH, IMAGES, WORLD = 8, 36, 2
+# Replacements that make an example small enough to run here.
 SMALLER = {
     'CIFAR10("datasets/cifar10", download=True, transform=transform)': 'ImageFolder("images", transform=transform)',
     "batch_size=256": f"batch_size={BATCH}",
@@ -38,12 +39,12 @@ SMALLER = {
     "in range(epochs)": "in range(1)",
     "max_epochs=10": "max_epochs=1",
     'devices="auto", accelerator="gpu"': f'devices={WORLD}, accelerator="cpu"',
-    "sync_batchnorm=True": "sync_batchnorm=False",  # exists on GPUs only
-}  # what differs between an example and the script that runs here
+    "sync_batchnorm=True": "sync_batchnorm=False",  # SyncBatchNorm needs a GPU.
+}
 
 
 def sides(example: Path) -> tuple[str, str]:
-    """The script before and after the change."""
+    """Return the script before and after the change."""
     lines = example.read_text().splitlines()
     assert {line[:1] for line in lines} == {"", " ", "-", "+"}
     before, after = ("\n".join(line[1:] for line in lines if line[:1] in ("", " ", sign)) for sign in "-+")
@@ -93,7 +94,7 @@ def ranks_of(example: str) -> int:
 
 @pytest.fixture(scope="module")
 def trained_examples(folder: Path, made_once: Callable[..., Path]) -> Path:
-    """A directory per example, with what both scripts did. One process runs all of them."""
+    """Directory with one folder per example, which holds what both scripts did. One process runs all scripts."""
 
     def train(root: Path) -> None:
         for example in EXAMPLES:
@@ -138,28 +139,28 @@ def check(example: str, before: list[dict[str, Any]], after: list[dict[str, Any]
                 (printed,) = re.findall(r"loss: (\S+)", record["printed"])
                 assert float(printed) == pytest.approx(sum(record["losses"]) / steps, abs=1e-4)
         if ranks > 1:
-            assert records[0]["losses"] != records[1]["losses"]  # each has samples of its own
+            assert records[0]["losses"] != records[1]["losses"]  # Each rank has its own samples.
 
     for old, new in zip(before, after, strict=True):
         assert not old["views"]
         assert not old["branches"]
         assert len(new["views"]) == steps
-        assert new["clean"][0] == pytest.approx(old["losses"][0], rel=1e-4)  # Lightly's loss, and a second term
+        assert new["clean"][0] == pytest.approx(old["losses"][0], rel=1e-4)  # The clean term is Lightly's loss.
         assert all(clean != total for clean, total in zip(new["clean"], new["losses"], strict=True))
-        assert all(1e-5 < change < 1 for change in new["views"])  # rounding would be below 1e-7
+        assert all(1e-5 < change < 1 for change in new["views"])  # Rounding alone would be below 1e-7.
         assert len(new["branches"]) > 20
         for name, (clean_passes, moved, apart) in new["branches"].items():
-            assert clean_passes == 2 * steps, name  # the clean views, and neither the attack nor its views
+            assert clean_passes == 2 * steps, name  # Only the two clean views are counted.
             assert moved, name
             assert apart, name
         assert list(old["banks"]) == list(new["banks"]) == (["memory_bank"] if method == "moco" else [])
         for name, (size, bank) in new["banks"].items():
             assert size == old["banks"][name][0] == steps * BATCH
-            torch.testing.assert_close(bank[:BATCH], old["banks"][name][1][:BATCH])  # the keys of clean views
+            torch.testing.assert_close(bank[:BATCH], old["banks"][name][1][:BATCH])  # Keys of clean views only.
 
 
 def run(*places: str) -> None:
-    """Runs both scripts of each folder; each rank is a process, and all share the imports, which take longest."""
+    """Run both scripts of each folder, with one process per rank. Forks share the imports, which take longest."""
     for name in ("lightly.loss", "lightly.models.modules", "lightly.transforms", "torchvision"):
         importlib.import_module(name)
     for place, side in product(places, SIDES):
@@ -174,7 +175,7 @@ def run(*places: str) -> None:
 
 
 def watch(side: str, rank: int, port: int) -> None:
-    """Runs a script from the same seeds as the other, and writes down what it did."""
+    """Run the script `side` from fixed seeds and save what it did to `{side}.{rank}.pt`."""
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     losses: list[float] = []
     clean: list[float] = []

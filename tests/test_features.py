@@ -1,4 +1,4 @@
-"""MetAug: the margin by hand, the gradients of both steps by another program, and what the margin is for."""
+"""MetAug: the margin by hand, the gradients of both steps by a second implementation, and the margin's effect."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from idaa_lightly.options import options_of
 from idaa_lightly.outputs import embedding_of
 from idaa_lightly.registry import load
 
-Hold = Callable[[Tensor], Tensor]  # what is a constant, to its value
+Hold = Callable[[Tensor], Tensor]  # Maps a term that is held constant to its value.
 MetAug: Any = load("augmentation", "metaug")
 I = torch.eye(2, dtype=torch.float64)  # noqa: E741
 TURNED = torch.tensor([[0.6, 0.8], [-0.8, 0.6]], dtype=torch.float64)  # with I: d⁺ is 0.8 twice, d⁻ is 0.1 and 0.9
@@ -33,14 +33,14 @@ TURNED = torch.tensor([[0.6, 0.8], [-0.8, 0.6]], dtype=torch.float64)  # with I:
 @pytest.mark.parametrize(
     ("z1", "made1", "expected"),
     [
-        (I, TURNED, 0.3 + 0.5),  # σ⁺ = max d⁻ = 0.5, σ⁻ = min d⁺ = 1: [0.8 − 0.5] and the mean of 0.9 and 0.1
-        (TURNED, TURNED, 0 + 0.4),  # σ⁺ = min d⁺ = 0.8, σ⁻ = max d⁻ = 0.9: nothing, and the mean of 0.8 and 0
-        (TURNED, I, 0.2 + 0.4),  # made ones: d̂⁺ = 1, d̂⁻ = 0.5
-        (I, I.flip(0), 0.0),  # made ones: d̂⁺ = 0.5 = σ⁺, d̂⁻ = 1 = σ⁻
+        (I, TURNED, 0.3 + 0.5),  # σ⁺ = max d⁻ = 0.5, σ⁻ = min d⁺ = 1: 0.8 − 0.5, plus the mean of 0.9 and 0.1
+        (TURNED, TURNED, 0 + 0.4),  # σ⁺ = min d⁺ = 0.8, σ⁻ = max d⁻ = 0.9: 0, plus the mean of 0.8 and 0
+        (TURNED, I, 0.2 + 0.4),  # generated: d̂⁺ = 1, d̂⁻ = 0.5
+        (I, I.flip(0), 0.0),  # generated: d̂⁺ = 0.5 = σ⁺, d̂⁻ = 1 = σ⁻
     ],
 )
 def test_margin_by_hand(z1: Tensor, made1: Tensor, expected: float) -> None:
-    """Lengths do not count."""
+    """The lengths of the embeddings do not matter."""
     assert margin(2 * I, z1, I, 3 * made1).item() == pytest.approx(expected, abs=1e-12)
 
 
@@ -60,7 +60,7 @@ def test_generated_embeddings_are_directions_of_directions() -> None:
 
 
 class Queued(nn.Sequential):
-    """Gives a tuple, and keeps what it gave: in a buffer that is replaced, and in one that is written to."""
+    """Model that returns a tuple and keeps state: it replaces the buffer `queue` and updates `seen` in place."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         z = super().forward(x)
@@ -83,7 +83,7 @@ def problem(kind: str, weighted: bool) -> tuple[Any, MetAugLoss, list[Tensor]]:
 
 
 def contrast(outs: list[Tensor], weighted: bool, held: Hold) -> Tensor:
-    """OUCL of Li et al., Sec. 3.3, at γ = 4 and m = 0.25, as it is written there."""
+    """Compute OUCL at γ = 4 and m = 0.25 as written in Li et al., Sec. 3.3."""
     z = torch.cat([out / out.norm(dim=1, keepdim=True) for out in outs])
     d, sample = (z @ z.T + 1) / 2, torch.arange(len(outs[0])).repeat(len(outs))
     same, itself = sample[:, None] == sample, torch.eye(len(z)).bool()
@@ -95,7 +95,7 @@ def contrast(outs: list[Tensor], weighted: bool, held: Hold) -> Tensor:
 
 
 def terms(model: nn.Module, loss: MetAugLoss, views: list[Tensor], held: Hold) -> tuple[Tensor, Tensor]:
-    """L, and the margin."""
+    """Return the loss L and the margin."""
     z = [embedding_of(model(x)) for x in views]
     made = [generator(part) for generator, part in zip(loss.generators, z, strict=True)]
     given, new = (F.cosine_similarity(a[:, None], b[None], dim=2) / 2 + 0.5 for a, b in (z, made))
@@ -107,7 +107,7 @@ def terms(model: nn.Module, loss: MetAugLoss, views: list[Tensor], held: Hold) -
 
 
 def two_steps(model: nn.Module, loss: MetAugLoss, views: list[Tensor], held: Hold) -> tuple[list[Tensor], Tensor]:
-    """Slopes of the network's step, and what the generators descend after it, with θ̂ outside the graph."""
+    """Return the gradients of the network's step, and the generators' loss after it, with θ̂ outside the graph."""
     ahead = copy.deepcopy(model)
     theta = [part for part in ahead.parameters() if part.requires_grad]
     slopes = torch.autograd.grad(terms(ahead, loss, views, held)[0], theta)
@@ -131,18 +131,18 @@ def central_differences(value: Callable[[], float], parameters: list[Tensor], st
 
 @pytest.mark.parametrize(("kind", "weighted"), [("plain", 0), ("batchnorm", 1), ("tuple", 0), ("frozen", 1)])
 def test_both_gradients(kind: str, weighted: int) -> None:
-    """θ: of its own loss. ω: finite differences through the step of θ, whose second derivative counts."""
+    """θ gets the gradient of its own loss. ω gets the one through the step of θ, as finite differences confirm."""
     model, loss, views = problem(kind, weighted == 1)
     reference, constants = copy.deepcopy((model, loss)), []
     output = loss(model, *views)
     output.total.backward()
     assert output.total.item() == (output.contrast + 0.7 * output.augmented).item()
     slopes, meta = two_steps(*reference, views, lambda new: constants.append(new.detach()) or constants[-1])
-    found = [part.grad for part in model.parameters()]  # the frozen ones come first
+    found = [part.grad for part in model.parameters()]  # Frozen parameters come first.
     torch.testing.assert_close(found, [None] * (len(found) - len(slopes)) + slopes, rtol=1e-9, atol=1e-12)
     omega = list(reference[1].generators.parameters())
     direct = torch.cat([slope.flatten() for slope in torch.autograd.grad(meta, omega)])
-    held = itertools.cycle(constants)  # a call takes each of them once
+    held = itertools.cycle(constants)  # Each call uses every constant once.
     differences = central_differences(lambda: two_steps(*reference, views, lambda _: next(held))[1].item(), omega)
     ours = torch.cat([part.grad.flatten() for part in loss.generators.parameters()])
     torch.testing.assert_close(ours, differences, rtol=1e-5, atol=1e-7)
@@ -150,7 +150,7 @@ def test_both_gradients(kind: str, weighted: int) -> None:
 
 
 def test_the_pass_after_the_step_leaves_no_trace() -> None:
-    """Running statistics, queues and counters, of the contrast too, are those of the two ordinary passes."""
+    """Running statistics, queues and counters, including the contrast's, reflect only the two ordinary passes."""
 
     def count(contrast: nn.Module, _: Any) -> None:
         contrast.calls += 1
@@ -169,7 +169,7 @@ def test_the_pass_after_the_step_leaves_no_trace() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_margin_prevents_the_collapse_into_copies(seed: int) -> None:
-    """Without it the generators learn to give back what they are given, and both views' generated ones coincide."""
+    """Without the margin, the generators learn to copy their input, and what they generate for both views coincides."""
     found = {}
     for weight in (0.0, 10.0):
         torch.manual_seed(seed)
@@ -227,7 +227,7 @@ def test_under_a_method(name: str) -> None:
     ],
 )
 def test_presets(options: dict[str, Any], expected: tuple[float, float, bool]) -> None:
-    """What is given counts more than the preset; through the bench, which fills in all defaults, as well."""
+    """Explicit options override the preset. They also do so in the bench, which fills in all defaults."""
     through = make_augmentation(resolve(RunConfig(method="simclr", aug="metaug", set={"aug": options})))
     for made in (MetAug(**options), through):
         assert (made.settings["feature_weight"], made.settings["margin_weight"], made.contrast.weighted) == expected

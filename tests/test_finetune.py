@@ -39,14 +39,14 @@ def stored(folder: str) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def runs(trained: Path) -> None:
-    """Two runs on 36 images of 3 classes that differ in their seed."""
+    """Directory `r` with two runs that differ in their seed, on 36 images of 3 classes."""
     for seed in (0, 1):
         shutil.copytree(trained / f"seed-{seed}", f"r/{seed}")
 
 
 @pytest.fixture
 def data(folder: Path) -> DataSet:
-    """12 images a class, the labels in order."""
+    """Data set with 12 training images per class, ordered by label."""
     return read_data(RunConfig(data=f"folder:{folder}"))
 
 
@@ -56,10 +56,10 @@ def counts(images: Images) -> list[int]:
 
 def test_labels_are_spread_over_the_classes(data: DataSet) -> None:
     assert counts(labelled(data, 0.25, seed=0)) == [3, 3, 3]
-    assert counts(labelled(data, 0.22, seed=0)) == [3, 3, 2]  # 7.92 of 36
+    assert counts(labelled(data, 0.22, seed=0)) == [3, 3, 2]  # 22 % of 36 are 7.92.
     assert counts(labelled(data, 1.0, seed=0)) == [12, 12, 12]
     uneven = data.train.take(torch.tensor([0, 1, 2, 3, 4, 5, 6, 12, 13, 24]))
-    assert counts(labelled(replace(data, train=uneven), 0.6, seed=0)) == [3, 2, 1]  # in turn, while there are any
+    assert counts(labelled(replace(data, train=uneven), 0.6, seed=0)) == [3, 2, 1]  # Classes take turns.
 
 
 def test_labels_depend_on_the_seed_only_and_the_fewer_are_among_the_more(data: DataSet) -> None:
@@ -107,18 +107,18 @@ def test_only_what_is_missing_or_asked_for_otherwise_is_done() -> None:
     assert [row[2] for row in rows(again)] == [f"{100 * first[name]['accuracy']:.2f}" for name in ("10%", "50%")]
     content = json.loads(path.read_text())
     del content["results"]["50%"]
-    path.write_text(json.dumps(content))  # as if it had been interrupted after the first
+    path.write_text(json.dumps(content))  # As if interrupted after the first share.
     bench("finetune", *options)
     second = stored("r/0")
     assert second["10%"] == first["10%"]
-    assert second["50%"]["accuracy"] == first["50%"]["accuracy"]  # and the same result
+    assert second["50%"]["accuracy"] == first["50%"]["accuracy"]  # The result is reproduced.
     bench("finetune", "r/0", "--labels", "10%", "--lr", "0.1", "--epochs", "1")
     assert stored("r/0")["10%"]["options"] == {"epochs": 1, "batch_size": 64, "lr": 0.1, "seed": 0, "streams": STREAMS}
     assert stored("r/0")["50%"] == second["50%"]
 
 
 def test_it_learns_and_leaves_the_run_alone() -> None:
-    """Three colours, from 12 images: more than chance, and more than without training."""
+    """Twelve images of three colours are enough to beat chance and a learning rate of 0."""
     weights = Path("r/0/backbone.pt").read_bytes()
     accuracies: dict[str, list[float]] = {"0.3": [], "0": []}
     for rate, found in accuracies.items():

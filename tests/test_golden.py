@@ -1,4 +1,4 @@
-"""What the authors' released programs gave on fixed inputs, in float64; see tests/golden/README.md."""
+"""Comparison with the outputs of the authors' released programs on float64 inputs. See tests/golden/README.md."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def golden() -> dict[str, Tensor]:
 
 
 def test_ntxent(golden: dict[str, Tensor]) -> None:
-    """Lightly's loss normalises its inputs, theirs does not: the gradients agree on the sphere's tangent."""
+    """Lightly's loss normalises its inputs and theirs does not, so gradients are compared on the sphere's tangent."""
     a, b = (golden[f"ntxent_{name}"].clone().requires_grad_() for name in "ab")
     loss = NTXentLoss(float(golden["ntxent_temperature"]))(a, b)
     torch.testing.assert_close(loss, golden["ntxent_loss"], rtol=0, atol=1e-12)
@@ -70,7 +70,7 @@ def test_reconstruction(golden: dict[str, Tensor]) -> None:
 
 
 def oucl(golden: dict[str, Tensor], positives: Tensor, *, weighted: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Our loss of their similarities, and its gradients for the positive and the negative ones."""
+    """Return our loss of the stored similarities, and its gradients for positives and negatives."""
     pair = [part.clone().requires_grad_() for part in (positives, golden["oucl_neg"])]
     loss = OUCLLoss(float(golden["oucl_gamma"]), float(golden["oucl_margin"]), weighted=weighted).of_similarities(*pair)
     grad_pos, grad_neg = torch.autograd.grad(loss, pair)
@@ -83,13 +83,13 @@ def test_oucl_released(golden: dict[str, Tensor]) -> None:
 
 
 def test_oucl_weighted(golden: dict[str, Tensor]) -> None:
-    """Their Γ⁺(d⁺ − γ⁺ + 1e-7) is our Γ⁺(d⁺ − γ⁺) of another d⁺, in closed form; with it, all agrees to rounding."""
+    """Their Γ⁺(d⁺ − γ⁺ + 1e-7) is our Γ⁺(d⁺ − γ⁺) at another d⁺ in closed form. Both then agree to rounding."""
     theirs = [golden[f"oucl_weighted_{name}"] for name in OUCL_KEYS]
     d, m = golden["oucl_pos"], golden["oucl_margin"]
     for found, expected in zip(oucl(golden, d, weighted=True), theirs, strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     other = 1 - ((1 - d) ** 2 - 1e-7 * (1 + m - d)).sqrt()
     loss, grad_pos, grad_neg = oucl(golden, other, weighted=True)
-    grad_pos = grad_pos * (1 + m - d) / (1 + m - other)  # the factor Γ⁺ in front is that of the given d⁺
+    grad_pos = grad_pos * (1 + m - d) / (1 + m - other)  # Keep the factor Γ⁺ of the given d⁺.
     for found, expected in zip((loss, grad_pos, grad_neg), theirs, strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

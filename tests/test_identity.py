@@ -27,7 +27,7 @@ def chord(degrees: float) -> float:
 
 
 def test_distances_by_hand() -> None:
-    """The second sample's view lies 40° off, 20° from the third anchor: whose own view is 10° off."""
+    """The second view is 40° from its anchor and 20° from the third anchor, whose own view is only 10° away."""
     found = identity(3 * circle(ANGLES), 5 * circle(ANGLES + torch.tensor([10.0, 40.0, 10.0])))
     torch.testing.assert_close(found.positive, torch.tensor([chord(a) for a in (10, 40, 10)], dtype=torch.double))
     torch.testing.assert_close(found.negative, torch.tensor([chord(a) for a in (100, 50, 20)], dtype=torch.double))
@@ -37,7 +37,7 @@ def test_distances_by_hand() -> None:
 
 def test_a_view_nearer_to_another_sample_has_lost_its_identity() -> None:
     found = identity(circle(ANGLES), circle(ANGLES + torch.tensor([0.0, 45.0, 0.0])))
-    assert found.lost == 0  # its own anchor is 45° away; the nearest other view of the second anchor 60°
+    assert found.lost == 0  # The second anchor is 45° from its own view, 60° from the nearest other view.
     found = identity(circle(ANGLES), circle(ANGLES + torch.tensor([0.0, 70.0, 0.0])))
     assert found.lost == pytest.approx(1 / 3)
 
@@ -52,7 +52,7 @@ def test_neither_scale_nor_order_matters(seed: int, scale: float) -> None:
 
 
 def test_figures_of_a_batch_by_hand() -> None:
-    """Three anchors, 60° apart; the second's view is 70° off, nearer to the third one's."""
+    """Three anchors are 60° apart. The second is 70° from its own view, but only 60° from the third view."""
     shift = torch.tensor([0.0, 70.0, 0.0])
     figures = batch_figures(2 * circle(ANGLES), circle(ANGLES + shift), temperature=0.5)
     assert figures["lost"] == pytest.approx(1 / 3)
@@ -73,7 +73,7 @@ def test_perturbations_are_in_pixels() -> None:
     x, views = torch.zeros(2, 3, 2, 2), torch.zeros(2, 3, 2, 2)
     views[0, 0, 0, 0], views[0, 2, 1, 1] = 3.0, -2.0
     found = perturbation(x, views, [0.5, 1.0, 0.25])
-    assert found.l2 == pytest.approx(math.hypot(1.5, 0.5) / 2)  # the second image has not changed
+    assert found.l2 == pytest.approx(math.hypot(1.5, 0.5) / 2)  # The second image is unchanged.
     assert found.linf == pytest.approx(1.5 / 2)
 
 
@@ -112,7 +112,7 @@ def bench(*arguments: str, code: int = 0) -> Result:
 
 
 def test_the_study_of_a_run() -> None:
-    """Views of a hopeless attack lose all identities; those of none at all lose none."""
+    """An attack with a huge radius loses identities. One with a radius of 0 loses none."""
     bench("run", "--aug", "clae", "--set", "aug.eps=0", *TINY, "--out", "still")
     bench("run", "--method", "byol", "--aug", "clae", "--set", "aug.eps=5", *TINY, "--out", "wild")
     figures: dict[str, Any] = {}
@@ -128,7 +128,7 @@ def test_the_study_of_a_run() -> None:
     assert (figures["still"]["lost"], figures["still"]["l2"]) == (0, 0)
     assert figures["wild"]["lost"] > 0.2
     assert figures["wild"]["linf"] > 0.5
-    assert figures["wild"]["own_linf"] == pytest.approx(5)  # of normalised pixels
+    assert figures["wild"]["own_linf"] == pytest.approx(5)  # In normalised pixels.
     assert figures["wild"]["own_l2"] == pytest.approx(5 * (3 * 32 * 32) ** 0.5, rel=0.01)
     before = torch.load("wild/backbone.pt", weights_only=True)
     bench("identity", "wild", "--aug", "clae", "--out", "again")
@@ -150,8 +150,6 @@ def test_the_control_takes_the_vae_and_the_strength_of_the_run() -> None:
 
 def test_samples_that_coincide_have_a_finite_ratio() -> None:
     anchors = circle(torch.tensor([0.0, 0.0, 90.0]))
-    found = identity(
-        anchors, anchors.roll(1, 0)
-    )  # the first sample has the last one's view, and the second the first's
+    found = identity(anchors, anchors.roll(1, 0))  # Each sample has the view of the one before it.
     assert found.negative[0] == 0
     assert found.ratio.isfinite().all()

@@ -1,4 +1,4 @@
-"""What a plain installation can do, and what it says about the extras it lacks."""
+"""Installation without extras: the features that work, and the messages about missing extras."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def core_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refused(*arguments: str, text: str) -> None:
-    """Check that `idaa-bench` ends in this sentence and leaves no file."""
+    """Check that `idaa-bench` exits with this error message and leaves no file."""
     result = CliRunner().invoke(main, arguments)
     assert (result.exit_code, result.stderr) == (2, f"Error: {text}\n"), result.output
     assert not list(Path().iterdir())
@@ -82,7 +82,7 @@ def test_timm_is_missing() -> None:
 
 
 def folder_of_a_run(name: str) -> Path:
-    """Write the files of a run that `export` reads."""
+    """Write the files of a run that `export` reads, and return their directory."""
     torch.save(create_backbone(name, 32)[0].state_dict(), "backbone.pt")
     record = a_record(config={"backbone": name}, data={"normalize": NORMALIZE})
     Path("record.json").write_text(json.dumps(record))
@@ -130,7 +130,7 @@ Bare = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bare]:
-    """Commands of a fresh venv that holds our wheel and its core dependencies only."""
+    """Function that runs a command of a fresh venv, which holds only our wheel and its core dependencies."""
     place = tmp_path_factory.mktemp("bare")
     python = place / "venv" / "bin" / "python"
     environment = os.environ | {
@@ -153,7 +153,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bare]:
     subprocess.run([*uv, "venv", "--python", sys.executable, place / "venv"], check=True)
     subprocess.run([*uv, "pip", "install", "--python", python, next(place.glob("*.whl"))], check=True)
     yield call
-    shutil.rmtree(place)  # torch is large
+    shutil.rmtree(place)  # The venv holds torch, which is large.
 
 
 @pytest.mark.slow

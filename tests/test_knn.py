@@ -40,7 +40,7 @@ def random_case(seed, bank=300, queries=40, dim=16, classes=5):
 
 
 def exact_scores(bank, labels, queries, k, temperature, classes):
-    """Votes in float64, all the similarities at once: the definition."""
+    """Compute the votes by their definition, in float64 and with all similarities at once."""
     similarities, at = (F.normalize(queries.double(), dim=1) @ F.normalize(bank.double(), dim=1).T).topk(k, 1)
     return torch.zeros(len(queries), classes, dtype=torch.double).scatter_add_(
         1, labels[at], (similarities / temperature).exp()
@@ -48,7 +48,7 @@ def exact_scores(bank, labels, queries, k, temperature, classes):
 
 
 def assert_ranked_by(scores, ranked):
-    """Voted classes best first, up to near-ties; then -1."""
+    """Check that voted classes are ranked best first, up to near-ties, and followed by -1."""
     voted = (scores > 0).sum(1)
     for row, order, count in zip(scores, ranked, voted.tolist(), strict=True):
         assert order[count:].eq(-1).all()
@@ -59,7 +59,7 @@ def assert_ranked_by(scores, ranked):
 
 @pytest.fixture(params=["torch", "faiss"])
 def search(request, monkeypatch):
-    """Forces a search, and checks that it was used and the other one was not."""
+    """Force one of the two searches, and check that only this one was used."""
     if request.param == "faiss":
         pytest.importorskip("faiss")
     monkeypatch.setattr(searching, "FAISS_FROM", 0 if request.param == "faiss" else 10**12)
@@ -70,7 +70,7 @@ def search(request, monkeypatch):
 
 @pytest.fixture
 def warn_always():
-    """Torch gives some warnings once a process only, so that a test's outcome depends on the tests before it."""
+    """Repeat torch's once-per-process warnings. Otherwise the outcome of a test depends on the tests before it."""
     before = torch.is_warn_always_enabled()
     torch.set_warn_always(True)
     yield
@@ -107,7 +107,7 @@ def test_parity_with_lightly(k, temperature, classes, dim):
     scores = exact_scores(bank, labels, queries, k, temperature, classes)
     assert_ranked_by(scores, ours)
     for row, a, b in zip(scores, ours, theirs, strict=True):
-        a, b = a[a >= 0], b[: (a >= 0).sum()]  # Lightly ranks the classes without a vote at random
+        a, b = a[a >= 0], b[: (a >= 0).sum()]  # Lightly ranks classes without a vote at random.
         torch.testing.assert_close(row[a], row[b], rtol=1e-4, atol=0)
 
 
@@ -169,7 +169,7 @@ def test_searches_agree(monkeypatch, k):
     (torch_similarities, torch_at), (faiss_similarities, faiss_at) = found.values()
     assert faiss_at.shape == (3000, k)
     torch.testing.assert_close(faiss_similarities, torch_similarities, rtol=0, atol=1e-5)
-    assert (torch_at == faiss_at).double().mean() > 0.999  # near-ties
+    assert (torch_at == faiss_at).double().mean() > 0.999  # Near-ties may swap.
 
 
 @pytest.mark.parametrize(("queries", "expected"), [(3999, "torch"), (4000, "faiss")])
@@ -228,7 +228,7 @@ def test_k_above_the_bank_is_clamped(search):
     bank, labels, queries = random_case(4, bank=9)
     with pytest.warns(UserWarning, match=r"^k is 200, but the bank has 9 features: using 9$") as caught:
         ranked = knn_classify(bank, labels, queries)
-    assert [Path(warning.filename).name for warning in caught] == ["test_knn.py"]  # points at the caller
+    assert [Path(warning.filename).name for warning in caught] == ["test_knn.py"]  # The warning names the caller.
     assert_equal(ranked, knn_classify(bank, labels, queries, k=9))
 
 
@@ -277,7 +277,7 @@ def test_errors(monkeypatch, change, error, text, block):
         else:
             arguments[name] = value
     if error is NonFiniteError and block == 7:
-        text = text.partition(" of ")[0]  # rows are counted by block
+        text = text.partition(" of ")[0]  # Bad rows are counted per block.
     with pytest.raises(error, match=text):
         knn_classify(**arguments)
 
@@ -291,7 +291,7 @@ def test_without_faiss(monkeypatch):
     case = random_case(7, queries=200)
     monkeypatch.setattr(searching, "FAISS_FROM", 0)
     expected = knn_classify(*case, 30)
-    monkeypatch.setitem(sys.modules, "faiss", None)  # `import faiss` raises now
+    monkeypatch.setitem(sys.modules, "faiss", None)  # This makes `import faiss` raise.
     used = spy(monkeypatch)
     assert not searching.faiss_available()
     assert_equal(knn_classify(*case, 30), expected)
@@ -332,7 +332,7 @@ def test_the_backend_is_the_one_that_searches() -> None:
 
 
 def sweep_case(seed=0, bank=300, queries=60):
-    """Clusters, so that accuracies depend on k and T."""
+    """Return a bank and queries that form clusters, so that accuracies depend on k and T."""
     g = torch.Generator().manual_seed(seed)
     labels, targets = torch.randint(9, (bank,), generator=g), torch.randint(9, (queries,), generator=g)
     centres = torch.randn(9, 16, generator=g)
@@ -355,10 +355,10 @@ def test_sweep_is_knn_classify_for_each_pair(search):
 @given(st.integers(0, 10**6), st.integers(1, 12), st.sampled_from([0.01, 0.1, 10.0]))
 def test_places_are_those_of_knn_classify(seed, k, temperature):
     bank, labels, queries = random_case(seed, bank=12, queries=8, dim=2, classes=6)
-    bank = bank.round()  # ties
+    bank = bank.round()  # Rounding makes ties.
     targets = torch.randint(6, (8,), generator=torch.Generator().manual_seed(seed)) % (labels.max() + 1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a class may be missing
+        warnings.simplefilter("ignore")  # The bank may lack a class.
         places = knn.knn_places(bank, labels, queries, targets, [k], [temperature], 6)[0, 0]
     ranked = knn_classify(bank, labels, queries, k, temperature, 6)
     for place, order, target in zip(places.tolist(), ranked.tolist(), targets.tolist(), strict=True):
@@ -445,7 +445,7 @@ def test_what_an_index_loses_is_said():
     recalls = []
     for index in ("IVF32,Flat", "IVF32,Flat;nprobe=4", "IVF32,Flat;nprobe=32", "PQ4x4fs,RFlat;k_factor_rf=8"):
         found = knn_sweep(bank, labels, queries, targets, (10, 100), (0.1,), index=index)
-        for by_index, by_exact in zip(found, exact, strict=True):  # 400 queries: the sample is all of them
+        for by_index, by_exact in zip(found, exact, strict=True):  # The compared sample is all 400 queries.
             assert by_index.change == pytest.approx(by_index.top1 - by_exact.top1)
         recalls.append([item.recall for item in found])
         if index == "IVF32,Flat;nprobe=4":
@@ -454,7 +454,7 @@ def test_what_an_index_loses_is_said():
             share = [len(set(a) & set(b)) / 100 for a, b in zip(at.tolist(), close.tolist(), strict=True)]
             assert found[1].recall == pytest.approx(np.mean(share))
     assert recalls[0][1] < recalls[1][1] < recalls[2][1] == 1.0
-    assert recalls[0][1] < 0.5  # a list of about 94 cannot hold 100 neighbours
+    assert recalls[0][1] < 0.5  # A list of about 94 features cannot hold 100 neighbours.
     assert 0.3 < recalls[3][1] < 1
 
 
@@ -464,7 +464,7 @@ def test_neighbours_that_an_index_does_not_find_have_no_vote():
     labels = torch.arange(100) // 50
     queries, targets = bank[:3], torch.tensor([0, 0, 1])
     found = knn_sweep(bank, labels, queries, targets, (80,), (1.0,), index="IVF2,Flat")[0]
-    assert found.top5 == pytest.approx(2 / 3)  # exactly, the other class would have 30 votes
+    assert found.top5 == pytest.approx(2 / 3)  # Exact search would give the other class 30 votes.
     assert found.recall == pytest.approx(50 / 80)
     assert knn_sweep(bank, labels, queries, targets, (80,), (1.0,))[0].top5 == 1.0
 
@@ -490,7 +490,7 @@ from idaa_lightly.evaluation.knn import knn_sweep
 from idaa_lightly.evaluation.search import BUDGET
 bank, labels = (np.load(f"{name}.npy", mmap_mode="r") for name in ("bank", "labels"))
 queries, targets = np.array(bank[::997]).astype(np.float32), labels[::997]
-knn_sweep(bank[:500], labels[:500], bank[:500], labels[:500], [2], [0.1])  # libraries and threads have what they need
+knn_sweep(bank[:500], labels[:500], bank[:500], labels[:500], [2], [0.1])  # lets libraries and threads allocate
 data = int(re.search(r"VmData:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (data + BUDGET, data + BUDGET))
 assert 4 * bank.size > BUDGET
@@ -517,7 +517,7 @@ def test_a_bank_larger_than_the_budget(tmp_path):
     bank.flush()
     result = subprocess.run([sys.executable, "-c", MEMORY], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split("\n")[:2] == ["no room for a copy", "1.0"]  # every query is in the bank
+    assert result.stdout.split("\n")[:2] == ["no room for a copy", "1.0"]  # Every query is in the bank.
 
 
 # The command line
@@ -531,7 +531,7 @@ def bench(*arguments):
 
 
 def rows(result):
-    """The table's cells as text."""
+    """Return the cells of the table as text."""
     assert result.exit_code == 0, result.output
     return [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if line[:1] == "│"]
 

@@ -1,4 +1,4 @@
-"""kNN inside Lightning: against Lightly's own classifier, in training, and over processes."""
+"""kNN inside Lightning: parity with Lightly's classifier, use during training, and several processes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
 
-from idaa_lightly import FaissKNNClassifier, KNNCallback, knn_classify
+from idaa_lightly import FaissKNNClassifier, KNNCallback, UnlabelledCallback, knn_classify
 from idaa_lightly.errors import DataError, ModelError, NonFiniteError, UsageError
 from idaa_lightly.evaluation import lightning
+from idaa_lightly.evaluation.unlabelled import figures
 
 CLASSES = 7
 NAMES = [f"val_knn_top{k}/dataloader_idx_1" for k in (1, 5)]
@@ -33,13 +34,13 @@ SETTING: dict[str, Any] = {
 }
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),  # Lightning's own
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),  # from Lightning
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists"),
 ]
 
 
 def samples(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Images of 3 × 2 × 2 around their class's own, so that kNN is right in about half of the cases."""
+    """Return images (count, 3, 2, 2) scattered around class centres, and labels. kNN is right in about half of them."""
     g = torch.Generator().manual_seed(seed)
     labels = torch.randint(CLASSES, (count,), generator=g)
     centres = torch.randn(CLASSES, 3, 2, 2, generator=torch.Generator().manual_seed(99))
@@ -47,7 +48,7 @@ def samples(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def loaders(bank: int = 121, queries: int = 61, batch: int = 12, names: bool = False, **changed: Any) -> list[Any]:
-    """Batches of 12, of which the last one has one image; with `names`, 3-tuples like those of Lightly's data sets."""
+    """Return loaders of bank and queries whose last batch has one image. `names` adds file names, as Lightly does."""
     made = []
     for name, count, seed in (("bank", bank, 1), ("queries", queries, 2)):
         images, labels = samples(count, seed)
@@ -91,11 +92,11 @@ def test_parity_with_lightly(changed: dict[str, Any], names: bool) -> None:
     ours, theirs = (validate(kind, loaders(names=names), **changed) for kind in (FaissKNNClassifier, KNNClassifier))
     assert [list(metrics) for metrics in ours] == [list(metrics) for metrics in theirs]
     assert ours[1] == pytest.approx(theirs[1])
-    assert 0.2 < ours[1]["val_knn_top1/dataloader_idx_1"] < 0.95  # neither all nor nothing
+    assert 0.2 < ours[1]["val_knn_top1/dataloader_idx_1"] < 0.95  # Parity at 0 or 1 would say little.
 
 
 def test_classes_without_a_vote_are_misses() -> None:
-    top1, top5 = validate(FaissKNNClassifier, loaders(), knn_k=1)[1].values()  # one neighbour, one class
+    top1, top5 = validate(FaissKNNClassifier, loaders(), knn_k=1)[1].values()  # One neighbour votes for one class.
     assert top1 == top5
 
 
@@ -127,7 +128,7 @@ def test_the_bank_may_come_last() -> None:
 
 
 class Stream(IterableDataset[tuple[Tensor, Tensor]]):
-    """A data set that does not know its length."""
+    """Data set without a length."""
 
     def __init__(self, parts: Any) -> None:
         self.parts = parts
@@ -229,11 +230,11 @@ def test_other_batches_are_refused() -> None:
         validate(FaissKNNClassifier, loaders()[0])
 
 
-# Online
+# Evaluation during training
 
 
 class Anybodys(pl.LightningModule):
-    """A module that learns, with what evaluation could disturb: batch norm, dropout and a shuffled loader."""
+    """Module with state that evaluation during training could disturb: batch norm and dropout."""
 
     def __init__(self, lr: float = 0.05) -> None:
         super().__init__()
@@ -250,7 +251,7 @@ class Anybodys(pl.LightningModule):
 
 
 class Watch(pl.Callback):
-    """Keeps what was logged after each epoch, and what an evaluation from outside finds then."""
+    """Store the metrics logged after each epoch, and the accuracy computed independently at that time."""
 
     def __init__(self) -> None:
         self.logged: list[dict[str, float]] = []
@@ -345,11 +346,11 @@ def test_online_refused(options: dict[str, Any], error: type[Exception], text: s
         fit(KNNCallback(**(dict(zip(("bank", "queries"), loaders(), strict=True)) | {"k": 20} | options)), epochs=1)
 
 
-# Over processes
+# Several processes
 
 
 class Share(Sampler[int]):
-    """Every second image, but the first process has the last five, too: the shares are not equally large."""
+    """Sampler of every second image. Rank 0 also gets the last five, so that the shares differ in size."""
 
     def __init__(self, count: int, rank: int) -> None:
         self.mine = [*range(rank, count - 5, 2), *(range(count - 5, count) if rank == 0 else [])]
@@ -372,7 +373,7 @@ def work(rank: int) -> None:
         gathered.clear()
         module = FaissKNNClassifier(network(), **SETTING, feature_dtype=dtype)
         found = trainer(**parts).validate(module, shared, verbose=False)
-        assert gathered == [len(shared[0].sampler)] * 2  # features and labels, once
+        assert gathered == [len(shared[0].sampler)] * 2  # One gather for features, one for labels.
         alone = FaissKNNClassifier(network(), **SETTING, feature_dtype=dtype).eval()
         with torch.no_grad():
             (bank, labels), (queries, targets) = ((alone(x), y) for x, y in (samples(121, 1), samples(61, 2)))
@@ -386,7 +387,7 @@ def work(rank: int) -> None:
     trainer(KNNCallback(*loaders(), k=20), watch, max_epochs=2, **(parts | {"use_distributed_sampler": True})).fit(
         Anybodys(), training
     )
-    if rank == 0:  # the running statistics of the others are their own
+    if rank == 0:  # Other ranks get its accuracy, but have running statistics of their own.
         assert [logged["val_knn_top1"] for logged in watch.logged] == pytest.approx(watch.expected)
     Path(f"{rank}.json").write_text(json.dumps(watch.logged))
 
@@ -408,3 +409,29 @@ if __name__ == "__main__":
     from forks import failed
 
     sys.exit(failed(work, 2))
+
+
+# Without labels
+
+
+@pytest.mark.parametrize("tuples", [False, True])
+def test_figures_without_labels(tuples: bool) -> None:
+    images = samples(121, 1)[0]
+    batches = [(part,) if tuples else part for part in images.split(40)]
+    found: list[dict[str, float]] = []
+
+    class Seen(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
+            pl_module.backbone.eval()
+            with torch.no_grad():
+                features = pl_module.backbone(images)
+            pl_module.backbone.train()
+            assert logged == pytest.approx(
+                {f"val_{name}": value for name, value in figures(features).items()}, rel=1e-4
+            )
+            found.append(logged)
+
+    module = fit(UnlabelledCallback(batches), Seen(), epochs=2)
+    assert [set(logged) for logged in found] == [{"val_rankme", "val_uniformity", "val_spread"}] * 2
+    torch.testing.assert_close(module.state_dict(), fit(epochs=2).state_dict(), rtol=0, atol=0)

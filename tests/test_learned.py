@@ -1,4 +1,4 @@
-"""Learned generators: their views obey their bounds, and they learn to raise what the model learns to lower."""
+"""Learned generators: their views obey their bounds, and they learn to raise the loss that the model lowers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_reversed_gradient(values: list[float], seed: int) -> None:
     assert torch.equal(gradient, -weights)
 
 
-PRIMARIES = PIXELS.normalized(torch.eye(3).view(1, 3, 1, 3))  # a red, a green and a blue pixel: they show α
+PRIMARIES = PIXELS.normalized(torch.eye(3).view(1, 3, 1, 3))  # Red, green and blue pixels show α.
 
 
 @given(eps=st.floats(0, 1), size=st.floats(0, 100), seed=st.integers(0, 99))
@@ -100,7 +100,7 @@ def test_the_budget_is_spent_where_nothing_is_clamped(size: int) -> None:
 
 @given(budget=st.floats(0, 1), seed=st.integers(0, 99))
 def test_views_stay_within_budget_and_range(budget: float, seed: int) -> None:
-    pixels = draw(2, 3, 16, 16, seed=seed).round(decimals=1)  # black and white among them
+    pixels = draw(2, 3, 16, 16, seed=seed).round(decimals=1)  # Includes black and white.
     with torch.no_grad():
         views = PIXELS.from_normalized(viewmaker(budget)(PIXELS.normalized(pixels), unasked))
     assert ((views - pixels).abs().mean((1, 2, 3)) <= budget + 1e-6).all()
@@ -118,7 +118,7 @@ def test_the_noise_is_ones_own_and_checkpointed() -> None:
 
 
 class Shifted(nn.Module):
-    """Mean brightness of each image, plus a parameter."""
+    """Model that returns the mean brightness of each image, plus a parameter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class Shifted(nn.Module):
 
 
 def train(generator: nn.Module, x: Tensor, steps: int, lr: float) -> list[float]:
-    """Trains model and generator by one optimiser on the total; returns the mean change of brightness at each step."""
+    """Train model and generator with one optimiser on the total loss; return the change of brightness at each step."""
     model, loss, changes = Shifted(), AdversarialLoss(lambda first, second: second.mean(), generator), []
     optimizer = torch.optim.Adam([{"params": generator.parameters()}, {"params": model.parameters(), "lr": 0.01}], lr)
     for _ in range(steps):
@@ -138,7 +138,7 @@ def train(generator: nn.Module, x: Tensor, steps: int, lr: float) -> list[float]
         optimizer.zero_grad()
         out.total.backward()
         optimizer.step()
-    assert model.shift.item() == pytest.approx(-0.01 * steps, rel=1e-3)  # a step of Adam is its rate: descent
+    assert model.shift.item() == pytest.approx(-0.01 * steps, rel=1e-3)  # Adam descends by its rate.
     return changes
 
 
@@ -147,7 +147,7 @@ def test_the_layer_learns_which_colour_is_brightest_in_each_image() -> None:
     dim[:4, 2], dim[4:, 0] = bright[:4], bright[4:]  # four blue images, four red ones
     changes = train(generator := color(), x := PIXELS.normalized(dim), steps=100, lr=0.1)
     assert abs(changes[0]) < 0.1
-    assert changes[-1] > 0.3  # of (0.75 - 0.25) · 2 / 3 that there are
+    assert changes[-1] > 0.3  # At most (0.75 - 0.25) · 2 / 3 are possible.
     alpha = generator.layer(MEANS(x)).view(8, 3, 3).softmax(2)
     assert torch.cat([alpha[:4, :, 2], alpha[4:, :, 0]]).min() > 0.8
 
@@ -155,7 +155,7 @@ def test_the_layer_learns_which_colour_is_brightest_in_each_image() -> None:
 def test_the_viewmaker_learns_to_brighten() -> None:
     changes = train(viewmaker(), PIXELS.normalized(0.2 + 0.6 * draw(4, 3, 16, 16)), steps=60, lr=0.02)
     assert abs(changes[0]) < 0.025
-    assert 0.04 < changes[-1] < 0.05 + 1e-6  # of 0.05 that the budget allows
+    assert 0.04 < changes[-1] < 0.05 + 1e-6  # The budget allows 0.05.
 
 
 @pytest.mark.parametrize("make", [color, viewmaker])
@@ -165,7 +165,7 @@ def test_the_gradient_is_minus_the_weighted_gradient_of_the_loss(make: Callable[
     criterion = lambda first, second: (first - second).square().sum()  # noqa: E731
     generator, twin, y = make(), make(), PIXELS.normalized(draw(4, 3, 16, 16, seed=1))
     AdversarialLoss(criterion, generator, weight=0.25)(model, X, y).total.backward()
-    plain = criterion(model(X), model(reverse_gradient(twin(X, unasked))))  # twice reversed is not reversed
+    plain = criterion(model(X), model(reverse_gradient(twin(X, unasked))))  # Reversing twice cancels.
     expected = torch.autograd.grad(plain, list(twin.parameters()))
     assert max(gradient.abs().max() for gradient in expected) > 1e-3
     for (name, parameter), gradient in zip(generator.named_parameters(), expected, strict=True):

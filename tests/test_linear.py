@@ -43,19 +43,19 @@ def noisy_case(seed, count=300, dim=16, classes=5, noise=2.0):
 def test_separable(dtype, scale, shift):
     labels = torch.arange(120) % 3
     noise = 0.05 * torch.randn(120, 4, generator=torch.Generator().manual_seed(0))
-    features = (scale * (torch.eye(3, 4)[labels] + noise) + shift).to(dtype)  # the last dimension is noise
+    features = (scale * (torch.eye(3, 4)[labels] + noise) + shift).to(dtype)  # The last dimension is pure noise.
     assert linear_probe(features[:60], labels[:60], features[60:], labels[60:]).accuracy == 1.0
 
 
 def test_random_labels_give_chance():
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(1600, 8, generator=g), torch.randint(4, (1600,), generator=g)
-    assert abs(linear_probe(x[:800], y[:800], x[800:], y[800:]).accuracy - 0.25) < 0.06  # 4 standard deviations
+    assert abs(linear_probe(x[:800], y[:800], x[800:], y[800:]).accuracy - 0.25) < 0.06  # Four standard deviations.
 
 
 @pytest.mark.parametrize("l2", linear.L2_GRID)
 def test_equals_sklearn(monkeypatch, l2):
-    """mean CE + l2 |W|² times N C, with C = 1 / (2 l2 N), is scikit-learn's C sum CE + |W|² / 2."""
+    """N C times our objective, mean CE + l2 |W|², is scikit-learn's C sum CE + |W|² / 2 if C = 1 / (2 l2 N)."""
     x, y, test_x, test_y = noisy_case(1)
     std, mean = torch.std_mean(x, 0)
     x_standard, test_standard = (x - mean) / std, (test_x - mean) / std
@@ -65,7 +65,7 @@ def test_equals_sklearn(monkeypatch, l2):
     score = model.score(test_standard, test_y)
     assert linear_probe(x, y, test_x, test_y) == (pytest.approx(score), l2, pytest.approx(recall))
     weight = linear._fit(x_standard, y, torch.zeros(5, 17), l2)
-    intercept = weight[:, -1] - weight[:, -1].mean()  # a constant may be added to all
+    intercept = weight[:, -1] - weight[:, -1].mean()  # Intercepts are defined up to a common constant.
     torch.testing.assert_close(weight[:, :-1].double(), torch.from_numpy(model.coef_).double(), rtol=0, atol=3e-3)
     torch.testing.assert_close(intercept.double(), torch.from_numpy(model.intercept_).double(), rtol=0, atol=3e-3)
 
@@ -159,14 +159,14 @@ def test_what_does_not_fit_is_said(probe, change):
 
 
 def start(classes, dim, seed):
-    """The weights and biases that both trained protocols begin with, and the generator after that."""
+    """Return the initial weights and biases of both trained protocols, and the random generator after the draw."""
     draws = torch.Generator().manual_seed(seed)
     bound = 1 / dim**0.5
     return torch.empty(classes, dim + 1).uniform_(-bound, bound, generator=draws), draws
 
 
 def test_the_papers_protocol_by_hand():
-    """Adam in float64, the gradient of the cross-entropy written out; of 25 images each epoch leaves out 5."""
+    """The reference is Adam in float64 with an explicit gradient. Each epoch leaves out 5 of the 25 images."""
     x, y, test_x, test_y = (part[:25] for part in noisy_case(12))
     weight, draws = start(5, 16, seed=3)
     weight, padded = weight.double(), F.pad(x, (0, 1), value=1.0).double()
@@ -190,7 +190,7 @@ def test_the_papers_protocol_by_hand():
 
 @pytest.mark.filterwarnings("ignore:.*(does not have many workers|validation_step|LeafSpec)")
 def test_sgd_is_lightlys_benchmark():
-    """With one batch an epoch the order within it does not matter, and both are the same training."""
+    """Both trainings are identical with one batch per epoch, because the order of images in it does not matter."""
     x, y, test_x, test_y = (part[:40] for part in noisy_case(13))
     weight, _ = start(5, 16, seed=1)
     classifier = LinearClassifier(torch.nn.Identity(), 40, feature_dim=16, num_classes=5, topk=(1,))
@@ -217,7 +217,7 @@ def test_last_and_best_epoch(probe):
     shares = [float(text.removesuffix(" %")) for text in texts]
     assert max(shares) == pytest.approx(100 * result.best, abs=0.005)
     assert shares.index(max(shares)) + 1 == result.best_epoch
-    assert result.best > result.accuracy  # of this case; else the test would not tell them apart
+    assert result.best > result.accuracy  # Otherwise the test could not tell the two apart.
 
 
 @pytest.mark.parametrize("probe", TRAINED)
@@ -272,7 +272,7 @@ def stored(folder):
 
 @pytest.fixture
 def runs(trained):
-    """Two runs that differ in their seed, in a directory without other runs."""
+    """Directory with two runs that differ in their seed, and no other runs."""
     for seed in (0, 1):
         shutil.copytree(trained / f"seed-{seed}", f"r/{seed}")
     return Path("r")
@@ -294,7 +294,7 @@ def test_runs_by_all_protocols(runs):
         ]  # fmt: skip
         assert bool(spread[3]) == (protocol != "lbfgs")
     again = bench("linear", runs.absolute(), "r", "r/0", "--protocol", "lbfgs,sgd,paper", "--epochs", "3")
-    assert rows(again) == table  # each run once
+    assert rows(again) == table  # Each run is listed once.
     assert "after the last epoch; * chosen on the test images, so optimistic" in " ".join(result.stdout.split())
     for seed in (0, 1):
         entries = stored(runs / str(seed))
@@ -326,7 +326,7 @@ def test_features_are_kept_and_nothing_is_done_twice(runs):
 
 
 def test_what_is_kept_is_never_stale(trained, own_folder):
-    """Other weights, other images or a damaged file: embedded anew, and results of before are dropped."""
+    """Other weights, other images and a damaged file lead to new features. The first two also drop old results."""
     shutil.copytree(trained / "seed-0", "run")
     config = Path("run/config.toml")
     data = next(line for line in config.read_text().splitlines() if line.startswith("data ="))
@@ -386,7 +386,7 @@ def test_what_linear_refuses(runs):
     assert "are the same run: leave one of them out" in refused
     Path("r/0/linear.json").write_text('{"schema": 7}')
     refused = bench("linear", "r/0", code=1).stderr
-    assert "r/0/linear.json holds no results of this version (schema 7, expected 1): move it away" in refused
+    assert "r/0/linear.json has schema 7, but expected 1 or less: move it away" in refused
     Path("r/0/record.json").unlink()
     Path("r/0/backbone.pt").unlink()
     assert "Left out: 1 unfinished, without a record." in bench("linear", "r").stdout

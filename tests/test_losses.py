@@ -1,4 +1,4 @@
-"""AdversarialLoss: exact, cheap, and without a trace."""
+"""AdversarialLoss: exact values, cost, and state that an attack must not change."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def images(dtype: torch.dtype = torch.float32, seed: int = 2, size: int = 16) ->
 def straightforward(
     model: nn.Module, criterion: nn.Module, vae: VAE, eps: float, x0: Tensor, x1: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """IDAA step by step as the paper writes it: every forward pass apart, the attack by backward()."""
+    """Run IDAA as written in the paper, with separate forward passes and backward(); return the view and the sign."""
     z = vae.encode(x0)[0].detach()
     residual = x0 - vae.decode(z).detach()
     delta = torch.zeros_like(z, requires_grad=True)
@@ -107,7 +107,7 @@ def cifar_simclr() -> nn.Module:
 
 
 def test_flops_of_the_idaa_step() -> None:
-    """At most 1.90 × the plain SimCLR step; the released program takes 2.56 ×, exact IDAA at least 1.876 ×."""
+    """The cost is at most 1.90 × a plain SimCLR step. Exact IDAA needs at least 1.876 ×, the released code 2.56 ×."""
     model, (x0, x1) = cifar_simclr(), torch.randn(2, 4, 3, 32, 32)
 
     def flops(loss: Any) -> int:
@@ -132,7 +132,7 @@ GENERATORS = {
 
 
 def state(*modules: nn.Module) -> dict[str, Any]:
-    """Everything an attack might touch."""
+    """Return everything that an attack might change."""
     result: dict[str, Any] = {"rng": torch.get_rng_state()}
     for index, module in enumerate(modules):
         for name, buffer in module.named_buffers():
@@ -147,7 +147,7 @@ def state(*modules: nn.Module) -> dict[str, Any]:
 @pytest.mark.parametrize("name", GENERATORS)
 def test_the_attack_leaves_no_trace(name: str) -> None:
     model = dual_batchnorm(nn.Sequential(small_model(), nn.Dropout(0.5)))
-    model(images()).sum().backward()  # gradients that must stay
+    model(images()).sum().backward()  # The attack must keep these gradients.
     generator = GENERATORS[name]()
     vae = getattr(generator.space, "vae", None)
     bank = NTXentLoss(memory_bank_size=(16, 8))
@@ -179,7 +179,7 @@ def test_only_the_clean_pair_enters_queue_and_running_statistics() -> None:
 
 
 def test_the_start_gradient_of_ntxent_is_not_zero() -> None:
-    """Invariant 2, in float64: in-batch negatives give the attack its direction."""
+    """In-batch negatives give the attack a direction at its start. Checked in float64."""
     model = dual_batchnorm(small_model().double())
     x = images(torch.float64).requires_grad_()
     z = model(x)
@@ -189,7 +189,7 @@ def test_the_start_gradient_of_ntxent_is_not_zero() -> None:
 
 @pytest.mark.parametrize(("name", "passes"), [("idaa", 1), ("clae", 1), ("ablation", 2), ("pgd", 4), ("random", 0)])
 def test_forward_passes_of_the_attack(name: str, passes: int) -> None:
-    """Where the search starts at the input, the anchor is no forward pass of its own; else it costs one more."""
+    """The anchor costs an extra forward pass only if the search does not start at the input."""
     model, count = dual_batchnorm(small_model()), [0]
 
     def counted(module: nn.Module, inputs: Any) -> None:
@@ -221,7 +221,7 @@ def test_the_adversarial_view_raises_the_loss() -> None:
 
 
 def test_many_views_and_outputs_of_any_kind() -> None:
-    """A loss over several outputs, each a dict of a prediction and a stopped target, as in BYOL with local views."""
+    """The loss takes several outputs, each a dict of prediction and detached target, as in BYOL with local views."""
 
     class Pairs(nn.Module):
         def __init__(self) -> None:
@@ -294,7 +294,7 @@ def test_a_centre_that_the_first_call_makes_is_not_made_by_the_attack() -> None:
 
 
 def test_state_in_plain_attributes_is_left_alone() -> None:
-    """Lightly's TiCoLoss keeps its covariance in one."""
+    """Lightly's TiCoLoss keeps its covariance in a plain attribute."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 5))
     x0, x1 = torch.randn(2, 4, 3, 6, 6)

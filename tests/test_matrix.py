@@ -1,6 +1,6 @@
-"""Every method and every augmentation: a few steps of the real thing, with a narrow network.
+"""Every method and every augmentation, in a few real training steps of a narrow network.
 
-CI runs every method × {none, idaa} and every augmentation × {simclr, byol}; `make matrix` all pairs that are allowed.
+CI runs every method × {none, idaa} and every augmentation × {simclr, byol}. `make matrix` runs all allowed pairs.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def make_augmentation(name: str, **options: Any) -> Augmentation:
 
 
 def views(seed: int, dtype: torch.dtype = torch.float32, local: int = 0) -> list[Tensor]:
-    """Two views of the same 8 samples, and smaller ones."""
+    """Return two views of the same 8 samples, followed by `local` smaller views."""
     generator = torch.Generator().manual_seed(seed)
     samples = torch.rand(8, 3, 16, 16, generator=generator, dtype=torch.float64)
     noise = 0.1 * torch.randn(2, 8, 3, 16, 16, generator=generator, dtype=torch.float64)
@@ -128,7 +128,7 @@ def test_trains_and_resumes_to_the_bit(method: str, aug: str) -> None:
         name
         for name, parameter in whole[0].named_parameters()
         if torch.equal(before[name], parameter) and not name.endswith("original0")
-    ]  # DINO's last layer keeps its length
+    ]  # `original0` holds the fixed weight norms of DINO's last layer.
     assert idle == []
     resumed = fresh(method, aug, 1)
     for part, state in zip(resumed, torch.load("half.pt", weights_only=True), strict=True):
@@ -141,7 +141,7 @@ def test_trains_and_resumes_to_the_bit(method: str, aug: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_attacks_start_gradient_is_not_zero(name: str) -> None:
-    """Invariant 2, in float64, through the whole method, between an image and itself."""
+    """The attack has a direction at its start, between an image and itself. Checked in float64 on the whole method."""
     method = dual_batchnorm(make_method(name).double())
     method.before_step(0, 1, 1)
     x, *_ = views(0, torch.float64)
@@ -154,7 +154,7 @@ def test_the_attacks_start_gradient_is_not_zero(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_attack_leaves_no_trace_in_the_method(name: str) -> None:
-    """Queues, memory banks, momentum networks, centres, prototypes and running statistics."""
+    """Queues, memory banks, momentum networks, centres, prototypes and running statistics stay unchanged."""
     method = dual_batchnorm(make_method(name)).train()
     everything = {**dict(method.named_parameters()), **dict(method.named_buffers())}
     state = {key: value.clone() for key, value in everything.items()}
@@ -162,7 +162,7 @@ def test_the_attack_leaves_no_trace_in_the_method(name: str) -> None:
     others = views(0, local=2 * method.multi_crop)[2:]
     criterion._attack(method, views(0)[0], [detached(method(view)) for view in others] if others else [])
     after = {**dict(method.named_parameters()), **dict(method.named_buffers())}
-    running = ("running_mean", "running_var", "num_batches_tracked")  # by the local views' clean pass
+    running = ("running_mean", "running_var", "num_batches_tracked")  # The clean pass of the local views changes them.
     assert [
         key for key in state if not torch.equal(state[key], after[key]) and not (others and key.endswith(running))
     ] == []
@@ -175,7 +175,7 @@ def test_the_attack_leaves_no_trace_in_the_method(name: str) -> None:
     + [(name, aug) for name in ("simclr", "byol") for aug in AUGMENTATIONS if aug != "clae"],
 )
 def test_what_a_step_with_the_augmentation_leaves_behind_is_what_one_without_leaves(name: str, aug: str) -> None:
-    """x' enters no queue, bank, centre or running statistic: they hold what the clean pair alone puts there."""
+    """x' enters no queue, bank, centre or running statistic. They hold only what the clean pair puts there."""
     method = make_method(name)
     module = SelfSupervised(method, make_augmentation(aug), epochs=1, steps_per_epoch=1, seed=0).train()
     plain = copy.deepcopy(method)
@@ -189,7 +189,7 @@ def test_what_a_step_with_the_augmentation_leaves_behind_is_what_one_without_lea
 
 @pytest.mark.parametrize("name", ["moco", "nnclr", "dino"])
 def test_the_clean_pair_does_enter(name: str) -> None:
-    """Or the test above could not fail."""
+    """The clean pair does change the banks and centres, so the test above can fail."""
     method = dual_batchnorm(make_method(name)).train()
     bank = {"moco": "criterion.memory_bank.bank", "nnclr": "bank.bank", "dino": "criterion.center"}[name]
     before = dict(method.named_buffers())[bank].clone()
@@ -249,7 +249,7 @@ def test_simclr_overfits_a_batch() -> None:
 
 @pytest.mark.parametrize("name", ["random", "pgd", "viewmaker"])
 def test_noise_is_of_the_runs_seed(name: str) -> None:
-    """Or several seeds of the control would share their directions."""
+    """Several seeds of a random control must not share their directions."""
     drawn = []
     for seed in (0, 1, 0):
         module = SelfSupervised(make_method("simclr"), make_augmentation(name), epochs=1, steps_per_epoch=1, seed=seed)
@@ -263,7 +263,7 @@ def test_noise_is_of_the_runs_seed(name: str) -> None:
     "name", [name for name in AUGMENTATIONS if issubclass(load("augmentation", name), GeneratorAugmentation)]
 )
 def test_every_search_has_its_control_in_its_own_space(name: str) -> None:
-    """The same space, as far from its start, and not what the search finds."""
+    """The control has the space and the radius of the search, but never evaluates the objective."""
     augmentation: Any = make_augmentation(name, random=True)
     searched, control = augmentation.generator(), augmentation.loss(make_method("simclr")).generator
     assert type(control.space) is type(searched.space)
@@ -276,7 +276,7 @@ def test_every_search_has_its_control_in_its_own_space(name: str) -> None:
 
 
 def test_groups_of_the_optimiser() -> None:
-    """The generator's parameters come at their own rate, frozen ones not at all."""
+    """The generator's parameters have their own learning rate. Frozen parameters are in no group."""
     module = SelfSupervised(
         make_method("byol"), make_augmentation("viewmaker", lr=0.5), epochs=2, steps_per_epoch=2, seed=0
     )

@@ -1,4 +1,4 @@
-"""What is shipped, and what the README says."""
+"""The contents of the wheel, and the code in the README and in the plugin guide."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_wheel_holds_exactly_two_packages_and_works_alone(tmp_path: Path) ->
 
 
 def readme_diff() -> tuple[str, str]:
-    """The code before and after the change that the README shows."""
+    """Return the code before and after the change that the README shows."""
     diff, *_ = re.findall(r"```diff\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     lines = diff.splitlines()
     assert sum(line.startswith("+") for line in lines) <= 5
@@ -91,7 +91,7 @@ def test_the_readmes_lightning_module(changed: bool) -> None:
 
 
 def readme_code(index: int) -> str:
-    """Return one of the README's examples in Python."""
+    """Return a Python example of the README by its position."""
     found: list[str] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     return found[index]
 
@@ -109,7 +109,7 @@ def test_the_readmes_device_views() -> None:
 
 
 class Small(pl.LightningModule):
-    """A module with a backbone, for the README's evaluations."""
+    """Module with a backbone, for the README's evaluation examples."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Small(pl.LightningModule):
 @pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*many workers", "ignore:.*number of training batches")
 @pytest.mark.filterwarnings("ignore:k is 200, but the bank", "ignore:GPU available", "ignore:.*isinstance.treespec")
 def test_the_readmes_evaluations() -> None:
-    """The code as it stands, with names for what the reader brings, on the CPU and shorter."""
+    """The README's code runs on the CPU, with fewer epochs and with the names that a reader would define."""
     samples = TensorDataset(torch.randn(60, 3, 2, 2), torch.arange(60) % 3)
     loader = DataLoader(samples, 20)
     scope: dict[str, Any] = {"train_loader": loader, "test_loader": loader, "loader": loader, "model": Small()}
@@ -139,7 +139,7 @@ def test_the_readmes_evaluations() -> None:
 
 
 def guide(index: int) -> dict[str, Any]:
-    """What the code of plugins/README.md defines."""
+    """Run a code block of plugins/README.md and return the names that it defines."""
     scope: dict[str, Any] = {}
     exec(re.findall(r"```python\n(.*?)```", (ROOT / "plugins/README.md").read_text(), re.DOTALL)[index], scope)
     return scope
@@ -168,3 +168,9 @@ def test_the_plugin_guides_augmentation() -> None:
     slope = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
     views = plugin(eps=0.5).generator()(x, lambda images: (images * slope).sum())
     assert views[:, 0, 0, 0].tolist() == [0.5, -0.5]
+
+
+def test_the_plugin_guides_backbone() -> None:
+    network = guide(2)["Tiny"](16, width=4)
+    assert network(torch.zeros(2, 3, 16, 16)).shape == (2, network.num_features) == (2, 4)
+    assert options_of(type(network))["width"].type_name == "int, 1 or more"

@@ -16,20 +16,20 @@ BUILT_IN = [(kind, e.name) for kind in ("method", "augmentation") for e in regis
 
 
 class Mine(GeneratorAugmentation):
-    """Has an option of every type.
+    """Augmentation with an option of every type.
 
     Args:
-        flag: whether.
-        mode: how, in words
+        flag: A flag.
+        mode: Manner, in words
             that go on: here.
-        level: how much.
-        count: how many.
-        rate: how fast.
-        limit: how far, or None.
-        label: what it is called.
+        level: A choice of numbers.
+        count: Number of things.
+        rate: A number.
+        limit: A number, or None.
+        label: Name of it.
 
     Attributes:
-        rest: nothing.
+        rest: Not an option.
     """
 
     def __init__(
@@ -53,10 +53,10 @@ class Mine(GeneratorAugmentation):
 
 
 class Child(Mine):
-    """Changes a default, adds an option.
+    """Subclass that changes a default and adds an option.
 
     Args:
-        extra: more.
+        extra: An additional option.
     """
 
     def __init__(self, *, extra: str | None = None, count: float = 7.5, **options: Any) -> None:
@@ -64,18 +64,18 @@ class Child(Mine):
 
 
 class Grandchild(Child):
-    """Nothing new."""
+    """Subclass that changes nothing."""
 
 
 class Closed(Mine):
-    """Takes nothing from its base."""
+    """Subclass that takes no options from its base."""
 
     def __init__(self, positional: int = 0, *, only: int = 1) -> None:
         super().__init__()
 
 
 class Optionless(Augmentation):
-    """Has no constructor."""
+    """Augmentation without a constructor."""
 
     def loss(self, method):
         raise NotImplementedError
@@ -101,8 +101,8 @@ def test_options_and_their_order(plugin, expected):
 
 def test_an_own_option_goes_before_the_bases():
     mine, child = options_of(Mine)["count"], options_of(Child)["count"]
-    assert (mine.type_name, mine.default, mine.help) == ("int", 3, "how many.")
-    assert (child.type_name, child.default, child.help) == ("float", 7.5, "how many.")  # described by the base
+    assert (mine.type_name, mine.default, mine.help) == ("int", 3, "Number of things.")
+    assert (child.type_name, child.default, child.help) == ("float", 7.5, "Number of things.")  # The base describes it.
 
 
 def test_random_has_idaas_options():
@@ -205,7 +205,7 @@ def test_no_options_at_all():
             "mode": st.sampled_from(["soft", "hard"]),
             "level": st.sampled_from([1, 2]),
             "count": st.integers(),
-            "rate": st.floats(allow_nan=False),
+            "rate": st.floats(allow_nan=False, allow_infinity=False),
             "limit": st.none() | st.integers(),
             "label": st.text().map(str.strip),
             "weight": st.floats(0, 10),
@@ -243,9 +243,9 @@ def test_both_spellings_of_optional_parse(annotation):
 
 def test_help_is_the_docstrings():
     helps = {name: option.help for name, option in options_of(Mine).items()}
-    assert helps["mode"] == "how, in words that go on: here."
-    assert helps["label"] == "what it is called."
-    assert helps["size"] == ""  # not described
+    assert helps["mode"] == "Manner, in words that go on: here."
+    assert helps["label"] == "Name of it."
+    assert helps["size"] == ""  # It has no description.
     assert helps["weight"] == "Weight of the adversarial term."
 
 

@@ -1,4 +1,4 @@
-"""Tables made of recipes: `idaa-bench table`, and the page of this repository."""
+"""Tables made from recipes by `idaa-bench table`, and the benchmark pages of this repository."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def bench(*arguments: str, code: int = 0) -> Result:
 def record(
     recipe: str, seed: int, knn: float, commit: str = "c0ffee", time: dict[str, float] | None = None, **config: Any
 ) -> None:
-    """What a run of this recipe would have left."""
+    """Write the record that a run of this recipe would write."""
     aug = {"plain": "none", "clae": "clae"}[recipe]
     options = {"method": "simclr", "aug": aug, "data": "digits", "limit_train": 64, "backbone": "resnet9-w4"}
     options |= {"epochs": 1, "batch_size": 32, "accelerator": "cpu", "image_size": 32, "seed": seed} | config
@@ -146,7 +146,7 @@ def test_what_is_missing_seed_by_seed(benchmarks: Path) -> None:
 def test_the_rendered_table_by_hand(benchmarks: Path) -> None:
     assert "| simclr | clae | not run | 80.27 |" in render(read_table(benchmarks, "small"))
     for seed, knn in enumerate((0.5, 0.6)):
-        record("plain", seed, knn, commit=f"c0ffee{seed}")  # a row all the same
+        record("plain", seed, knn, commit=f"c0ffee{seed}")  # Commits do not split the row.
     text = render(read_table(benchmarks, "small"))
     assert text.startswith("**A small table**")
     pixels, untrained, plain, clae = text.splitlines()[4:8]
@@ -173,19 +173,19 @@ def test_differences_of_pairs_by_hand(benchmarks: Path) -> None:
             record("clae", seed, clae)
     lines = render(read_table(benchmarks, "pairs")).splitlines()
     assert lines[2] == "| difference | seeds | Δ kNN [95 %] | Δ kNN on the projection [95 %] | Δ linear [95 %] |"
-    # mean 11, standard error 1, and 12.706 of Student's t with one degree of freedom
+    # The mean is 11, the standard error 1, and Student's t 12.706 for one degree of freedom.
     assert lines[4] == "| clae − plain | 2 | +11.00 [-1.71, +23.71] | +5.50 [-0.85, +11.85] | +11.00 [-1.71, +23.71] |"
     assert lines[5] == "| plain − clae | 2 | -11.00 [-23.71, +1.71] | -5.50 [-11.85, +0.85] | -11.00 [-23.71, +1.71] |"
     assert lines[-1] == "`idaa-bench table pairs`"
 
 
 def test_the_cost_of_an_accuracy_by_hand() -> None:
-    for seed, knn in enumerate((0.5, 0.6)):  # from 0.1, in 120 s and 64 operations
+    for seed, knn in enumerate((0.5, 0.6)):  # From 0.1, in 120 s and 60 GFLOP.
         record("plain", seed, knn, time={"train_s": 120.0, "images_per_s": 0.5, "flops_per_image": 10**9})
     text = render(read_table(Path("benchmarks"), "short"))
     header, _, row = text.splitlines()[2:5]
     assert header == "| aug | to 30 % kNN | to 55 % kNN | to 70 % kNN |"
-    # 0.5: half of the training to 0.3; 0.6: two fifths to 0.3, nine tenths to 0.55
+    # The run that ends at 0.5 reaches 0.3 after 1/2 of its training, the other 0.3 after 2/5 and 0.55 after 9/10.
     assert row == "| none | 27 GFLOP, 54 s | 54 GFLOP, 108 s (1 of 2 seeds) | not reached |"
 
 
@@ -195,9 +195,9 @@ def test_a_study_of_identity_is_made_once(benchmarks: Path) -> None:
     assert "| clae |" in result
     assert "| second view |" in result
     assert "![Distances to the own view and to the nearest other](records/clae/seed-0/identity/identity.png)" in result
-    assert "second view" not in render(read_table(benchmarks, "other"))  # of the same recipe, but not asked for
+    assert "second view" not in render(read_table(benchmarks, "other"))  # Same recipe, but no study requested.
     before = (folder / "identity.json").stat().st_mtime_ns
-    assert bench("studied").stdout.startswith("**Identity**")  # nothing was run again
+    assert bench("studied").stdout.startswith("**Identity**")  # Nothing was run again.
     assert (folder / "identity.json").stat().st_mtime_ns == before
 
 
@@ -244,7 +244,7 @@ def test_pages_and_pictures(benchmarks: Path) -> None:
     assert "### Tables that were not run" not in page
     assert page.endswith("\n<!-- end -->\nText\n")
     shown = json.loads(figures_of(benchmarks / "figures/help.svg"))
-    points = [11.0, -1.71, 23.71]  # as in test_differences_of_pairs_by_hand
+    points = [11.0, -1.71, 23.71]  # See test_differences_of_pairs_by_hand.
     assert shown == {"CLAE − SimCLR": {"seeds": 2, "knn": points, "linear": points}}
     tables = (benchmarks / "tables/help.md").read_text()
     assert tables.startswith(
@@ -274,7 +274,7 @@ def test_it_runs_what_is_missing_and_nothing_twice(benchmarks: Path) -> None:
     assert kept == json.loads(Path("runs/recipes/clae/seed-0/record.json").read_text())
     assert "epoch 1/1" not in bench("other").output
     (benchmarks / "records/clae/seed-0/record.json").unlink()
-    assert "is finished already" in bench("other").output  # the run folder has it still
+    assert "is finished already" in bench("other").output  # The run directory still has it.
     assert (benchmarks / "records/clae/seed-0/record.json").exists()
 
 
@@ -321,8 +321,8 @@ def test_the_costs_of_this_repository_are_what_was_measured() -> None:
 
 
 def looked_up(text: str, tables: str) -> None:
-    """Check that every accuracy and every difference of a text is that of a table, rounded as the text has it."""
-    numbers = re.findall(r"(\d+(?:\.\d+)?)(?= points| %| ×)", text.replace("95 %", ""))  # of the intervals
+    """Check that every accuracy and every difference in a text is in a table, rounded to the text's digits."""
+    numbers = re.findall(r"(\d+(?:\.\d+)?)(?= points| %| ×)", text.replace("95 %", ""))  # 95 % is a confidence level.
     assert numbers
     known = [float(number) for number in re.findall(r"\d+\.\d+", tables)]
     for number in numbers:
@@ -333,7 +333,7 @@ def looked_up(text: str, tables: str) -> None:
 @pytest.mark.parametrize("name", [question.name for question in read_questions(BENCHMARKS)])
 def test_every_figure_of_a_conclusion_stands_in_its_tables(name: str) -> None:
     (question,) = [question for question in read_questions(BENCHMARKS) if question.name == name]
-    if name == "settings":  # its figures are settings
+    if name == "settings":  # Its numbers are settings, not results.
         return
     looked_up(question.conclusion, (BENCHMARKS / "tables" / f"{name}.md").read_text())
 

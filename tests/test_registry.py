@@ -19,7 +19,7 @@ BUILT_IN = [(kind, e.name) for kind in BASES for e in registry.entries(kind) if 
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """Puts throw-away distributions on sys.path: their metadata, their entry points, their modules."""
+    """Return a function that writes a fake distribution (metadata, entry points, modules) and adds it to sys.path."""
 
     def put(name, entry_points, modules=None, *, version="1.0", metadata=True, folder="site"):
         site = tmp_path / folder
@@ -176,8 +176,8 @@ def test_a_distribution_without_metadata_breaks_nothing(install):
 
 def test_show_finds_a_name_of_either_kind():
     result = CliRunner().invoke(main, ["plugins", "show", "simlcr"])
-    known = ", ".join(names("method") + names("augmentation"))
-    text = f"Error: no method or augmentation 'simlcr'; installed: {known}. Did you mean 'simclr'?\n"
+    known = ", ".join(names("method") + names("augmentation") + names("backbone"))
+    text = f"Error: no plugin 'simlcr'; installed: {known}. Did you mean 'simclr'?\n"
     assert (result.exit_code, result.stderr) == (2, text)
 
 

@@ -1,4 +1,4 @@
-"""The page of a report, from small records written by hand, from real runs, and in a browser."""
+"""The report page, made from small records written by hand and from real runs, and shown in a browser."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def write(
     commit: str | None = "c0ffee",
     **config: Any,
 ) -> Path:
-    """A run on digits, 10 epochs."""
+    """Write the record of a run on digits with 10 epochs, and return its run directory."""
     chosen = {"method": method, "aug": aug, "data": "digits", "epochs": 10, "seed": seed} | config
     record = a_record(
         config=chosen | {"set": {"aug": options or {}}},
@@ -71,7 +71,7 @@ def groups() -> list[Shown]:
 
 
 def families() -> dict[str, list[list[tuple[Any, ...]]]]:
-    """Of the swept options: method, augmentation, batch size and eps of each member."""
+    """Return the families of each swept option, with method, augmentation, batch size and eps of every member."""
     made = [item.group for item in groups()]
     values = [(g.config.method, g.config.aug, g.config.batch_size, g.config.set["aug"].get("eps")) for g in made]
     return {
@@ -87,7 +87,7 @@ def report(*arguments: str, code: int = 0) -> Result:
 
 
 class Page(HTMLParser):
-    """Its elements with their attributes, and its text outside of script and style."""
+    """Parsed page: its elements with their attributes, and its text outside script and style."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ def page(*arguments: str) -> Page:
     return Page(Path("report.html").read_text(encoding="utf-8"))
 
 
-# ---- what is swept
+# ---- swept options
 
 
 def test_families_differ_in_one_option_alone() -> None:
@@ -153,7 +153,7 @@ def test_the_number_of_training_images_may_be_swept_on_the_same_test_images() ->
 
 
 def test_the_points_of_a_swept_option_by_hand() -> None:
-    """kNN of 50 and 54 %: mean 52, standard deviation 2√2; `none` lies across."""
+    """kNN accuracies of 50 and 54 % have mean 52 and standard deviation 2√2. `none` is a horizontal line."""
     write("none", knn=0.4)
     for seed, knn in enumerate((0.5, 0.54)):
         write(f"wide{seed}", aug="clae", seed=seed, knn=knn, options={"eps": 0.3})
@@ -246,7 +246,7 @@ def test_identity_figures_that_were_logged() -> None:
 
 
 def test_flops_by_hand_and_only_where_they_are_recorded() -> None:
-    """10 s of 100 images a second with 2 GFLOP each are 2 TFLOP."""
+    """Training for 10 s at 100 images a second and 2 GFLOP per image takes 2 TFLOP."""
     folder = write("none")
     for path, flops in ((folder, 2 * 10**9), (write("old", aug="clae"), None)):
         record = json.loads((path / "record.json").read_text())
@@ -299,7 +299,7 @@ def test_names_have_what_tells_groups_apart() -> None:
 
 
 def test_the_cheapest_of_all_methods_is_marked() -> None:
-    """At 10 of 40 s: a quarter of the width between the ends of the line."""
+    """The mark is at 10 of 40 s, which is a quarter of the distance between the ends of the line."""
     write("a", method="simsiam", seconds=10)
     write("b", seconds=40)
     every = groups()
@@ -342,7 +342,7 @@ def test_columns_are_sorted_by_their_numbers() -> None:
 
 
 def test_the_picture_of_an_interval() -> None:
-    """The largest bound is at the edge, 48 % from the middle; a single seed has no interval."""
+    """The largest bound is drawn 48 % from the middle, near the edge. A single seed has no interval."""
     parts = {f"{name}_minus_baseline{end}": None for name in ("knn", "linear") for end in ("", "_low", "_high")}
     spread = {
         f"{name}_{end}": 1.0
@@ -418,7 +418,7 @@ def test_the_page_can_be_heard_and_used_by_keyboard() -> None:
     assert tags.count("table") == tags.count("caption") == 1 + 3
     assert all(header.get("scope") in ("col", "row") for header in made.all("th"))
     plots = [attributes for attributes in made.all("svg") if attributes.get("role") == "img"]
-    assert len(plots) == 6  # a forest plot among them
+    assert len(plots) == 6  # One is a forest plot.
     assert all(plot["aria-label"] for plot in plots)
     assert all("aria-label" in box for box in made.all("div") if box.get("tabindex") == "0")
     numbers = [cell["data-key"] for cell in made.all("td") if cell.get("class") == "number" and "data-key" in cell]
@@ -438,7 +438,7 @@ def test_what_is_missing_is_said_and_the_rest_is_there() -> None:
         "clae/views.png does not exist: its picture is left out.",
         "metrics.csv cannot be read (could not convert string to float: 'broken'): its losses are left out.",
         "simclr × clae: no metrics.csv, so no losses, of seed 0.",
-        "identity.json is no identity study (KeyError: 'hardness'): it is left out.",
+        "identity.json is damaged: augmentations.clae.hardness: Field required: it is left out.",
         "No run has an identity study: `idaa-bench identity RUN` makes one.",
     ):
         assert text in said
@@ -464,7 +464,7 @@ def test_configurations_and_versions_are_there_once_where_all_share_them() -> No
     (folder / "record.json").write_text(json.dumps(record | {"versions": {"idaa-lightly": "0.1.0", "torch": "9.9"}}))
     text = page().text
     assert text.count("torch: 9.9") == 1
-    assert text.count("c0ffee") == 2  # below the table, and of all runs
+    assert text.count("c0ffee") == 2  # Below the table, and for all runs.
     assert text.count("workers = 1") == text.count("workers = 2") == 1
     assert text.count("config.toml, seed 0 without the seed:") == 1
     assert "eps = 0.25" in text
@@ -513,7 +513,7 @@ TINY = [
 
 
 def real_runs() -> None:
-    """None and CLAE, and a study of the latter."""
+    """Run none and CLAE, and make an identity study of CLAE."""
     for aug in ("none", "clae"):
         done = CliRunner().invoke(main, ["run", *TINY, "--aug", aug, "--out", f"runs/{aug}"])
         assert done.exit_code == 0, done.output
@@ -527,7 +527,7 @@ def test_real_runs() -> None:
     output = report("runs", "--out", "pages/page.html").output
     assert re.fullmatch(r"Written to pages/page.html: \d\.\d MB\n", output)
     made = Page(Path("pages/page.html").read_text(encoding="utf-8"))
-    assert len(made.all("img")) == 2 + 3  # views of both; identity, density and panels
+    assert len(made.all("img")) == 2 + 3  # Views of both runs, and three pictures of the study.
     captions = ["kNN accuracy", "total loss of simclr", "adversarial loss of simclr", "clean loss of simclr"]
     assert all(caption in made.text for caption in captions)
     assert "What is missing" not in made.text
@@ -551,7 +551,7 @@ def browse(*arguments: str) -> str:
 
 
 def within(script: str, width: int) -> dict[str, Any]:
-    """What a script finds in the page, as `root`, in a frame of this width: a window cannot be as narrow as a phone."""
+    """Return what a script finds in the page (`root`) in a frame. A window cannot be as narrow as a phone."""
     text = html.escape(Path("report.html").read_text(encoding="utf-8"))
     host = f"""<!DOCTYPE html><meta charset="utf-8"><iframe width="{width}" height="800" srcdoc="{text}"></iframe>
     <script>onload = () => {{
@@ -567,7 +567,7 @@ def within(script: str, width: int) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 def test_in_a_browser() -> None:
-    """At 390 px nothing sticks out; a column sorts, a filter hides a group everywhere; and it prints, open."""
+    """Nothing overflows at 390 px, columns sort, a filter hides a group everywhere, and the page prints."""
     for seed in range(2):
         write(f"none{seed}", seed=seed, knn=0.5)
         for eps in (0.03, 0.1, 0.3):
@@ -604,7 +604,7 @@ def test_in_a_browser() -> None:
     assert found["up"] == found["down"][::-1]
     assert (found["said"], found["again"]) == ("descending", "ascending")
     assert (found["rows"], found["pictures"], found["runs"], found["swept"]) == (1, 1, 1, 2)
-    assert (found["lines"], found["count"]) == (2, "1 of 4 groups")  # by time and by FLOPs
+    assert (found["lines"], found["count"]) == (2, "1 of 4 groups")  # One plot by time, one by FLOPs.
     browse("--print-to-pdf=page.pdf", "--no-pdf-header-footer", Path("report.html").resolve().as_uri())
     assert Path("page.pdf").read_bytes().startswith(b"%PDF")
     browse("--window-size=1280,2000", "--screenshot=page.png", Path("report.html").resolve().as_uri())

@@ -1,4 +1,4 @@
-"""The real command line, end to end, on small inputs."""
+"""Runs through the command line, end to end, on small inputs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TINY = [
     "--limit-train", "96", "--backbone", "resnet9-w4", "--batch-size", "32", "--accelerator", "cpu",
 ]  # fmt: skip
 SMALL_VAE = ["--set", "aug.width=8", "--set", "aug.bottleneck_dim=16"]
-NARROW = [*TINY, "--backbone", "resnet9-w2"]  # the last --backbone counts
+NARROW = [*TINY, "--backbone", "resnet9-w2"]  # The last --backbone takes effect.
 FILES = {
     "config.toml", "record.json", "metrics.csv", "checkpoints", "backbone.pt", "curves.png", "views.png",
 }  # fmt: skip
@@ -67,7 +67,7 @@ def test_the_run_folder(aug: str) -> None:
     assert record["last"]["epoch"] == 2
     assert record["best"]["knn"] == max(entry["knn"] for entry in record["history"])
     assert 0 <= record["last"]["linear"] <= 1
-    assert record["evaluation"]["knn_k"] == 96  # clamped to the bank
+    assert record["evaluation"]["knn_k"] == 96  # k is clamped to the size of the bank.
     assert record["versions"]["torch"] == torch.__version__.partition("+")[0]
     network, _ = create_backbone("resnet9-w4", 32)
     network.load_state_dict(torch.load("run/backbone.pt", weights_only=True), strict=True)
@@ -84,12 +84,13 @@ def test_the_run_folder(aug: str) -> None:
 
 
 def test_the_flops_of_a_step() -> None:
-    """CLAE: forward and input gradient for the attack, one more view: (6 + 2 + 3) / 6 of the plain step."""
+    """A plain step costs 6 forward passes. CLAE adds 2 for the attack and 3 for its view, so (6 + 2 + 3) / 6."""
     plain, clae = (tiny(aug, aug)["time"]["flops_per_image"] for aug in ("none", "clae"))
     network, _ = create_backbone("resnet9-w4", 32)
     with FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 3, 32, 32))
-    assert plain == pytest.approx(2 * 3 * counter.get_total_flops(), rel=0.1)  # and the head, less the first gradient
+    # The tolerance covers the head (more) and the input gradient that the first layer does not need (less).
+    assert plain == pytest.approx(2 * 3 * counter.get_total_flops(), rel=0.1)
     assert clae / plain == pytest.approx(11 / 6, rel=0.05)
 
 
@@ -197,7 +198,7 @@ def interrupted(sent: signal.Signals, *arguments: str) -> str:
         return checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
 
     before = written()
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's children ignore Ctrl-C
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # Without it, a background job ignores Ctrl-C.
     process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     signal.signal(signal.SIGINT, handler)
     while written() == before and process.poll() is None:
@@ -210,7 +211,7 @@ def interrupted(sent: signal.Signals, *arguments: str) -> str:
 
 @pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_bit() -> None:
-    """Interrupted by Ctrl-C, resumed, killed, resumed. Random directions draw noise, which has a state of its own."""
+    """The run is interrupted, resumed, killed and resumed. Random directions have a noise state to restore."""
     options = ["run", "--aug", "random", *NARROW, *SMALL_VAE, "--set", "aug.vae_epochs=1", "--epochs", "20"]
     bench(*options, "--out", "whole")
     outputs = [interrupted(sent, *options, "--out", "parts", "--resume") for sent in (signal.SIGINT, signal.SIGKILL)]
@@ -226,10 +227,10 @@ def test_an_interrupted_run_resumes_to_the_bit() -> None:
 
 @pytest.mark.slow
 def test_the_default_run_learns() -> None:
-    """What `make demo` runs: SimCLR with IDAA on digits, VAE included, for a few epochs.
+    """The run is that of `make demo` with fewer epochs: SimCLR with IDAA on digits, VAE included.
 
-    Within three epochs kNN accuracy rises by 22 points even with `--lr 0`, through the statistics of batch norm alone.
-    On projections it stays at its start then, so that it shows whether the network learns.
+    Even with `--lr 0`, batch norm statistics alone raise kNN accuracy by 22 points within three epochs.
+    They do not raise kNN accuracy on projections, which therefore shows whether the network learns.
     """
     bench("run", "--epochs", "3", "--set", "aug.vae_epochs=2", "--out", "demo")
     record = json.loads(Path("demo/record.json").read_text())
@@ -249,7 +250,7 @@ for arguments in json.loads(sys.argv[1]):
 
 @pytest.mark.slow
 def test_two_devices() -> None:
-    """Several runs in one pair of processes. The VAE is fitted in the first run, before Lightning starts rank 1."""
+    """Several runs share one pair of processes. The first run fits the VAE before Lightning starts rank 1."""
     runs = {
         "idaa": ["--aug", "idaa", *SMALL_VAE],
         "viewmaker": ["--method", "moco", "--aug", "viewmaker"],

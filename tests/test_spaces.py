@@ -1,4 +1,4 @@
-"""Colour, affine and jitter spaces: the start is the input, points mean what they say, and gradients lead uphill."""
+"""Colour, affine and jitter spaces: starts, points checked by hand, gradients and searches."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def smooth(size: int = 16) -> Tensor:
-    grid = 0.2 + 0.6 * draw(3, 3, 4, 4)  # no sharp edges, inside of [0, 1]
+    grid = 0.2 + 0.6 * draw(3, 3, 4, 4)  # No sharp edges, and inside [0, 1].
     return PIXELS.normalized(nn.functional.interpolate(grid, (size, size), mode="bilinear", align_corners=True))
 
 
@@ -69,7 +69,7 @@ def test_autocast_changes_nothing(space: Space) -> None:
 
 
 def test_a_colour_mixing_by_hand() -> None:
-    """Rows are red, green, blue, and take from the other two in this order; weights count half, and not below 0."""
+    """Rows are red, green and blue. Each lists weights of the other two channels, which are halved and at least 0."""
     x = torch.tensor([0.1, 0.5, 0.9]).view(1, 3, 1, 1)
     point = torch.tensor([[[0.2, 0.0], [-0.4, 0.5], [1.0, 1.0]]])
     expected = torch.tensor([0.1 + 0.1 * 0.4, 0.5 + 0.25 * 0.4, 0.5 * 0.1 + 0.5 * 0.5])
@@ -89,23 +89,23 @@ def test_a_ball_bounds_the_share_of_other_colours(eps: float, norm: Norm, seed: 
 
 
 def test_an_affine_map_by_hand() -> None:
-    """Right, down, clockwise and larger are positive; a shift is a fraction of the width, or of the height."""
+    """Positive values move right and down, turn clockwise and enlarge. Shifts are fractions of the width or height."""
     x, point = draw(5, 3, 9, 13), torch.zeros(5, 4, dtype=torch.float64)
     point[range(5), [1, 2, 0, 0, 3]] = torch.tensor([4 / 13, -2 / 9, 1.0, -1.0, 1.0], dtype=torch.float64)
     right, up, clockwise, anticlockwise, larger = AffineSpace(degrees=90, translate=0.5, scale=0.5).at(x)[1](point)
     torch.testing.assert_close(right[..., 2:], x[0, ..., :-2])
-    torch.testing.assert_close(right[..., :2], x[0, ..., [2, 1]])  # reflected
+    torch.testing.assert_close(right[..., :2], x[0, ..., [2, 1]])  # The border is reflected.
     torch.testing.assert_close(up[:, :-1], x[1, :, 1:])
-    close = partial(torch.testing.assert_close, rtol=0, atol=1e-6)  # kornia before 0.9 has a π of float32
-    close(clockwise[..., 2:11], torch.rot90(x[2, ..., 2:11], -1, (1, 2)))  # the middle square
+    close = partial(torch.testing.assert_close, rtol=0, atol=1e-6)  # kornia before 0.9 has π in float32.
+    close(clockwise[..., 2:11], torch.rot90(x[2, ..., 2:11], -1, (1, 2)))  # Compare the square in the middle.
     close(anticlockwise[..., 2:11], torch.rot90(x[3, ..., 2:11], 1, (1, 2)))
-    torch.testing.assert_close(larger[:, 1::3, 3:10:3], x[4, :, 2:7:2, 4:9:2])  # 3 from the centre shows what was at 2
+    torch.testing.assert_close(larger[:, 1::3, 3:10:3], x[4, :, 2:7:2, 4:9:2])  # Scale 1.5 moves distance 2 to 3.
 
 
 @pytest.mark.parametrize("unit", [-1.0, 0.5, 1.0])
 @pytest.mark.parametrize("index", range(4))
 def test_a_jitter_is_torchvisions(index: int, unit: float) -> None:
-    """To 1e-4: torchvision's weight of red in grey is 0.2989 instead of 0.299, and its hue is float32."""
+    """Agreement is to 1e-4, because torchvision weighs red in grey by 0.2989, not 0.299, and has hue in float32."""
     x, bounds = draw(3, 3, 8, 8), {"brightness": 0.5, "contrast": 0.4, "saturation": 0.3, "hue": 0.2}
     name, bound = list(bounds.items())[index]
     expected = getattr(TF, f"adjust_{name}")(x, unit * bound + (name != "hue"))
@@ -124,14 +124,14 @@ def test_jitters_come_in_order_and_are_clamped(seed: int, image: str) -> None:
     x = (c * x + (1 - c) * (weights * x).sum(1, keepdim=True).mean((2, 3), keepdim=True)).clamp(0, 1)
     x = (s * x + (1 - s) * (weights * x).sum(1, keepdim=True)).clamp(0, 1)
     torch.testing.assert_close(without_hue, x, rtol=0, atol=1e-7)
-    torch.testing.assert_close(result.amax(1), x.amax(1), rtol=0, atol=1e-7)  # a hue keeps the largest
-    torch.testing.assert_close(result.amin(1), x.amin(1), rtol=0, atol=1e-7)  # and the smallest channel: in [0, 1]
+    torch.testing.assert_close(result.amax(1), x.amax(1), rtol=0, atol=1e-7)  # A hue shift keeps the largest
+    torch.testing.assert_close(result.amin(1), x.amin(1), rtol=0, atol=1e-7)  # and the smallest channel.
 
 
 @all_spaces
 def test_gradients_are_finite_differences_and_each_samples_own(space: Space) -> None:
     start, render = space.at(smooth(size=6))
-    point = (0.1 + 0.4 * draw(*start.shape)).requires_grad_()  # where nothing is clamped, on no grid point
+    point = (0.1 + 0.4 * draw(*start.shape)).requires_grad_()  # Neither clamped nor on the pixel grid.
     assert torch.autograd.gradcheck(render, point)
     (gradient,) = torch.autograd.grad(render(point)[1].square().sum(), point)
     assert (gradient[1] != 0).all()
@@ -165,7 +165,7 @@ def test_colours_below_zero_are_not_mixed_and_find_back() -> None:
 
 
 def test_one_step_finds_the_best_mixing() -> None:
-    space, x, weights = ColorSpace(NORMALIZE), smooth(), draw(3, 3, 16, 16) - 0.5  # linear: no point beats FGSM
+    space, x, weights = ColorSpace(NORMALIZE), smooth(), draw(3, 3, 16, 16) - 0.5  # linear: FGSM is optimal
     value = lambda images: (images * weights).sum((1, 2, 3))  # noqa: E731
     best = value(ViewGenerator(space, FGSM(0.5))(x, lambda images: value(images).sum()))
     others = torch.stack([value(space.at(x)[1](draw(3, 3, 2, seed=seed) - 0.5)) for seed in range(50)])

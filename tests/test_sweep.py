@@ -1,4 +1,4 @@
-"""Sweeps through the real command line, on digits and a tiny network."""
+"""Sweeps through the command line, on digits with a tiny network."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def sweep(*arguments: str, code: int = 0) -> Result:
 
 
 def jobs(*arguments: str) -> list[dict[str, Any]]:
-    """The options of the printed commands, those of --set as a list."""
+    """Return the options of each printed command, with the values of `--set` as a list."""
     result = []
     for line in sweep(*arguments, "--print-jobs").stdout.splitlines():
         program, run, *words = shlex.split(line)
@@ -56,7 +56,7 @@ def records(out: str) -> dict[str, str]:
 
 
 def trained(out: str) -> list[str]:
-    """The folders that were trained in, one entry for each time, by what the jobs said."""
+    """Return the run directories in which training took place, one entry per training, from the logs of the jobs."""
     lines = [line for path in Path(out).glob(".jobs/*/*_log.out") for line in path.read_text().splitlines()]
     return sorted(line.partition("Run directory: ")[2] for line in lines if line.startswith("Takes about"))
 
@@ -159,10 +159,10 @@ def test_runs_are_recognised_by_their_configuration() -> None:
     Path("all/moved").mkdir()
     where.rename("all/moved/here")
     assert [line.split() for line in sweep(*arguments, "--print-jobs").stdout.splitlines()] == [second]
-    assert len(jobs(*arguments, "--workers", "1")) == 1  # how views are made changes nothing
+    assert len(jobs(*arguments, "--workers", "1")) == 1  # Workers do not change the run.
     assert len(jobs(*arguments, "--set", "method.temperature=0.3")) == 2
     Path("all/moved/here/record.json").unlink()
-    assert jobs(*arguments)[0]["--out"] == "all/moved/here"  # to be resumed there
+    assert jobs(*arguments)[0]["--out"] == "all/moved/here"  # The run is resumed there.
 
 
 def test_a_folder_that_another_process_runs_in_is_refused() -> None:
@@ -177,7 +177,7 @@ def test_a_folder_that_another_process_runs_in_is_refused() -> None:
 
 
 def test_a_claim_is_for_one_of_many_at_a_time() -> None:
-    """Processes that read, add one and write lose no count, though each deletes the lock at its end."""
+    """Concurrent processes that increment a counter lose no count, although each deletes the lock file at its end."""
     code = """
         from pathlib import Path
         from idaa_lightly.files import claim
@@ -222,11 +222,11 @@ SLURM = {
         export SLURM_JOB_NODELIST=here; exec "$@" """,
     "sacct": "echo 'JobID|State|NodeList'; echo '7|RUNNING|here'",
 }
-"""A cluster of one machine: what submitit calls, and nothing of ours."""
+"""Fake commands of a cluster with one machine, as submitit calls them."""
 
 
 def import_everything() -> None:
-    """Let a sweep in this process start at once, also on a busy machine."""
+    """Import everything that a sweep needs, so that it starts at once even on a busy machine."""
     importlib.import_module("idaa_lightly.bench.sweep.jobs")
     jobs("--aug", "none,clae")
 
@@ -249,7 +249,7 @@ def test_on_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_a_failing_run_among_good_ones() -> None:
-    """The failing run starts first. Neither the run beside it nor a later one is stopped by it."""
+    """The failing run starts first. It stops neither the run at the same time nor a later one."""
     options = ["--set", "idaa.vae=gone.pt", "--out", "all"]
     first = sweep("--aug", "idaa,none", "--jobs", "2", *options, code=1)
     assert [Path(folder).parent.name.split("-")[2] for folder in records("all")] == ["none"]
@@ -266,11 +266,11 @@ def test_a_failing_run_among_good_ones() -> None:
 
 @pytest.mark.slow
 def test_killed_in_the_middle_and_started_again() -> None:
-    """First with its jobs, then alone: then the job goes on, and is not run twice."""
+    """The first sweep is killed with its jobs, the second alone. Its job then goes on, and is not run twice."""
     arguments = ["--aug", "none", "--seeds", "0-1", "--epochs", "8", "--out", "all"]
 
     def start_and_kill(kill: Callable[[int, int], None], when: Callable[[], bool]) -> None:
-        with open("log.txt", "w") as log:  # not a pipe, whose end would come with the end of the last job
+        with open("log.txt", "w") as log:  # A pipe would stay open until the last job ends.
             process = subprocess.Popen(command(*arguments), stdout=log, stderr=log, start_new_session=True)
         while not when():
             assert process.poll() is None, Path("log.txt").read_text()
@@ -294,7 +294,7 @@ def test_killed_in_the_middle_and_started_again() -> None:
     assert "All runs are finished. Compare them: idaa-bench compare all" in output
     assert all(len(json.loads(record)["history"]) == 9 for record in after.values())
     assert json.loads(*before.values())["time"]["resumed_at_epoch"] is not None
-    assert trained("all") == sorted(after)  # the first one was resumed, not trained anew
+    assert trained("all") == sorted(after)  # The first run was resumed, not started again.
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Transfer of runs to other data sets, by the real command."""
+"""Transfer of runs to other data sets, through the command line."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def runs(trained: Path) -> Path:
 
 @pytest.fixture
 def textures() -> Path:
-    """Noisy images of 16 px, 40 to train and 20 to test, three quarters of them of the first class."""
+    """Folder of noisy images of 16 px, 40 for training and 20 for test. Three quarters are of the class `many`."""
     rng = np.random.default_rng(0)
     for split, count in {"train": 40, "test": 20}.items():
         for index in range(count):
@@ -64,7 +64,7 @@ def textures() -> Path:
 
 
 def by_hand(run: Path, split: str) -> tuple[Tensor, Tensor]:
-    """Features and labels of the textures, normalised as the run's record says."""
+    """Return features and labels of the textures, normalised as in the run's record."""
     record = json.loads((run / "record.json").read_text())
     network, _ = create_backbone("resnet9-w2", 16)
     network.load_state_dict(torch.load(run / "backbone.pt", weights_only=True))
@@ -77,7 +77,7 @@ def by_hand(run: Path, split: str) -> tuple[Tensor, Tensor]:
 
 
 def test_the_figures_are_those_of_the_protocol(runs: Path, textures: Path) -> None:
-    """A name decides on the metric; the images are normalised as those that the run was trained with."""
+    """The name selects the metric. The images are normalised like those that the run was trained on."""
     bench("transfer", runs, "--to", f"pets=folder:{textures},other=folder:{textures}")
     for run in (runs / "seed-0", runs / "seed-1"):
         record = json.loads((run / "record.json").read_text())
@@ -102,7 +102,7 @@ def test_the_table_has_mean_and_deviation_over_seeds(runs: Path, textures: Path,
     result = bench("transfer", runs / "seed-0", runs / "seed-1", "--to", to)
     assert "mean per class, %" in result.stdout
     assert "top-1, %" in result.stdout
-    assert result.stdout.count("48 images resized and cropped to 16×16") == 1  # read once for both
+    assert result.stdout.count("48 images resized and cropped to 16×16") == 1  # Both runs share one reading.
     values = [[100 * results(runs / f"seed-{seed}")[name]["accuracy"] for seed in (0, 1)] for name in ("pets", "large")]
     *_, first, second, spread = table(result)
     assert first == ["runs/seed-0", *(f"{value[0]:.2f}" for value in values)]
@@ -116,13 +116,13 @@ def test_what_is_there_is_not_done_again(runs: Path, textures: Path) -> None:
     first = table(bench("transfer", run, "--to", to))
     before = (run / "transfer.json").read_bytes()
     textures.rename("away")
-    assert table(bench("transfer", run, "--to", to)) == first  # the images are not even looked for
+    assert table(bench("transfer", run, "--to", to)) == first  # The images are not needed.
     assert (run / "transfer.json").read_bytes() == before
     entry = results(run)["textures"]
     bench("transfer", run, "--to", f"{to},again=folder:away")
     assert results(run)["textures"] == entry
     assert results(run)["again"]["accuracy"] == entry["accuracy"]
-    assert "textures is not a folder" in bench("transfer", runs, "--to", to, code=1).stderr  # the other seed lacks it
+    assert "textures is not a folder" in bench("transfer", runs, "--to", to, code=1).stderr  # Seed 1 needs it.
 
 
 def test_other_weights_or_another_folder_are_done_anew(runs: Path, textures: Path) -> None:
@@ -132,12 +132,12 @@ def test_other_weights_or_another_folder_are_done_anew(runs: Path, textures: Pat
     shutil.rmtree("copy/test/few")
     shutil.rmtree("copy/train/few")
     refused = bench("transfer", run, "--to", "textures=folder:copy", code=1).stderr
-    assert "has only one class" in refused  # so it was looked at
+    assert "has only one class" in refused  # The new folder was read.
     before = results(run)["textures"]
     shutil.copy(runs / "seed-1/backbone.pt", run / "backbone.pt")
     bench("transfer", run, "--to", f"textures=folder:{textures}")
     found = results(run)
-    assert found.keys() == {"textures"}  # what the old weights gave is gone
+    assert found.keys() == {"textures"}  # Results of the old weights are dropped.
     assert found["textures"]["source"] != before["source"]
     probe = linear_probe(*by_hand(run, "train"), *by_hand(run, "test"))
     assert found["textures"]["top1"] == pytest.approx(probe.accuracy)
@@ -162,7 +162,7 @@ def test_what_is_done_is_kept_where_the_next_data_set_fails(runs: Path, textures
 
 
 def test_conventions() -> None:
-    """Kornblith et al., Table 1."""
+    """The metrics are those of Kornblith et al., Table 1."""
     per_class = ("aircraft", "pets", "caltech101", "flowers102")
     top1 = ("food101", "cifar10", "cifar100", "birdsnap", "cars", "dtd", "cub200", "mine")
     assert {metric_of(name) for name in per_class} == {"mean_per_class"}
@@ -209,7 +209,7 @@ def damage(name: str, content: bytes | None) -> Callable[[Path], None]:
         (damage("record.json", None), "holds no record.json: expected a finished run"),
         (damage("backbone.pt", None), "backbone.pt does not exist; expected a backbone written by a run"),
         (damage("backbone.pt", b"PK"), "backbone.pt is not a backbone written by a run"),
-        (damage("transfer.json", b"{"), "transfer.json holds no results of this version"),
+        (damage("transfer.json", b"{"), "transfer.json is not a file of results: "),
     ],
 )
 def test_runs_that_are_refused(runs: Path, textures: Path, change: Callable[[Path], None], text: str) -> None:

@@ -1,4 +1,4 @@
-"""The VAE: its shapes, its loss by hand, its training and its files."""
+"""The VAE: shapes, the loss by hand, training and files."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def test_the_reused_graph_allows_one_evaluation() -> None:
 
 @pytest.mark.parametrize("samples", [5, 6])
 def test_half_of_the_batch(samples: int) -> None:
-    """A loss that is a mean over samples has the same adversary for each, whoever else is attacked."""
+    """A loss that is a mean over samples gives each sample the same view, whichever other samples are attacked."""
     model, criterion = network(norm=False), nn.MSELoss()
     x0, x1 = X0[:samples] + 1, X1[:samples]
     shifted = lambda a, b: criterion(a, b + 1)  # noqa: E731 - its gradient does not vanish at the start
@@ -86,7 +86,7 @@ def test_shared_statistics_take_in_all_views_and_no_attack() -> None:
 
 
 def test_flops() -> None:
-    """By hand: 2 × (1 + 2) for the clean pair; attack 1 + 1, or 1 on the clean graph; 1 + 2 for x'."""
+    """Costs in forward passes. Clean pair: 2 × (1 + 2). Attack: 1 + 1, or 1 on the clean graph. x': 1 + 2."""
     model, x = nn.Sequential(nn.Conv2d(3, 64, 1), *(nn.Conv2d(64, 64, 1) for _ in range(20)), nn.Flatten()), X0.float()
 
     def flops(step: Any) -> int:

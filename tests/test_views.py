@@ -1,4 +1,4 @@
-"""Spaces, ascents and generators: the ball is obeyed, the start is the input, the noise is one's own."""
+"""Spaces, ascents and generators: they obey the ball, start at the input, and draw noise from their own stream."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def vae() -> VAE:
 
 
 def rising(images: Tensor) -> Tensor:
-    """An objective whose gradient is the image itself."""
+    """Objective whose gradient is the image itself."""
     return images.square().sum() / 2
 
 
@@ -61,7 +61,7 @@ def test_the_ball_is_obeyed(name: str, norm: Norm, eps: float, scale: float, lat
     (delta,) = seen
     assert delta.dtype == torch.float32
     size = delta.abs().amax() if norm == "linf" else lengths(delta).amax()
-    bound = torch.tensor(eps)  # as the float32 that it is
+    bound = torch.tensor(eps)  # Rounded to float32.
     assert size <= (bound if norm == "linf" else bound * (1 + 1e-5))
     if name in ("fgsm", "random") and (norm == "linf" or eps > 1e-30):
         torch.testing.assert_close(size, bound, rtol=1e-5, atol=0)

@@ -11,17 +11,21 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tomli_w
+from annotated_types import Ge
 
 from idaa_lightly.errors import FileFormatError, UsageError, suggestion
-from idaa_lightly.options import Count, ImageSize, NonNegativeInt, Option, Share
+from idaa_lightly.options import Count, ImageSize, NonNegativeInt, Option, Seed, Share
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+SCOPES = ("method", "aug", "backbone")
+"""Plugins of a run that have options, as in `--set aug.eps=0.1`."""
 
 
 def _option(default: Any, help: str, **click: Any) -> Any:
@@ -41,34 +45,37 @@ class RunConfig:
         "digits",
         "Data set: digits (scikit-learn's), one of torchvision's cifar10, cifar100, stl10, fashionmnist, svhn, dtd, "
         "flowers102, aircraft, pets, food101 and cars, or folder:PATH. The folder holds one folder per class, or "
-        "train/ and test/ (or val/) with one folder per class in each.",
+        "train/ and test/ (or val/) with one folder per class in each. Image files of more than 50 million pixels or "
+        "with sides in a ratio above 50 are refused. The environment variables IDAA_LIGHTLY_MAX_PIXELS and "
+        "IDAA_LIGHTLY_MAX_ASPECT raise these bounds.",
     )
     data_dir: str = _option("data", "Directory of torchvision's data sets. Missing ones are downloaded into it.")
     image_size: ImageSize | None = _option(
         None,
         "Height and width of a view, in pixels. Default: the size of the images if all are squares of up to 96 px, "
-        "else the largest of 32, 64, 96 and 224 that most images fill.",
+        "else the largest of 32, 64, 96 and 224 not above the median of the images' shorter sides, but at least 32.",
     )
-    limit_train: Count | None = _option(None, "Use only this many training images, spread over the classes.")
+    limit_train: Count | None = _option(None, "Use only this many training images, balanced over the classes.")
     test_fraction: Share = _option(0.2, "Share of images to test on if a folder is not split into train/ and test/.")
     backbone: str | None = _option(
         None,
-        "ResNet from torchvision or timm, or a narrow one such as resnet18-w16 (16 channels in the first stage). For "
-        "images of up to 64 px it gets the CIFAR stem. Default: resnet18; resnet9-w16 for digits.",
+        "ResNet from torchvision or timm, or a narrow one such as resnet18-w16 (16 channels in the first stage), or a "
+        "plugin such as whitened. For images of up to 64 px a ResNet gets the CIFAR stem. Default: resnet18; "
+        "resnet9-w16 for digits.",
     )
     epochs: Count | None = _option(None, "Epochs to train. Default: the method's recipe; 15 for digits.")
-    batch_size: Count | None = _option(
-        None, "Images per step, over all devices. Default: the method's recipe; 128 for digits."
+    batch_size: Annotated[int, Ge(2)] | None = _option(
+        None, "Images per step, summed over all devices; 2 or more. Default: the method's recipe; 128 for digits."
     )
     lr: float | None = _option(None, "Learning rate of the method. Short for --set method.lr=...")
     vae: str | None = _option(None, "VAE file written by `idaa-bench vae`. Short for --set aug.vae=...")
-    seed: int = _option(
+    seed: Seed = _option(
         0, "Random seed. Repeat the option to train several runs and get their mean ± std.", multiple=True
     )
     set: Mapping[str, Mapping[str, Any]] = _option(
         dict,
-        "Option of the method or the augmentation, such as aug.eps=0.1. Can be repeated. `idaa-bench plugins show "
-        "NAME` lists the options of a plugin.",
+        "Option of the method, the augmentation or the backbone: method.KEY, aug.KEY or backbone.KEY, such as "
+        "aug.eps=0.1. Can be repeated. `idaa-bench plugins show NAME` lists the options of a plugin.",
         multiple=True,
         metavar="KEY=VALUE",
     )
@@ -205,16 +212,18 @@ def check(values: Mapping[str, Any]) -> None:
         if name != "set":
             Option(name, hints[name]).check(value)
         elif not isinstance(value, Mapping) or not all(
-            kind in ("method", "aug") and isinstance(items, Mapping) for kind, items in value.items()
+            kind in SCOPES and isinstance(items, Mapping) for kind, items in value.items()
         ):
-            raise UsageError(f"set is {value!r}, but expected the tables [set.method] and [set.aug]")
+            raise UsageError(
+                f"set is {value!r}, but expected the tables {', '.join(f'[set.{kind}]' for kind in SCOPES)}"
+            )
 
 
 def parse_set(items: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Parse values of `--set`: ("aug.eps=0.1",) becomes {"aug": {"eps": "0.1"}}.
 
     Args:
-        items: Strings of the form method.KEY=VALUE or aug.KEY=VALUE.
+        items: Strings of the form SCOPE.KEY=VALUE, with a scope from `SCOPES`.
 
     Raises:
         UsageError: A string has another form.
@@ -223,8 +232,8 @@ def parse_set(items: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     for item in items:
         key, equals, value = item.partition("=")
         kind, dot, name = key.strip().partition(".")
-        if not (equals and dot and name) or kind not in ("method", "aug"):
-            raise UsageError(f"--set got {item!r}, but expected method.KEY=VALUE or aug.KEY=VALUE")
+        if not (equals and dot and name) or kind not in SCOPES:
+            raise UsageError(f"--set got {item!r}, but expected {' or '.join(f'{kind}.KEY=VALUE' for kind in SCOPES)}")
         result.setdefault(kind, {})[name] = value
     return result
 

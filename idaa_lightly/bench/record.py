@@ -1,4 +1,4 @@
-"""Record of a finished run, RUN/record.json: its schema, its reader, and the check of a run directory."""
+"""Record of a finished run, RUN/record.json: its reader, its writer, and the check of a run directory."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, cast
 
 import torch
-from annotated_types import Ge
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from typing_extensions import NotRequired, TypedDict
 
 from idaa_lightly.bench.config import RunConfig, check, read_toml
+from idaa_lightly.bench.schema import Record, read_json
 from idaa_lightly.errors import FileFormatError, RunFolderError, UsageError
 from idaa_lightly.files import atomic_write, clear_leftovers, is_temporary, require_file
-from idaa_lightly.options import Fraction, NonNegative, NonNegativeInt
 
 SCHEMA = 2
 """Version of records and checkpoints. It is raised when random streams change, because a resumed run would differ."""
@@ -28,165 +25,6 @@ PACKAGES = (
     "idaa-lightly", "torch", "torchvision", "lightly", "pytorch-lightning", "timm", "kornia", "numpy", "pillow",
     "faiss-cpu", "faiss-gpu", "scikit-learn",
 )  # fmt: skip
-
-
-class _Open(TypedDict):
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
-
-
-class Evaluated(_Open):
-    """Top-1 accuracy in [0, 1] on all test images after an epoch.
-
-    Attributes:
-        epoch: Number of finished epochs.
-        knn: Accuracy of kNN on backbone features.
-    """
-
-    epoch: NonNegativeInt
-    knn: Fraction
-
-
-class AtEnd(Evaluated):
-    """Top-1 accuracies in [0, 1] before or after training.
-
-    Attributes:
-        knn_projection: Accuracy of kNN on the method's embeddings: projections, or predictions if there are any.
-        linear: Accuracy of a linear probe on backbone features.
-        linear_l2: L2 strength of the probe, chosen on a tenth of the training images.
-        knn_pixels: Accuracy of kNN on raw pixels. Present only before training, for images of 64 px or less.
-    """
-
-    knn_projection: Fraction
-    linear: Fraction
-    linear_l2: NotRequired[NonNegative]
-    knn_pixels: NotRequired[Fraction]
-
-
-class Best(_Open):
-    """Best epoch by kNN. Its accuracy is optimistic, because the epoch is selected on the test images.
-
-    Attributes:
-        epoch: Number of finished epochs.
-        knn: Accuracy of kNN on backbone features.
-        selected_on: Images that the epoch was selected on, in words.
-    """
-
-    epoch: NonNegativeInt
-    knn: Fraction
-    selected_on: str
-
-
-class Protocol(_Open):
-    """Protocol of the evaluations. Further keys describe the features and the linear probe in words.
-
-    Attributes:
-        knn_k: Neighbours that voted.
-        knn_temperature: Temperature of the votes.
-        knn_backend: Library that searched, with its version.
-    """
-
-    knn_k: Annotated[int, Ge(1)]
-    knn_temperature: float
-    knn_backend: str
-
-
-class Time(_Open):
-    """Cost of the run.
-
-    Attributes:
-        train_s: Seconds of training without evaluation, summed over the processes of a resumed run.
-        images_per_s: Training images per second of `train_s`.
-        flops_per_image: Floating-point operations of one training step with its attack, divided by its images.
-        wall_s: Wall time of the last process, in seconds.
-        cpu_s: CPU time of the last process, in seconds.
-        resumed_at_epoch: Epoch of the checkpoint that the last process resumed, from 0. None if it started anew.
-    """
-
-    train_s: NonNegative
-    images_per_s: NonNegative
-    flops_per_image: NonNegativeInt | None
-    wall_s: NonNegative
-    cpu_s: NonNegative
-    resumed_at_epoch: NonNegativeInt | None
-
-
-class Data(_Open):
-    """Facts about the data set.
-
-    Attributes:
-        name: Name that was asked for, such as "cifar10".
-        train: Number of training images.
-        test: Number of test images.
-        classes: Number of classes.
-        image_size: Height and width of a view, in pixels.
-        normalize: Mean and standard deviation per channel.
-        fingerprint: Hashes of the training images and of the test images.
-        notes: Sentences on how the images were converted.
-    """
-
-    name: str
-    train: NonNegativeInt
-    test: NonNegativeInt
-    classes: NonNegativeInt
-    image_size: NonNegativeInt
-    normalize: dict[str, list[float]]
-    fingerprint: tuple[str, str]
-    notes: list[str]
-
-
-class Device(_Open):
-    """Device that the run trained on.
-
-    Attributes:
-        type: Type of the torch device, such as "cuda".
-        name: Name of the GPU or of the CPU.
-        count: Number of devices.
-        cpus: Number of CPUs of the machine.
-        torch_threads: Threads that torch uses on the CPU.
-    """
-
-    type: str
-    name: str
-    count: NonNegativeInt
-    cpus: NonNegativeInt | None
-    torch_threads: NonNegativeInt
-
-
-class Record(_Open):
-    """Content of record.json.
-
-    Attributes:
-        schema: Version of the record, `SCHEMA`.
-        config: Resolved configuration, as in config.toml.
-        initial: Accuracies of the untrained network.
-        last: Accuracies after the last epoch. Cite these.
-        best: Best epoch, selected on the test images.
-        history: Accuracies during training, from epoch 0.
-        evaluation: Protocol of the evaluations.
-        time: Cost of the run.
-        fitted: Facts about the fitting before training. For IDAA: {vae: {epochs, seconds, loss, mse, kl}}.
-        data: Facts about the data set.
-        versions: Versions of Python and of the packages that results depend on.
-        device: Device that the run trained on.
-        git_commit: Commit of idaa-lightly's checkout, with "+" for uncommitted changes. None outside a checkout.
-    """
-
-    schema: int
-    config: dict[str, Any]
-    initial: AtEnd
-    last: AtEnd
-    best: Best
-    history: list[Evaluated]
-    evaluation: Protocol
-    time: Time
-    fitted: dict[str, Any]
-    data: Data
-    versions: dict[str, str]
-    device: Device
-    git_commit: str | None
-
-
-_RECORD: TypeAdapter[Record] = TypeAdapter(Record)
 
 
 def open_folder(folder: Path, config: RunConfig, *, resume: bool) -> Record | None:
@@ -242,40 +80,22 @@ def read_record(folder: Path) -> Record:
         FileFormatError: The record is missing or damaged, or its schema is not one of `READABLE`.
     """
     path = folder / "record.json"
-    require_file(path, "the record of a finished run")
+    record: Record = read_json(path, Record, "the record of a finished run", READABLE)
+    config, epochs = record["config"], [entry["epoch"] for entry in record["history"]]
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise FileFormatError(f"{path} is not the record of a finished run: {error}") from error
-    if not isinstance(content, dict) or "schema" not in content:
-        raise FileFormatError(f"{path} is not the record of a finished run")
-    if content["schema"] not in READABLE:
-        raise FileFormatError(f"{path} has schema {content['schema']}, but expected {SCHEMA} or less")
-    try:
-        _RECORD.validate_python(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise FileFormatError(f"{path} is damaged: {where}: {first['msg']}") from error
-    record: Record = content  # type: ignore[assignment]
+        check(config)
+        if empty := [name for name, value in config.items() if value is None]:
+            raise UsageError(f"{empty[0]} is null: leave it out")
+        if epochs != sorted(set(epochs)) or epochs[0] != 0 or epochs[-1] == 0:
+            raise UsageError(f"history has the epochs {epochs}, but expected 0 and more in ascending order")
+    except UsageError as error:
+        raise FileFormatError(f"{path} is damaged: config: {error}") from error
     return record
 
 
-def config_of(record: Record, folder: Path) -> RunConfig:
-    """Return the configuration in a record.
-
-    Args:
-        record: Record of a run.
-        folder: The run directory, for messages.
-
-    Raises:
-        FileFormatError: A field is unknown, or its value has the wrong type or is out of range.
-    """
-    try:
-        check({"seed": 0} | record["config"])
-    except UsageError as error:
-        raise FileFormatError(f"{folder / 'record.json'} is damaged: config: {error}") from error
-    return RunConfig(**record["config"])
+def config_of(record: Record) -> RunConfig:
+    """Return the configuration in a record."""
+    return RunConfig(**cast(dict[str, Any], record["config"]))
 
 
 def environment(device: torch.device, count: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from idaa_lightly.cli.report import report
 from idaa_lightly.cli.run import run
 from idaa_lightly.cli.sweep import sweep
 from idaa_lightly.cli.table import table
-from idaa_lightly.cli.terminal import messages_on
+from idaa_lightly.cli.terminal import machine_errors, messages_on
 from idaa_lightly.cli.transfer import transfer
 from idaa_lightly.cli.vae import vae
 from idaa_lightly.errors import IDAAError
@@ -77,7 +77,7 @@ class Commands(click.Group):
         """Run the command. Print errors and interruptions as one sentence."""
         ctx.obj = Console(markup=False)
         try:
-            with messages_on(ctx.obj), _signals_interrupt():
+            with messages_on(ctx.obj), machine_errors(), _signals_interrupt():
                 return super().invoke(ctx)
         except IDAAError as error:
             text = str(error).strip()

@@ -32,14 +32,13 @@ def compare(runs: tuple[Path, ...], form: str | None, against: str, plot: Path |
 
     The table shows accuracy, differences to a baseline, cost and accuracy at equal compute.
 
-    RUNS are run directories, or directories that hold runs at any depth. Runs that differ only in their seed form a
-    group. The table shows mean ± standard deviation per group. Runs of a group may also differ in --workers and
-    --data-dir, which change no result. If groups differ in data, epochs, commit or device, a column and a warning say
-    so.
+    RUNS are run directories, or directories that hold runs at any depth. Runs form a group if they differ only in
+    --seed, --workers and --data-dir. The last two change no result. The table shows mean ± standard deviation per
+    group. If groups differ in data, epochs, commit or device, a column and a warning say so.
 
     The baseline has --aug none and otherwise equal options. Differences to it are paired by seed. Their 95 % intervals
-    are by Student's t. `--against random` compares with the control instead, a third view in a random direction. That
-    difference is the effect of the search alone.
+    are by Student's t. `--against random` compares with IDAA's control instead, which perturbs the third view in a
+    random direction. The difference to it is the effect of the search alone.
 
     Accuracy at equal compute is the kNN accuracy that a run had when it had used as many FLOPs as the cheapest group
     used in total. It is interpolated linearly in the run's history, at epoch = epochs × fewest FLOPs / own FLOPs. It

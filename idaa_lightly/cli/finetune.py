@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from idaa_lightly.cli.options import SEED
 from idaa_lightly.cli.terminal import accuracy_table, console
 
 
@@ -32,9 +33,9 @@ def _shares(context: click.Context, parameter: click.Parameter, text: str) -> li
 @click.option("--epochs", type=click.IntRange(1), help="Epochs. Default: 60 below 10 % of the labels, else 30.")
 @click.option("--batch-size", type=click.IntRange(2), default=64, show_default=True, help="Images per step.")
 @click.option(
-    "--lr", type=click.FloatRange(0), default=0.05, show_default=True, help="Learning rate for a batch of 256."
+    "--lr", type=click.FloatRange(0, 1e30), default=0.05, show_default=True, help="Learning rate for a batch of 256."
 )
-@click.option("--seed", type=int, help="Seed of the labels, the linear layer and the crops. Default: the run's own.")
+@click.option("--seed", type=SEED, help="Seed of the labels, the linear layer and the crops. Default: the run's own.")
 @click.option(
     "--from-scratch",
     is_flag=True,

@@ -16,7 +16,7 @@ from idaa_lightly.cli.terminal import console
     "--aug",
     default="random,clae,idaa",
     show_default=True,
-    help="Augmentations that search for a view, separated by commas.",
+    help="Augmentations whose views are measured, separated by commas.",
 )
 @click.option(
     "--samples", type=click.IntRange(2), default=1024, show_default=True, help="Number of training images to use."
@@ -28,12 +28,12 @@ def identity(run: Path, aug: str, samples: int, out: Path | None) -> None:
     """Measure whether views are hard and keep the identity.
 
     RUN is a run directory. All augmentations attack the run's encoder. The run's own augmentation gets the run's
-    options.
+    options, the others get their defaults.
 
-    For each sample, two distances are measured in the space of the loss: from its embedding to its own view, and to
-    the nearest view of another sample. If the first is larger, the identity is lost. The table shows their ratio: near
-    0 the view is easy, above 1 the identity is lost. "Own units" are those of the searched space, such as the
-    bottleneck for idaa.
+    For each sample, two distances are measured between the embeddings that the loss compares: from the sample to its
+    own view, and to the nearest view of another sample. The table shows their ratio: near 0 the view is easy, above 1
+    the identity is lost. It also shows the L2 and L∞ length of each change, in pixels and in "own units". Own units
+    are those of the searched space, which is the bottleneck for idaa.
 
     The output directory gets identity.json, identity.png (Fig. 1 of the IDAA paper), density.png and panels.png.
 

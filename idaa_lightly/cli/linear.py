@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from idaa_lightly.cli.options import SEED
 from idaa_lightly.cli.terminal import Value, accuracy_table, console
 
 
@@ -22,7 +23,7 @@ from idaa_lightly.cli.terminal import Value, accuracy_table, console
 @click.option("--epochs", type=click.IntRange(1), help="Epochs of paper and sgd. Default: 1000 and 90.")
 @click.option(
     "--seed",
-    type=int,
+    type=SEED,
     default=0,
     show_default=True,
     help="Seed of the validation split, the initial weights and the batches.",

@@ -11,6 +11,8 @@ import click
 from idaa_lightly.bench.config import RunConfig, parse_set, read_recipe, read_toml
 from idaa_lightly.errors import UsageError
 
+SEED = click.IntRange(0, 2**63, max_open=True)
+
 
 def config_options(*names: str) -> Callable[[Any], Any]:
     """Return a decorator that adds a Click option for each of these fields of `RunConfig`.

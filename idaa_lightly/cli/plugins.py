@@ -18,9 +18,10 @@ KINDS: tuple[registry.Kind, ...] = get_args(registry.Kind)
 @click.option("--matrix", is_flag=True, help="Print which methods go with which augmentations, with reasons if not.")
 @click.pass_context
 def plugins(ctx: click.Context, matrix: bool) -> None:
-    """List the installed methods and augmentations.
+    """List the installed methods, augmentations and backbones.
 
-    They are the values of --method and --aug. `idaa-bench plugins show NAME` prints the options of one of them.
+    They are the values of --method, --aug and --backbone. `idaa-bench plugins show NAME` prints the options of one of
+    them.
     """
     if matrix:
         _print_matrix()
@@ -39,12 +40,10 @@ def show(name: str) -> None:
 
     NAME is a value of --method or --aug, such as simclr or idaa. Set its options with --set of `idaa-bench run`.
     """
-    found: list[registry.Kind] = [
-        kind for kind in ("method", "augmentation") if name in {entry.name for entry in registry.entries(kind)}
-    ]
+    found: list[registry.Kind] = [kind for kind in KINDS if name in {entry.name for entry in registry.entries(kind)}]
     if not found:
         known = [entry.name for kind in KINDS for entry in registry.entries(kind)]
-        raise UsageError(f"no method or augmentation {name!r}; installed: {', '.join(known)}.{suggestion(name, known)}")
+        raise UsageError(f"no plugin {name!r}; installed: {', '.join(known)}.{suggestion(name, known)}")
     import inspect
 
     for kind in found:

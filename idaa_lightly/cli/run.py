@@ -13,7 +13,7 @@ from idaa_lightly.cli.options import config_options, configs
 from idaa_lightly.cli.terminal import console
 
 if TYPE_CHECKING:
-    from idaa_lightly.bench.record import Record
+    from idaa_lightly.bench.schema import Record
 
 
 @click.command()
@@ -57,12 +57,12 @@ def run(out: Path | None, resume: bool, config_file: str | None, dry_run: bool, 
       idaa-bench run --config runs/OLD/config.toml --seed 7
     """
     asked = configs(given, config_file)
-    from idaa_lightly.bench.run.setup import make_augmentation, resolve
+    from idaa_lightly.bench.run.setup import rehearse, resolve
     from idaa_lightly.bench.run.train import run as train
 
     resolved = [resolve(config) for config in asked]
     if dry_run:
-        make_augmentation(resolved[0])  # so that values out of range are refused
+        rehearse(resolved[0])
         click.echo(resolved[0].to_toml() + f"# seeds: {', '.join(str(config.seed) for config in asked)}")
         return
     first = resolved[0]
@@ -107,4 +107,7 @@ def _run_table(records: list[tuple[Path, Record]]) -> Table:
         values = [value(record) for _, record in records]
         summary = [f"{mean(values):.2f} ± {stdev(values):.2f}"] if len(values) > 1 else []
         table.add_row(name, *(f"{number:.2f}" for number in values), *summary)
+    warnings = [len(record.get("warnings", [])) for _, record in records]
+    if any(warnings):
+        table.add_row("warnings, see above", *map(str, warnings))
     return table

@@ -14,6 +14,8 @@ from idaa_lightly.cli.options import config_options, configs
 from idaa_lightly.cli.terminal import console
 from idaa_lightly.errors import UsageError, require_extra
 
+MOST = 10_000
+"""Largest number of seeds in a range."""
 SEVERAL = ("method", "aug", "seed", "set")
 
 
@@ -29,7 +31,7 @@ SEVERAL = ("method", "aug", "seed", "set")
     multiple=True,
     metavar="KEY=VALUES",
     help="Values to try for an option, separated by commas. aug.KEY and method.KEY, such as aug.eps=0.1,0.2, set the "
-    "option of all plugins that have it; the others run once without it and are logged. NAME.KEY, such as "
+    "option of all plugins that have it; plugins without it run once, and a message says so. NAME.KEY, such as "
     "idaa.eps=0.1,0.2, sets the option of one plugin and overrides aug.KEY and method.KEY. Repeat --set to try all "
     "combinations.",
 )
@@ -83,8 +85,7 @@ def sweep(
     The sweep can be interrupted and repeated at any time. Runs in --out are recognised by their configuration: finished
     ones are skipped, and interrupted ones are resumed. A run that fails does not stop the others.
 
-    All options that are not explained here are those of `idaa-bench run`. Afterwards, `idaa-bench compare` shows the
-    results.
+    The options from --data on are those of `idaa-bench run`. Afterwards, `idaa-bench compare` shows the results.
 
     \b
     Examples:
@@ -152,7 +153,9 @@ def _seeds(text: str) -> list[int]:
     result: list[int] = []
     for part in _names("--seeds", text):
         first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
-            raise UsageError(f"--seeds got {text!r}, but expected numbers and ranges such as 0-4 or 0,1,7-9")
+        if not first.isdigit() or (dash and not last.isdigit()) or (dash and not 0 <= int(last) - int(first) < MOST):
+            raise UsageError(
+                f"--seeds got {text!r}, but expected numbers and ranges such as 0-4 or 0,1,7-9, of up to {MOST} seeds"
+            )
         result += range(int(first), int(last if dash else first) + 1)
     return list(dict.fromkeys(result))

@@ -28,17 +28,19 @@ from idaa_lightly.cli.terminal import console
 @click.option(
     "--minutes",
     type=click.FloatRange(min=0),
-    help="Start no run that would end after this many minutes, judging by the longest run so far.",
+    help="Per table, start no further run that would end after this many minutes, judging by the longest run so far. "
+    "The first missing run is always started.",
 )
 @click.option("--render", is_flag=True, help="Train nothing, and only render the tables from the records.")
 def table(names: tuple[str, ...], folder: Path, out: Path, minutes: float | None, render: bool) -> None:
-    """Train and render published tables.
+    """Train and render the tables of benchmarks/.
 
     NAMES are tables in tables.toml. Without a name, the tables are listed.
 
-    The missing runs of the tables are trained. Then the tables are rendered beside the paper's figures. Interrupted
-    runs are resumed. The record of a finished run is kept in records/, and the run is not trained again. Cells without
-    a run are marked. A table of pairs shows differences between recipes, paired by seed, with 95 % intervals.
+    The missing runs of the tables are trained. Then the tables are rendered, with the paper's numbers next to ours.
+    Interrupted runs are resumed. The record of a finished run is kept in records/, and the run is not trained again.
+    Rows without a run say "not run". A table of pairs shows differences between recipes, paired by seed, with 95 %
+    intervals.
 
     Rendering also updates the pages, pictures and results.csv of --folder from all records.
 
@@ -47,7 +49,7 @@ def table(names: tuple[str, ...], folder: Path, out: Path, minutes: float | None
       idaa-bench table                 list the tables and the number of finished runs
       idaa-bench table laptop          train or resume the missing runs, then render the table
       idaa-bench table 1 --render      render the table from the records
-      idaa-bench table 1 --minutes 10  train as many runs as fit into 10 minutes
+      idaa-bench table 1 --minutes 10  train one run, and more if they fit into 10 minutes
     """
     from idaa_lightly.bench.published import pages, recipes, tables
 

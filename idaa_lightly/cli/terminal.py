@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 from rich.table import Column, Table
+
+from idaa_lightly.errors import IDAAError, MachineError
 
 if TYPE_CHECKING:
     from idaa_lightly.bench.evaluate.store import Family
@@ -58,6 +61,39 @@ def messages_on(terminal: Console) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "calculation overflowed", "numel: integer")
+"""Parts of the messages of torch's RuntimeErrors if a tensor is too large."""
+
+
+@contextmanager
+def machine_errors() -> Iterator[None]:
+    """Turn errors of files and of the memory that no code expected into a `MachineError` of one sentence.
+
+    Raises:
+        MachineError: The with-block raised an OSError, a MemoryError, or a RuntimeError that torch raises for them.
+    """
+    try:
+        yield
+    except (IDAAError, BrokenPipeError):  # Click handles broken pipes.
+        raise
+    except (OSError, MemoryError, RuntimeError) as error:
+        first = str(error).partition("\n")[0]
+        if isinstance(error, OSError) or "PytorchStreamWriter" in first:
+            place = getattr(error, "filename", None) or "a file"
+            reason = getattr(error, "strerror", None) or first
+            raise MachineError(
+                f"{place} cannot be read or written ({reason}): check the path, its permissions and the free space"
+            ) from error
+        if isinstance(error, MemoryError) or any(part in first for part in NO_MEMORY):
+            asked = re.search(r"tried to allocate [\d.]+ \w+", first, re.IGNORECASE)
+            reason = (asked[0] if asked else first).lower() or "out of memory"
+            raise MachineError(
+                f"the memory does not suffice ({reason}): lower the batch size, the image size or the options that set "
+                "the size of a network"
+            ) from error
+        raise
 
 
 def accuracy_table(families: list[Family], names: str, columns: Mapping[str, Value], caption: str) -> Table:

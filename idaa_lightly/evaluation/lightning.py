@@ -8,13 +8,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightly.utils.benchmarking import KNNClassifier
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from idaa_lightly.errors import DataError, ModelError, UsageError
 from idaa_lightly.evaluation.embed import embed
 from idaa_lightly.evaluation.knn import knn_places, neighbours_that_vote
 from idaa_lightly.evaluation.search import prepared
+from idaa_lightly.evaluation.unlabelled import figures
 
 
 class FaissKNNClassifier(KNNClassifier):  # type: ignore[misc]
@@ -102,7 +103,44 @@ class FaissKNNClassifier(KNNClassifier):  # type: ignore[misc]
         return torch.cat([rows.cpu() for rows in gather_all_tensors(part.to(self.device))])
 
 
-class KNNCallback(pl.Callback):
+class _FeatureCallback(pl.Callback):
+    """Callback that measures the features of a submodule after every `every` epochs, and logs the result.
+
+    Training is not affected: train and eval modes and the random state of the CPU are restored. With DDP, the first
+    process evaluates while the others wait. Sharded models are not supported.
+    """
+
+    def __init__(self, backbone: str, every: int) -> None:
+        if every < 1:
+            raise UsageError(f"every is {every}, but expected 1 epoch or more between evaluations")
+        self.backbone, self.every = backbone, every
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Evaluate and log after every `every` epochs."""
+        if (trainer.current_epoch + 1) % self.every:
+            return
+        figures = self._evaluate(pl_module) if trainer.is_global_zero else {}
+        figures = trainer.strategy.broadcast(figures)
+        pl_module.log_dict(figures, prog_bar=True, sync_dist=True)
+
+    def _evaluate(self, module: pl.LightningModule) -> dict[str, float]:
+        try:
+            backbone = module.get_submodule(self.backbone)
+        except AttributeError as error:
+            raise ModelError(
+                f"{type(module).__name__} has no part {self.backbone!r}, but has "
+                f"{', '.join(name for name, _ in module.named_children())}: name what gives features, "
+                f'{type(self).__name__}(..., backbone="...")'
+            ) from error
+        with torch.random.fork_rng(devices=[]):  # data loaders draw a seed
+            return self.measure(backbone)
+
+    def measure(self, backbone: nn.Module) -> dict[str, float]:
+        """Return what is logged, by name."""
+        raise NotImplementedError
+
+
+class KNNCallback(_FeatureCallback):
     """Callback that logs val_knn_top1 and val_knn_top5 of any LightningModule during training.
 
     Training is not affected: train and eval modes and the random state of the CPU are restored. With DDP, the first
@@ -140,33 +178,43 @@ class KNNCallback(pl.Callback):
         topk: Sequence[int] = (1, 5),
     ) -> None:
         neighbours_that_vote([k], [temperature], k)
-        if every < 1:
-            raise UsageError(f"every is {every}, but expected 1 epoch or more between evaluations")
-        self.bank, self.queries, self.backbone, self.every = bank, queries, backbone, every
+        super().__init__(backbone, every)
+        self.bank, self.queries = bank, queries
         self.k, self.temperature, self.topk = k, temperature, topk
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluate and log the accuracies after every `every` epochs."""
-        if (trainer.current_epoch + 1) % self.every:
-            return
-        accuracies = self._evaluate(pl_module) if trainer.is_global_zero else {}
-        accuracies = trainer.strategy.broadcast(accuracies)
-        pl_module.log_dict(accuracies, prog_bar=True, sync_dist=True)
-
-    def _evaluate(self, module: pl.LightningModule) -> dict[str, float]:
-        try:
-            backbone = module.get_submodule(self.backbone)
-        except AttributeError as error:
-            raise ModelError(
-                f"{type(module).__name__} has no part {self.backbone!r}, but has "
-                f"{', '.join(name for name, _ in module.named_children())}: name what gives features, "
-                'KNNCallback(..., backbone="...")'
-            ) from error
-        with torch.random.fork_rng(devices=[]):  # data loaders draw a seed
-            bank, labels = embed(backbone, map(images_and_labels, self.bank))
-            queries, targets = embed(backbone, map(images_and_labels, self.queries))
+    def measure(self, backbone: nn.Module) -> dict[str, float]:
+        """Return the top-k accuracies by kNN."""
+        bank, labels = embed(backbone, map(images_and_labels, self.bank))
+        queries, targets = embed(backbone, map(images_and_labels, self.queries))
         places = knn_places(bank, labels, queries, targets, [self.k], [self.temperature])
         return {f"val_knn_top{k}": (places < k).double().mean().item() for k in self.topk}
+
+
+class UnlabelledCallback(_FeatureCallback):
+    """Callback that logs val_rankme, val_uniformity and val_spread of any LightningModule during training.
+
+    These figures need no labels; see `idaa_lightly.evaluation.unlabelled`. Training is not affected, as for
+    `KNNCallback`.
+
+    Args:
+        images: Data loader of images without augmentation. Batches are images, or tuples that start with images.
+        backbone: Dotted name of the submodule that gives features. "" takes the module itself.
+        every: Number of epochs between evaluations.
+
+    Raises:
+        ModelError: The module has no submodule `backbone`. Raised at the first evaluation.
+        UsageError: `every` is out of range.
+    """
+
+    def __init__(self, images: Iterable[Any], *, backbone: str = "backbone", every: int = 1) -> None:
+        super().__init__(backbone, every)
+        self.images = images
+
+    def measure(self, backbone: nn.Module) -> dict[str, float]:
+        """Return effective rank, uniformity and spread."""
+        batches = (batch if isinstance(batch, Tensor) else batch[0] for batch in self.images)
+        features, _ = embed(backbone, ((images, torch.zeros(len(images))) for images in batches))
+        return {f"val_{name}": value for name, value in figures(features).items()}
 
 
 def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:

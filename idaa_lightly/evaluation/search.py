@@ -128,6 +128,7 @@ def faiss_index(bank: Any, description: str) -> Search:
         index.train(prepared(bank[sample], "bank").cpu().numpy())
         for rows in blocks(len(bank), BLOCK // bank.shape[1]):
             index.add(prepared(bank[rows], "bank").cpu().numpy())
+        index.search(prepared(bank[sample[:1]], "bank").cpu().numpy(), 1)  # Some settings fail only now.
     except RuntimeError as error:
         reason = re.sub(r"^.*\.cpp:\d+: (Error: '.*' failed: )?", "", str(error), flags=re.DOTALL).strip()
         raise UsageError(

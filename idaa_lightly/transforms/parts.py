@@ -25,8 +25,8 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 class Crop:
     """Torchvision's RandomResizedCrop for PIL images, merged with the flips that follow it.
 
-    PIL resizes by a weighted mean along one axis, then along the other. It is antialiased when an image shrinks. Here
-    each axis has its own weights per image, so that a flip costs no extra step.
+    PIL resizes by a weighted mean along one axis, then along the other. When an image shrinks, this mean is
+    antialiased. Here each axis has its own weights per image, so that a flip costs no extra step.
 
     Args:
         crop: `RandomResizedCrop` to convert.

@@ -42,9 +42,9 @@ for name, arguments in json.loads(sys.argv[1]).items():
 
 @pytest.fixture(scope="module")
 def fresh(made_once):
-    """Outputs of `idaa-bench` in a fresh venv with our wheel and the stranger's, and a run directory.
+    """Directory with outputs of `idaa-bench` and a run directory, from a fresh venv.
 
-    The dependencies of both are those of this environment.
+    The venv holds our wheel and the third-party plugin. Their dependencies are those of this environment.
     """
     return made_once("fresh", install_and_run)
 

@@ -13,8 +13,9 @@ import numpy as np
 from scipy import stats
 
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.bench.record import Record, config_of, read_record
+from idaa_lightly.bench.record import config_of, read_record
 from idaa_lightly.bench.run.setup import resolve
+from idaa_lightly.bench.schema import Record
 from idaa_lightly.errors import FileFormatError, IDAAError, UsageError
 
 Measure = Literal["knn", "knn_projection", "linear"]
@@ -85,8 +86,8 @@ class Comparison:
 
     Attributes:
         rows: A row per group, in percent, seconds and FLOPs.
-        shared: What all groups have in common.
-        notes: What to bear in mind, a sentence each.
+        shared: Facts that all groups have in common.
+        notes: Cautions for the reader, a sentence each.
         against: The augmentation that differences and ratios refer to.
     """
 
@@ -118,7 +119,7 @@ def read_groups(targets: Iterable[Path], *, by_commit: bool = True) -> tuple[lis
     groups: dict[str, tuple[RunConfig, dict[int, Record], dict[int, Path]]] = {}
     for folder in folders:
         record = read_record(folder)
-        own = config_of(record, folder)
+        own = config_of(record)
         config, seed = replace(own.canonical(), seed=0), own.seed
         commit = MARKS["commit"](record) if by_commit else ""
         key = json.dumps([config.to_dict(), record["data"]["fingerprint"], commit], sort_keys=True)
@@ -215,6 +216,12 @@ def compare(targets: Iterable[Path], *, by_commit: bool = True, against: str = B
         rows.append(row)
     shared = [f"{name} {groups[0].mark(name)}" for name in MARKS if name not in differing]
     notes = [f"Warning: the groups differ in {name}: see its column." for name in differing]
+    notes += [
+        f"Warning: {group.folders[seed].name}: {warning}."
+        for group in groups
+        for seed, record in group.records.items()
+        for warning in record.get("warnings", [])
+    ]
     if unfinished:
         notes.append(f"Left out: {unfinished} unfinished, without a record.")
     return Comparison(rows, ", ".join(shared + [f"{key}={value}" for key, value in common.items()]), notes, against)

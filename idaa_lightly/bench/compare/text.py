@@ -138,7 +138,7 @@ def quantity(value: float | None) -> str:
 
 
 def difference_in_words(row: Row, measure: Measure) -> str:
-    """Return "+1.20 [0.30, 2.10]", with the number of pairs if some seeds have no partner."""
+    """Return "+1.20 [+0.30, +2.10]", with the number of pairs if some seeds have no partner."""
     center, low, high, pairs = (
         row[f"{measure}_{part}"] for part in ("minus_baseline", "minus_baseline_low", "minus_baseline_high", "pairs")
     )

@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
 from torch import nn
 
 from idaa_lightly.backbones import SMALL, create_backbone
-from idaa_lightly.bench.record import Record, config_of, read_record
+from idaa_lightly.bench.record import config_of, read_record
+from idaa_lightly.bench.schema import Record
 from idaa_lightly.errors import FileFormatError, UsageError, require_extra
 from idaa_lightly.files import atomic_write, load_tensors
 
@@ -29,8 +31,9 @@ def run_backbone(folder: Path) -> tuple[nn.Module, Record]:
         FileFormatError: The directory is not a finished run, or its files do not go together.
     """
     record = read_record(folder)
-    name, image_size = config_of(record, folder).backbone or "", record["data"]["image_size"]
-    network, _ = create_backbone(name, image_size)
+    config, image_size = config_of(record), record["data"]["image_size"]
+    name = config.backbone or ""
+    network, _ = create_backbone(name, image_size, config.set.get("backbone"))
     try:
         network.load_state_dict(load_tensors(folder / "backbone.pt", "a backbone written by a run"))
     except RuntimeError as error:
@@ -70,7 +73,7 @@ def export(folder: Path, out: Path, form: str | None = None) -> str:
         )
     library = form or next(iter(holders), "")
     state = network.state_dict()
-    lines = _lines(library, name, image_size, state)
+    lines = _lines(library, name, image_size, state, record["config"]["set"].get("backbone"))
     normalize = record["data"]["normalize"]
     lines += [
         f"model.load_state_dict(torch.load({str(out)!r}, weights_only=True))",
@@ -92,13 +95,15 @@ def _libraries_with(name: str) -> list[str]:
     return libraries
 
 
-def _lines(library: str, name: str, image_size: int, state: dict[str, torch.Tensor]) -> list[str]:
+def _lines(
+    library: str, name: str, image_size: int, state: dict[str, torch.Tensor], options: dict[str, Any] | None
+) -> list[str]:
     """Return lines of Python that build the untrained network."""
     if not library:
         return [
             "import torch",
             "from idaa_lightly.backbones import create_backbone",
-            f"model, num_features = create_backbone({name!r}, {image_size})",
+            f"model, num_features = create_backbone({name!r}, {image_size}{f', {options!r}' if options else ''})",
         ]
     if library == "timm":
         lines = ["import timm, torch", f"model = timm.create_model({name!r}, num_classes=0)"]

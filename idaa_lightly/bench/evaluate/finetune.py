@@ -25,13 +25,12 @@ from pytorch_lightning.callbacks import LambdaCallback
 from torch import Tensor
 from torchvision import transforms as T
 
-from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.config import RunConfig, read_toml
 from idaa_lightly.bench.evaluate.store import Family, Result, evaluated, find_runs, runs_only, source_of
 from idaa_lightly.bench.evaluate.targets import load_backbone
 from idaa_lightly.bench.features import EVALUATION_BATCH
 from idaa_lightly.bench.progress import progress
-from idaa_lightly.bench.run.setup import make_trainer
+from idaa_lightly.bench.run.setup import make_trainer, untrained_backbone
 from idaa_lightly.data import DataSet, Images
 from idaa_lightly.errors import NonFiniteError, UsageError
 from idaa_lightly.evaluation.embed import embed
@@ -143,7 +142,7 @@ def _finetuned(
     """Train on these images, from scratch if `state` is None. Return the result and the device."""
     batch = min(options["batch_size"], len(images))
     with seeded("finetune", options["seed"]):
-        network, num_features = create_backbone(config.backbone or "", data.image_size)
+        network, num_features = untrained_backbone(config, data)
         classifier = FinetuneClassifier(network, batch, options["lr"], num_features, len(data.classes), topk=(1,))
     if state is not None:
         network.load_state_dict(state)

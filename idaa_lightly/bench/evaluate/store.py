@@ -8,7 +8,8 @@ RUN/knn.json, linear.json, finetune.json and transfer.json share one layout:
         source        hash of weights, network and images. Adding a result drops the results with another source
         seconds       duration; for knn.json and linear.json without computing the features
         versions, device, git_commit      as in record.json
-        ...           further keys of the evaluation, such as `accuracy`: top-1 in [0, 1] on all test images
+        ...           further keys of the evaluation, such as `accuracy`: top-1 in [0, 1] on all test images; in
+                  transfer.json, those of the target data set
 
 RUN/features.npz holds the frozen features of a run's images in the arrays of `Features`, and their `source`. They are
 kept in float32, so results are equal to the bit whether the features were read or computed.
@@ -26,7 +27,6 @@ from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from idaa_lightly.bench.config import read_toml
 from idaa_lightly.bench.evaluate.targets import load_backbone, read_features
 from idaa_lightly.bench.features import Features, features_of
 from idaa_lightly.bench.record import environment, read_record, write_json
+from idaa_lightly.bench.schema import Accuracies, NeighboursFile, read_json
 from idaa_lightly.data import DataSet
 from idaa_lightly.errors import FileFormatError
 from idaa_lightly.files import atomic_write, claim
@@ -225,13 +226,13 @@ def run_features(folder: Path) -> tuple[Features, str]:
     network, data = load_backbone(folder)
     source, path = source_of(folder, data), folder / "features.npz"
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             if str(kept["source"]) == source:
                 return Features(*(kept[name] for name in Features._fields)), source
         log.info(f"Note: {path} belongs to other weights or images, so the features are computed again.")
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+    except Exception:  # The readers of zip files and arrays may raise anything on other files.
         log.info(f"Note: {path} cannot be read, so the features are computed again.")
     features = features_of(network, data)
     arrays: dict[str, Any] = {name: part.numpy() for name, part in features._asdict().items()}
@@ -249,16 +250,15 @@ def read_results(path: Path) -> dict[str, Result]:
     Raises:
         FileFormatError: The file has another layout or schema.
     """
-    try:
-        content = json.loads(path.read_text())
-        if content["schema"] != SCHEMA:
-            raise ValueError(f"schema {content['schema']}, expected {SCHEMA}")
-        results: dict[str, Result] = content["results"]
-        return results
-    except FileNotFoundError:
+    schema = NeighboursFile if path.name == "knn.json" else Accuracies
+    if not path.exists():
         return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FileFormatError(f"{path} holds no results of this version ({error}): move it away") from error
+    try:
+        content: Any = read_json(path, schema, "a file of results", (SCHEMA,))
+    except FileFormatError as error:
+        raise FileFormatError(f"{error}: move it away, and its results are computed again") from error
+    results: dict[str, Result] = content["results"]
+    return results
 
 
 def _keep(path: Path, name: str, entry: Result) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -21,6 +20,9 @@ from idaa_lightly.data import DataSet
 from idaa_lightly.errors import FileFormatError, UsageError
 from idaa_lightly.files import load_tensors
 from idaa_lightly.training import SelfSupervised
+
+CLASSES = 10_000_000
+"""Largest number of classes. Memory is needed for each number below the largest label."""
 
 
 def read_features(target: Path, *, backbone: str | None = None, data: str | None = None) -> Features:
@@ -44,11 +46,15 @@ def read_features(target: Path, *, backbone: str | None = None, data: str | None
     features = _arrays(target) if arrays else features_of(*load_backbone(target, backbone=backbone, data=data))
     for split in ("train", "test"):
         rows, labels = getattr(features, f"{split}_features"), getattr(features, f"{split}_labels")
-        if labels.shape != (len(rows),) or not len(rows):
+        shapes = f"{target}: {split}_features has shape {tuple(rows.shape)}"
+        if rows.ndim != 2 or not all(rows.shape):
+            raise FileFormatError(f"{shapes}, but expected (N, D) with N and D of 1 or more")
+        if labels.shape != (len(rows),):
             raise FileFormatError(
-                f"{split}_labels has shape {tuple(labels.shape)}, but expected ({len(rows)},) for {split}_features of "
-                f"shape {tuple(rows.shape)}, with a row or more"
+                f"{shapes} and {split}_labels has {tuple(labels.shape)}, but expected ({len(rows)},): one label per row"
             )
+        if int(labels.max()) >= CLASSES:
+            raise FileFormatError(f"{target}: {split}_labels has {int(labels.max())}, but expected less than {CLASSES}")
     return features
 
 
@@ -66,13 +72,13 @@ def _arrays(path: Path) -> Features:
                 name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names
             }
         else:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:  # closes the file in any case
                 found = {name: arrays[name] for name in names}
         for name, values in found.items():
             if values.dtype.kind not in ("iu" if name.endswith("labels") else "iuf"):
                 raise ValueError(f"{name} is of type {values.dtype}")
         return Features(**found)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, BadZipFile) as error:
+    except Exception as error:  # The readers of zip files and arrays may raise anything on other files.
         raise FileFormatError(f"{path} is not a file of features ({error}): expected {', '.join(names)}") from error
 
 
@@ -102,7 +108,7 @@ def load_backbone(target: Path, *, backbone: str | None = None, data: str | None
     images = read_data(config)
     if data and not backbone:  # The run's network expects the normalisation that it was trained with.
         images = replace(images, normalize=read_record(folder)["data"]["normalize"])
-    network, _ = create_backbone(config.backbone or "", images.image_size)
+    network, _ = create_backbone(config.backbone or "", images.image_size, config.set.get("backbone"))
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

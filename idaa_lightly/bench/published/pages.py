@@ -47,7 +47,9 @@ def figures(folder: Path) -> dict[Path, list[Contrast]]:
     for records in sorted((folder / "records").glob("*")):
         if any(records.rglob("record.json")):
             found, _ = read_groups([records], by_commit=False)
-            if len(found) == 1:  # a recipe that was run on two data sets has no one difference
+            if (
+                len(found) == 1
+            ):  # A recipe that was run on two data sets gives two groups, so its difference is ambiguous.
                 groups[records.name] = found[0]
     made = {}
     for question in read_questions(folder):
@@ -117,7 +119,7 @@ def _results(folder: Path) -> str:
     writer.writerow([*names, "commit", "device", "torch"])
     for path in sorted((folder / "records").rglob("record.json")):
         record = read_record(path.parent)
-        config = config_of(record, path.parent)
+        config = config_of(record)
         accuracies = [f"{100 * record['last'][measure]:.2f}" for measure in MEASURES]
         row = [path.parent.parent.name, config.seed, config.method, config.aug, *accuracies]
         row += [f"{100 * record['initial']['knn']:.2f}", config.epochs, record["time"]["train_s"]]

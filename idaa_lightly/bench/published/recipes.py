@@ -198,7 +198,7 @@ def _read_tables(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _require_same(config: RunConfig, folder: Path) -> None:
     """Refuse a record that was made with other options than its recipe's."""
-    there = resolve(config_of(read_record(folder), folder)).canonical()  # with options that are newer than it
+    there = resolve(config_of(read_record(folder))).canonical()  # with options that are newer than it
     wanted = replace(resolve(config), image_size=there.image_size).canonical()
     if there.to_dict() != wanted.to_dict():
         raise FileFormatError(f"{folder} is of another configuration than its recipe: remove it, or mend the recipe")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import mean, stdev
@@ -19,6 +18,7 @@ from idaa_lightly.bench.compare.groups import (
 from idaa_lightly.bench.compare.text import TITLES, columns, difference_column, difference_in_words, markdown, quantity
 from idaa_lightly.bench.published.recipes import Recipe, Table
 from idaa_lightly.bench.record import read_record
+from idaa_lightly.bench.schema import Study, read_json
 
 Line = dict[str, str]
 """Texts of a row of a table, by the keys of its columns."""
@@ -31,7 +31,7 @@ class _Found:
     Attributes:
         groups: Groups with their rows, by recipe.
         titles: Titles of the columns, by key.
-        notes: What all groups share, and what to bear in mind.
+        notes: Facts that all groups share, and cautions, a sentence each.
     """
 
     groups: dict[str, list[tuple[Group, Line]]]
@@ -154,7 +154,7 @@ def _study(table: Table, recipe: Recipe) -> str:
         "change of the image, L2",
     ]
     rows = []
-    for name, part in json.loads((folder / "identity.json").read_text())["augmentations"].items():
+    for name, part in read_json(folder / "identity.json", Study, "an identity study")["augmentations"].items():
         low, _, median, _, high = part["hardness"]
         size = f"{part['l2']:.2f}" if "l2" in part else ""
         rows.append([name, f"{100 * part['lost']:.2f}", f"{median:.2f}", f"{low:.2f} to {high:.2f}", size])

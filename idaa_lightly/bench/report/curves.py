@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
+from annotated_types import Interval
 from markupsafe import Markup
 
 from idaa_lightly.bench.compare.groups import BASELINE, MARKS, Group, Measure, training_flops
 from idaa_lightly.bench.report.svg import COLOURS, Line, curves, spread
+from idaa_lightly.errors import FileFormatError
+from idaa_lightly.options import Option
 
 T = TypeVar("T")
 K = TypeVar("K")
 UNITS = {15: "P", 12: "T", 9: "G", 6: "M"}
+LOGGED = re.compile(r"(loss)/(\w+)_epoch|(identity)/(\w+)", re.ASCII)
+"""Columns of metrics.csv that are drawn: mean losses of epochs, and identity figures."""
+STEP = Option("step", Annotated[int, Interval(ge=0, lt=10**15)])
 IDENTITY = {"lost": ("identities lost, %", 100), "information": ("log N − L_NCE, nats", 1)}
 """Figures that are logged in training: name with unit, and factor to that unit."""
 MEASURES: dict[Measure, tuple[str, str]] = {"knn": ("kNN", "kNN top-1, %"), "linear": ("linear", "linear top-1, %")}
@@ -41,7 +48,7 @@ class Shown:
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """Its own number, for a legend."""
+        """Number of this group as a tuple, like `Figure.groups`."""
         return (self.index,)
 
     def line(self, x: Sequence[float], columns: Iterable[Sequence[float]]) -> Line:
@@ -225,11 +232,11 @@ def _logged(item: Shown, missing: list[str]) -> dict[str, tuple[list[float], lis
     seeds, without = [], []
     for seed, folder in sorted(item.group.folders.items()):
         try:
-            seeds.append(read_metrics(folder / "metrics.csv"))
-        except OSError:
+            seeds.append(read_metrics(near(folder) / "metrics.csv"))
+        except FileNotFoundError:
             without.append(str(seed))
-        except (ValueError, KeyError) as error:
-            missing.append(f"{near(folder) / 'metrics.csv'} cannot be read ({error}): its losses are left out.")
+        except FileFormatError as error:
+            missing.append(f"{error}: its losses are left out.")
     if without:
         missing.append(f"{item.label}: no metrics.csv, so no losses, of seed {', '.join(without)}.")
     made = {}
@@ -246,17 +253,21 @@ def read_metrics(path: Path) -> dict[str, dict[int, float]]:
     """Return mean losses of epochs and all identity figures, by name and by the number of steps done.
 
     Raises:
-        OSError: There is no such file.
-        ValueError: It holds no losses, or values that are no numbers.
-        KeyError: It has no column of steps.
+        FileNotFoundError: There is no such file.
+        FileFormatError: It holds no losses, or values that are not numbers.
     """
     found: dict[str, dict[int, float]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            for column, value in row.items():
-                kind, _, name = (column or "").partition("/")
-                if value and (kind == "identity" or (kind == "loss" and name.endswith("_epoch"))):
-                    found.setdefault(f"{kind}/{name.removesuffix('_epoch')}", {})[int(row["step"]) + 1] = float(value)
-    if not any(name.startswith("loss/") for name in found):
-        raise ValueError("no loss/..._epoch in it")
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file, restkey=""):
+                for column, value in row.items():
+                    if value and (match := LOGGED.fullmatch(column)):
+                        step = STEP.parse(row.get("step")) + 1
+                        found.setdefault(f"{match[1] or match[3]}/{match[2] or match[4]}", {})[step] = float(value)
+        if not any(name.startswith("loss/") for name in found):
+            raise ValueError("no loss/..._epoch in it")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
+        raise FileFormatError(f"{path} cannot be read ({error})") from error
     return found

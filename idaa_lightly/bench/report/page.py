@@ -19,7 +19,6 @@ from PIL import Image
 from idaa_lightly.bench.compare.forest import contrasts_of
 from idaa_lightly.bench.compare.groups import Comparison, compare, read_groups
 from idaa_lightly.bench.compare.text import columns
-from idaa_lightly.bench.record import Record
 from idaa_lightly.bench.report.curves import (
     Block,
     Figure,
@@ -33,6 +32,8 @@ from idaa_lightly.bench.report.curves import (
 )
 from idaa_lightly.bench.report.sensitivity import sensitivity_figures
 from idaa_lightly.bench.report.svg import differences
+from idaa_lightly.bench.schema import Record, Study, Views, read_json
+from idaa_lightly.errors import FileFormatError
 from idaa_lightly.files import atomic_write
 
 
@@ -142,13 +143,11 @@ def _identity(groups: list[Shown], missing: list[str]) -> tuple[list[dict[str, A
         for seed, folder in item.group.folders.items():
             for path in sorted([*folder.glob("identity.json"), *folder.glob("*/identity.json")]):
                 try:
-                    study = json.loads(path.read_text(encoding="utf-8"))
-                    found = [_identity_row(views, part) for views, part in study["augmentations"].items()]
-                except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                    missing.append(
-                        f"{near(path)} is no identity study ({type(error).__name__}: {error}): it is left out."
-                    )
+                    study = read_json(near(path), Study, "an identity study")
+                except FileFormatError as error:
+                    missing.append(f"{error}: it is left out.")
                     continue
+                found = [_identity_row(views, part) for views, part in study["augmentations"].items()]
                 rows += [row | {"item": item, "seed": seed, "samples": study.get("samples")} for row in found]
                 for name, what in (
                     ("identity", "Distance of each sample to its own view, and to the nearest other"),
@@ -162,14 +161,13 @@ def _identity(groups: list[Shown], missing: list[str]) -> tuple[list[dict[str, A
     return rows, figures
 
 
-def _identity_row(views: str, part: Mapping[str, Any]) -> dict[str, Any]:
+def _identity_row(views: str, part: Views) -> dict[str, Any]:
     """Return the figures of one augmentation, in percent and pixels."""
-    low, _, median, _, high = map(float, part["hardness"])
-    norms = ("l2", "linf", "own_l2", "own_linf")
-    sizes = [None if part.get(norm) is None else float(part[norm]) for norm in norms]
+    low, _, median, _, high = part["hardness"]
+    sizes = [part.get(norm) for norm in ("l2", "linf", "own_l2", "own_linf")]
     return {
         "views": views,
-        "lost": 100 * float(part["lost"]),
+        "lost": 100 * part["lost"],
         "low": low,
         "median": median,
         "high": high,

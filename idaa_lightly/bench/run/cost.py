@@ -59,7 +59,7 @@ def estimate(parts: Parts, context: FitContext) -> Estimate:
         def step() -> None:
             module.method.before_step(0, *module.schedule)
             optimizer.zero_grad()
-            module.objective(module.method, *batches).total.backward()
+            module.losses(*batches).total.backward()
             optimizer.step()
 
         @torch.no_grad()
@@ -87,7 +87,7 @@ def flops_per_image(parts: Parts, module: SelfSupervised, device: torch.device) 
         twin, batches = copy.deepcopy(module).to(device), _sample(parts, device)
         twin.method.before_step(0, *twin.schedule)
         with FlopCounterMode(display=False) as counter:
-            twin.objective(twin.method, *batches).total.backward()
+            twin.losses(*batches).total.backward()
     total: int = counter.get_total_flops()
     return round(total / len(batches[0]))
 

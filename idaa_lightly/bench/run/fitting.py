@@ -13,6 +13,7 @@ from torch import Tensor
 
 from idaa_lightly.bench.progress import progress
 from idaa_lightly.bench.run.setup import Parts
+from idaa_lightly.errors import UsageError
 from idaa_lightly.loading import ViewDataset, describe
 from idaa_lightly.plugin import Augmentation, FitContext
 
@@ -62,9 +63,17 @@ def fit_context(parts: Parts, device: torch.device) -> FitContext:
 
 
 def cache_dir() -> Path:
-    """Return the cache directory: $IDAA_LIGHTLY_CACHE, or idaa-lightly in the user's cache directory."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("IDAA_LIGHTLY_CACHE") or base / "idaa-lightly")
+    """Return the cache directory: $IDAA_LIGHTLY_CACHE, or idaa-lightly in the user's cache directory.
+
+    Raises:
+        UsageError: The user has no home directory, and no variable names another one.
+    """
+    if own := os.environ.get("IDAA_LIGHTLY_CACHE"):
+        return Path(own)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "idaa-lightly"
+    except RuntimeError as error:  # HOME is unset, and the user is not in the password database.
+        raise UsageError("there is no home directory: set HOME or IDAA_LIGHTLY_CACHE to a directory") from error
 
 
 class FirstViews:

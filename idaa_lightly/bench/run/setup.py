@@ -10,20 +10,22 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
 from torch.utils.data import DataLoader
 
 from idaa_lightly.backbones import create_backbone
-from idaa_lightly.bench.config import RunConfig, check
+from idaa_lightly.bench.config import SCOPES, RunConfig, check
 from idaa_lightly.bench.progress import progress
-from idaa_lightly.data import IN_MEMORY, DataSet, load_data
+from idaa_lightly.data import IMAGENET, IN_MEMORY, DataSet, load_data
 from idaa_lightly.errors import UsageError
-from idaa_lightly.loading import PixelDataset, ViewDataset, view_loader
+from idaa_lightly.loading import PixelDataset, ViewDataset, evaluation_batches, view_loader
 from idaa_lightly.options import options_of, parse_options
-from idaa_lightly.plugin import Augmentation, Method
-from idaa_lightly.registry import load
+from idaa_lightly.plugin import Augmentation, Backbone, Method
+from idaa_lightly.registry import entries, load
 from idaa_lightly.transforms.device import DeviceViews
 
 log = logging.getLogger(__name__)
+FITTED_ON = 4096  # training images that a backbone plugin is fitted to, at most
 DIGITS: dict[str, Any] = {
     "backbone": "resnet9-w16",
     "epochs": 15,
@@ -93,7 +95,8 @@ def resolve(config: RunConfig) -> RunConfig:
     if config.compile and not augmentation.compiles:
         raise UsageError(f"{config.aug!r} does not work with torch.compile: leave --compile out")
     digits = DIGITS if config.data == "digits" else {"aug": {}}
-    given = {kind: dict(config.set.get(kind, {})) for kind in ("method", "aug")}
+    given = {kind: dict(config.set.get(kind, {})) for kind in SCOPES}
+    name_of_backbone = config.backbone or digits.get("backbone", "resnet18")
     for kind, plugin, name in (("method", method, "lr"), ("aug", augmentation, "vae")):
         value = getattr(config, name)
         if value is not None:
@@ -104,7 +107,7 @@ def resolve(config: RunConfig) -> RunConfig:
         given["aug"].setdefault(name, digits["aug"][name])
     return replace(
         config,
-        backbone=config.backbone or digits.get("backbone", "resnet18"),
+        backbone=name_of_backbone,
         epochs=config.epochs or digits.get("epochs", method.epochs),
         batch_size=config.batch_size or digits.get("batch_size", method.batch_size),
         workers=(0 if _on_cpu(config) else min(12, os.cpu_count() or 1)) if config.workers is None else config.workers,
@@ -113,14 +116,43 @@ def resolve(config: RunConfig) -> RunConfig:
         set={
             "method": parse_options(method, config.method, given["method"]),
             "aug": parse_options(augmentation, config.aug, given["aug"]),
-        },
+        }
+        | _backbone_options(name_of_backbone, given["backbone"]),
     )
+
+
+def _backbone_options(name: str, given: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the options of a backbone plugin under "backbone"; nothing for other backbones, which have no options."""
+    if entries("backbone", name):
+        return {"backbone": parse_options(load("backbone", name), name, given)}
+    if given:
+        raise UsageError(f"backbone {name!r} has no options: leave --set backbone.{min(given)} out")
+    return {}
 
 
 def make_augmentation(config: RunConfig) -> Augmentation:
     """Return the augmentation of a resolved configuration, not fitted yet."""
     augmentation: Augmentation = load("augmentation", config.aug)(**config.set["aug"])
     return augmentation
+
+
+def rehearse(config: RunConfig) -> None:
+    """Construct the plugins of a resolved configuration, to find values that ranges cannot refuse.
+
+    Args:
+        config: Resolved configuration. Its backbone is built without memory, and the method on a tiny stand-in.
+
+    Raises:
+        UsageError: A value cannot be used.
+    """
+    make_augmentation(config)
+    size = config.image_size or 32
+    with torch.device("meta"):
+        create_backbone(config.backbone or "", size)
+    with torch.random.fork_rng([]):
+        method: Method = load("method", config.method)(nn.Linear(1, 8), 8, **config.set["method"])
+        method.transform(size, IMAGENET)
+        method.optimizer([{"params": list(method.parameters())}], config.epochs or 1, 1)
 
 
 def make_parts(config: RunConfig, augmentation: Augmentation, data: DataSet) -> Parts:
@@ -132,11 +164,25 @@ def make_parts(config: RunConfig, augmentation: Augmentation, data: DataSet) -> 
         data: Data set from `read_data`.
     """
     torch.manual_seed(config.seed)
-    backbone, num_features = create_backbone(config.backbone or "", data.image_size)
+    backbone, num_features = untrained_backbone(config, data)
     method: Method = load("method", config.method)(backbone, num_features, **config.set["method"])
     views = ViewDataset(data.train, method.transform(data.image_size, data.normalize), config.seed)
     made = choose_views(config, data, views.transform, on_cpu=_on_cpu(config))
     return Parts(config, config.epochs or 1, config.batch_size or 1, data, method, augmentation, views, *made)
+
+
+def untrained_backbone(config: RunConfig, data: DataSet) -> tuple[nn.Module, int]:
+    """Create the backbone of a configuration, fitted to the training images if it depends on them.
+
+    Returns:
+        The backbone, and the dimension of its features.
+    """
+    backbone, num_features = create_backbone(config.backbone or "", data.image_size, config.set.get("backbone"))
+    if isinstance(backbone, Backbone):
+        some = data.train.take(torch.arange(len(data.train))[:: max(1, len(data.train) // FITTED_ON)][:FITTED_ON])
+        with torch.no_grad():
+            backbone.fit(torch.cat([images for images, _ in evaluation_batches(data, some)]))
+    return backbone, num_features
 
 
 def _on_cpu(config: RunConfig) -> bool:

@@ -24,18 +24,21 @@ from idaa_lightly.backbones import SMALL
 from idaa_lightly.batchnorm import strip_dual_batchnorm
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.features import KNN_K, KNN_TEMPERATURE, features_and_projections, features_of, knn_accuracy
-from idaa_lightly.bench.record import SCHEMA, Record, environment, open_folder, write_json
+from idaa_lightly.bench.record import SCHEMA, environment, open_folder, write_json
 from idaa_lightly.bench.run.checkpoint import LAST, CheckpointFiles, last_checkpoint
 from idaa_lightly.bench.run.cost import estimate, flops_per_image, in_words
 from idaa_lightly.bench.run.figures import save_curves, save_views
 from idaa_lightly.bench.run.fitting import fit, fit_context
+from idaa_lightly.bench.run.health import spread, warnings_of
 from idaa_lightly.bench.run.setup import Parts, make_augmentation, make_parts, make_trainer, read_data, resolve
+from idaa_lightly.bench.schema import Record
 from idaa_lightly.errors import UsageError
 from idaa_lightly.evaluation.linear import linear_probe
 from idaa_lightly.evaluation.search import backend
 from idaa_lightly.files import atomic_write, claim, save_tensors
 from idaa_lightly.loading import require_trainable
 from idaa_lightly.plugin import Method
+from idaa_lightly.registry import entries
 from idaa_lightly.training import LOG_EVERY, Evaluation, MetricsCSV, SelfSupervised
 
 log = logging.getLogger(__name__)
@@ -104,6 +107,8 @@ def _run(parts: Parts, out: Path, start: tuple[float, float]) -> Record | None:
     save_views(out / "views.png", rows, parts.data.normalize)
     record = _record(parts, training, resumed.get("epoch"), start)
     write_json(out / "record.json", record)
+    for warning in record.get("warnings", []):
+        log.info(f"Warning: {warning}.")
     return record
 
 
@@ -181,6 +186,7 @@ def _record(parts: Parts, training: _Training, resumed_at: int | None, start: tu
             "cpu_s": round(time.process_time() - start[1], 2),
             "resumed_at_epoch": resumed_at,
         },
+        "warnings": warnings_of(history, cast(MetricsCSV, training.trainer.logger).rows),
         "fitted": parts.augmentation.fitted(),
         "data": {
             **data.facts(),
@@ -205,6 +211,7 @@ def _evaluator(parts: Parts) -> Callable[[Method, int], dict[str, float]]:
             probe = linear_probe(*features)
             metrics = {"knn": knn_accuracy(features), "knn_projection": knn_accuracy(projections)}
             metrics |= {"linear": probe.accuracy, "linear_l2": probe.l2}
+            metrics["embedding_spread"] = spread(projections.test_features)
         else:
             metrics = {"knn": knn_accuracy(features_of(method.backbone, data))}
         if epoch == 0 and data.image_size <= SMALL:
@@ -217,7 +224,7 @@ def _evaluator(parts: Parts) -> Callable[[Method, int], dict[str, float]]:
 
 def _announce(parts: Parts, out: Path, duration: str, resumed_at: int | None) -> None:
     config, data = parts.config, parts.data
-    stem = " with the CIFAR stem" if data.image_size <= SMALL else ""
+    stem = " with the CIFAR stem" if data.image_size <= SMALL and not entries("backbone", config.backbone) else ""
     log.info(
         f"{config.method} × {config.aug} on {config.data}: {len(data.train)} training and {len(data.test)} test images "
         f"of {data.image_size} px in {len(data.classes)} classes; {config.backbone}{stem}; {parts.epochs} epochs of "

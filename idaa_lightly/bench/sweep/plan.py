@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from idaa_lightly.bench.config import RunConfig, read_toml
-from idaa_lightly.bench.run.setup import make_augmentation, read_data, resolve
+from idaa_lightly.bench.run.setup import read_data, rehearse, resolve
 from idaa_lightly.errors import IDAAError, UsageError, suggestion
 from idaa_lightly.options import options_of
 from idaa_lightly.registry import Kind, load
@@ -85,7 +85,7 @@ def plan(
     _say_where_options_apply(pairs, settings)
     asked = [choice for pair in pairs for choice in _choices(base(*pair), settings)]
     for config, _ in asked:
-        make_augmentation(resolve(config))  # so that a bad value is reported before any data is read
+        rehearse(resolve(config))  # so that a bad value is reported before any data is read
     size = read_data(asked[0][0], quiet=True).image_size
     there = _folders(out)
     runs: dict[str, Run] = {}

@@ -78,4 +78,5 @@ class MetAug(OUCL):
         with torch.no_grad():
             dim = embedding_of(method.eval()(torch.zeros(self.shape))).shape[1]
         method.train()
-        return MetAugLoss(self.contrast, [FeatureGenerator(dim, self.hidden_dim) for _ in range(2)], **self.settings)
+        generators = [FeatureGenerator(dim, self.hidden_dim) for _ in range(2)]
+        return MetAugLoss(self.contrast, generators, **self.settings, gather_distributed=True)

@@ -61,7 +61,7 @@ class OUCL(Augmentation):
     def __init__(
         self, *, gamma: Positive = 16.0, margin: NonNegative = 0.25, form: Literal["weighted", "released"] = "weighted"
     ) -> None:
-        self.contrast = OUCLLoss(gamma, margin, weighted=form == "weighted")
+        self.contrast = OUCLLoss(gamma, margin, weighted=form == "weighted", gather_distributed=True)
 
     @classmethod
     def refuses(cls, method: type[Method]) -> str:

@@ -6,8 +6,9 @@ from typing import Any
 
 from lightly.loss import BarlowTwinsLoss
 from lightly.models.modules.heads import ProjectionHead
-from torch import nn
+from torch import Tensor, nn
 
+from idaa_lightly.criteria import gathered
 from idaa_lightly.options import Count, NonNegative
 from idaa_lightly.plugin import PairMethod
 from idaa_lightly_plugins.methods.recipe import LightlyRecipe
@@ -40,4 +41,11 @@ class BarlowTwins(LightlyRecipe, PairMethod):
                 (projection_dim, projection_dim, None, None),
             ]
         )
-        self.criterion = BarlowTwinsLoss(redundancy, gather_distributed=True)
+        self.criterion = BarlowTwinsLoss(redundancy)
+
+    def loss(self, anchor: Tensor, positive: Tensor, *others: Tensor) -> Tensor:
+        """Return the criterion on the projections of all ranks.
+
+        With `gather_distributed`, Lightly's loss would normalise the projections by the statistics of each rank.
+        """
+        return super().loss(gathered(anchor), gathered(positive))

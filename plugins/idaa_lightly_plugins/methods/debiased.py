@@ -49,7 +49,7 @@ class Debiased(SimCLR):
         super().__init__(backbone, num_features, lr=lr, projection_dim=projection_dim, **options)
         blocks = [(num_features, 512, nn.BatchNorm1d(512), nn.ReLU()), (512, projection_dim, None, None)]
         self.head = ProjectionHead(blocks)
-        self.criterion = DebiasedLoss(temperature, tau_plus)
+        self.criterion = DebiasedLoss(temperature, tau_plus, gather_distributed=True)
 
     def transform(self, image_size: int, normalize: dict[str, list[float]]) -> MultiViewTransform:
         """Return a transform with crop, flip, colour jitter and greyscale."""

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import nn
 
-from idaa_lightly.criteria import DebiasedLoss
 from idaa_lightly.options import NonNegative
 from idaa_lightly_plugins.methods.debiased import Debiased
 
@@ -23,4 +22,4 @@ class HCL(Debiased):
 
     def __init__(self, backbone: nn.Module, num_features: int, *, beta: NonNegative = 1.0, **options: Any) -> None:
         super().__init__(backbone, num_features, **options)
-        self.criterion = DebiasedLoss(self.criterion.temperature, self.criterion.tau_plus, beta)
+        self.criterion.beta = beta

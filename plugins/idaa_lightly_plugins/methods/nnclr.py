@@ -49,6 +49,7 @@ class NNCLR(LightlyRecipe):
         self.predictor = NNCLRPredictionHead(projection_dim, 2 * hidden_dim, projection_dim)
         self.criterion = NTXentLoss(temperature, gather_distributed=True)
         self.bank = NNMemoryBankModule((bank, projection_dim))
+        self.bank.gather_distributed = True  # no argument of the constructor
         keep_in_checkpoints(self.bank)
 
     def embed(self, images: Tensor) -> Pair:

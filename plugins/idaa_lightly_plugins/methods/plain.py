@@ -44,7 +44,7 @@ class Plain(PairMethod):
     ) -> None:
         super().__init__(backbone, num_features)
         self.head = nn.Linear(num_features, projection_dim)
-        self.criterion = self.criterion_class(temperature)
+        self.criterion = self.criterion_class(temperature, gather_distributed=True)
         self.lr = lr
 
     def transform(self, image_size: int, normalize: dict[str, list[float]]) -> MultiViewTransform:

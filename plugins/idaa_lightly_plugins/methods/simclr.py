@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
 from lightly.transforms.multi_view_transform import MultiViewTransform
@@ -28,7 +30,8 @@ class SimCLR(PairMethod):
         temperature: Temperature of NT-Xent, which divides the cosines.
         lr: Learning rate of Adam.
         projection_dim: Dimension of the projection.
-        jitter: Strength of the colour jitter, a factor on (0.8, 0.8, 0.8, 0.2).
+        jitter: Strength of the colour jitter, a factor on (0.8, 0.8, 0.8, 0.2). Above 2.5 the hue would
+            leave its range.
     """
 
     epochs = 300
@@ -42,7 +45,7 @@ class SimCLR(PairMethod):
         temperature: Positive = 0.5,
         lr: NonNegative = 3e-4,
         projection_dim: Count = 64,
-        jitter: NonNegative = 1.0,
+        jitter: Annotated[float, Interval(ge=0, le=2.5)] = 1.0,
     ) -> None:
         super().__init__(backbone, num_features)
         self.head = SimCLRProjectionHead(num_features, num_features, projection_dim, batch_norm=False)

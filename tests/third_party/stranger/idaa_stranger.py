@@ -1,4 +1,4 @@
-"""What a stranger would write: an augmentation and a method, from public names only."""
+"""Example of a third-party plugin: an augmentation and a method, which use public names only."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from idaa_lightly.plugin import GeneratorAugmentation, Method
 
 
 class Nudge(GeneratorAugmentation):
-    """Some projected steps on the pixels.
+    """Some projected gradient steps on the pixels.
 
     Args:
-        eps: L∞ radius.
-        steps: of the search.
+        eps: Radius of the L∞ ball, in normalised pixel units.
+        steps: Number of gradient steps.
     """
 
     def __init__(self, *, eps: float = 0.02, steps: int = 2, **options: Any) -> None:
@@ -33,7 +33,7 @@ class Barlow(Method):
     """Barlow Twins with a linear head.
 
     Args:
-        dim: of the embedding.
+        dim: Dimension of the embedding.
     """
 
     def __init__(self, backbone: nn.Module, num_features: int, *, dim: int = 32) -> None:

@@ -1,0 +1,57 @@
+"""Signs that a training went wrong although it ended without an error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+LOST_POINTS = 1.0
+"""Points of kNN accuracy that training may cost before the run is warned of."""
+COLLAPSED = 0.1
+"""Embeddings with a smaller spread count as collapsed; see `spread`."""
+
+
+def spread(embeddings: Tensor) -> float:
+    """Return the standard deviation of l2-normalised embeddings, in units of 1/sqrt(D).
+
+    It is 0 if all embeddings are equal, and about 1 if they cover the sphere evenly. SimSiam's authors plot it to show
+    collapse (Chen & He, "Exploring Simple Siamese Representation Learning", CVPR 2021, Fig. 2).
+
+    Args:
+        embeddings: Embeddings (N, D).
+    """
+    deviations = F.normalize(embeddings.float(), dim=1).std(0, correction=0)
+    return float(deviations.mean()) * math.sqrt(embeddings.shape[1])
+
+
+def warnings_of(history: Sequence[Mapping[str, Any]], rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return warnings about a finished training, a sentence without its full stop each.
+
+    Args:
+        history: Evaluations of the run, from epoch 0.
+        rows: Rows of metrics.csv.
+    """
+    first, last, found = history[0], history[-1], []
+    by_name: dict[str, list[float]] = {"loss/clean_epoch": [], "loss/total_epoch": []}
+    for row in rows:
+        for name, values in by_name.items():
+            if row.get(name) not in (None, ""):
+                values.append(float(row[name]))
+    losses = next(filter(None, by_name.values()), [])
+    if len(losses) > 1 and losses[-1] >= losses[0]:
+        found.append(
+            f"the loss never fell: its mean was {losses[0]:.4g} in the first epoch and {losses[-1]:.4g} in the last"
+        )
+    before, after = 100 * first["knn"], 100 * last["knn"]
+    if after < before - LOST_POINTS:
+        found.append(f"training cost accuracy: kNN had {before:.2f} % before it and has {after:.2f} % after it")
+    if last.get("embedding_spread", 1.0) < COLLAPSED:
+        found.append(
+            f"the embeddings have collapsed: their standard deviation is {last['embedding_spread']:.2g} of 1/sqrt(D), "
+            f"but expected {COLLAPSED} or more"
+        )
+    return found

@@ -1,0 +1,328 @@
+"""Schemas of the JSON files in a run directory, and the one reader that checks them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, cast
+
+from annotated_types import Ge, Interval, Len, MinLen
+from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
+from typing_extensions import NotRequired, TypedDict
+
+from idaa_lightly.errors import FileFormatError
+from idaa_lightly.files import require_file
+from idaa_lightly.options import Fraction, Seed
+
+T = TypeVar("T")
+Size = Annotated[int, Interval(ge=0, le=10**18)]
+Quantity = Annotated[float, Interval(ge=0, le=1e18)]
+"""Largest numbers that are accepted, so that products of three of them stay finite."""
+
+
+class _Open(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow", allow_inf_nan=False)  # type: ignore[misc]
+
+
+class Evaluated(_Open):
+    """Top-1 accuracy in [0, 1] on all test images after an epoch.
+
+    Attributes:
+        epoch: Number of finished epochs.
+        knn: Accuracy of kNN on backbone features.
+    """
+
+    epoch: Size
+    knn: Fraction
+
+
+class AtEnd(Evaluated):
+    """Top-1 accuracies in [0, 1] before or after training.
+
+    Attributes:
+        knn_projection: Accuracy of kNN on the method's embeddings: projections, or predictions if there are any.
+        linear: Accuracy of a linear probe on backbone features.
+        linear_l2: L2 strength of the probe, chosen on a tenth of the training images.
+        embedding_spread: Standard deviation of l2-normalised embeddings, in units of 1/sqrt(D). Near 0 they collapsed.
+        knn_pixels: Accuracy of kNN on raw pixels. Present only before training, for images of 64 px or less.
+    """
+
+    knn_projection: Fraction
+    linear: Fraction
+    linear_l2: NotRequired[Quantity]
+    embedding_spread: NotRequired[Quantity]
+    knn_pixels: NotRequired[Fraction]
+
+
+class Best(_Open):
+    """Best epoch by kNN. Its accuracy is optimistic, because the epoch is selected on the test images.
+
+    Attributes:
+        epoch: Number of finished epochs.
+        knn: Accuracy of kNN on backbone features.
+        selected_on: Images that the epoch was selected on, in words.
+    """
+
+    epoch: Size
+    knn: Fraction
+    selected_on: str
+
+
+class Protocol(_Open):
+    """Protocol of the evaluations. Further keys describe the features and the linear probe in words.
+
+    Attributes:
+        knn_k: Neighbours that voted.
+        knn_temperature: Temperature of the votes.
+        knn_backend: Library that searched, with its version.
+    """
+
+    knn_k: Annotated[int, Ge(1)]
+    knn_temperature: float
+    knn_backend: str
+
+
+class Time(_Open):
+    """Cost of the run.
+
+    Attributes:
+        train_s: Seconds of training without evaluation, summed over the processes of a resumed run.
+        images_per_s: Training images per second of `train_s`.
+        flops_per_image: Floating-point operations of one training step with its attack, divided by its images.
+        wall_s: Wall time of the last process, in seconds.
+        cpu_s: CPU time of the last process, in seconds.
+        resumed_at_epoch: Epoch of the checkpoint that the last process resumed, from 0. None if it started anew.
+    """
+
+    train_s: Quantity
+    images_per_s: Quantity
+    flops_per_image: Size | None
+    wall_s: Quantity
+    cpu_s: Quantity
+    resumed_at_epoch: Size | None
+
+
+class Data(_Open):
+    """Facts about the data set.
+
+    Attributes:
+        name: Name that was asked for, such as "cifar10".
+        train: Number of training images.
+        test: Number of test images.
+        classes: Number of classes.
+        image_size: Height and width of a view, in pixels.
+        normalize: Mean and standard deviation per channel.
+        fingerprint: Hashes of the training images and of the test images.
+        notes: Sentences on how the images were converted.
+    """
+
+    name: str
+    train: Size
+    test: Size
+    classes: Size
+    image_size: Size
+    normalize: dict[Annotated[str, StringConstraints(pattern="^(mean|std)$")], Annotated[list[float], Len(3, 3)]]
+    fingerprint: Annotated[list[str], Len(2, 2)]
+    notes: list[str]
+
+
+class Device(_Open):
+    """Device that the run trained on.
+
+    Attributes:
+        type: Type of the torch device, such as "cuda".
+        name: Name of the GPU or of the CPU.
+        count: Number of devices.
+        cpus: Number of CPUs of the machine.
+        torch_threads: Threads that torch uses on the CPU.
+    """
+
+    type: str
+    name: str
+    count: Size
+    cpus: Size | None
+    torch_threads: Size
+
+
+class Config(_Open):
+    """Fields of a resolved `RunConfig` that other commands rely on. `RunConfig` checks the others.
+
+    Attributes:
+        method: Name of the method.
+        aug: Name of the augmentation.
+        data: Name of the data set.
+        seed: Random seed.
+        epochs: Epochs that the run trained.
+        backbone: Name of the backbone.
+        image_size: Height and width of a view, in pixels.
+        set: Options of the method and of the augmentation.
+    """
+
+    method: str
+    aug: str
+    data: str
+    seed: Seed
+    epochs: Annotated[int, Interval(ge=1, le=10**9)]
+    backbone: NotRequired[str]
+    image_size: NotRequired[Size]
+    set: dict[
+        Annotated[str, StringConstraints(pattern="^(method|aug|backbone)$")],
+        dict[str, str | bool | Annotated[float, Interval(ge=-1e300, le=1e300)]],
+    ]
+
+
+class Record(_Open):
+    """Content of record.json.
+
+    Attributes:
+        schema: Version of the record, `SCHEMA`.
+        config: Resolved configuration, as in config.toml.
+        initial: Accuracies of the untrained network.
+        last: Accuracies after the last epoch. Cite these.
+        best: Best epoch, selected on the test images.
+        history: Accuracies during training, from epoch 0.
+        evaluation: Protocol of the evaluations.
+        time: Cost of the run.
+        warnings: Signs that the training went wrong, such as a loss that never fell.
+        fitted: Facts about the fitting before training. For IDAA: {vae: {epochs, seconds, loss, mse, kl}}.
+        data: Facts about the data set.
+        versions: Versions of Python and of the packages that results depend on.
+        device: Device that the run trained on.
+        git_commit: Commit of idaa-lightly's checkout, with "+" for uncommitted changes. None outside a checkout.
+    """
+
+    schema: int
+    config: Config
+    initial: AtEnd
+    last: AtEnd
+    best: Best
+    history: Annotated[list[Evaluated], MinLen(1)]
+    evaluation: Protocol
+    time: Time
+    warnings: NotRequired[list[str]]
+    fitted: dict[str, Any]
+    data: Data
+    versions: dict[str, str]
+    device: Device
+    git_commit: str | None
+
+
+class Kept(_Open):
+    """Result of an evaluation; see `idaa_lightly.bench.evaluate.store`."""
+
+    options: dict[str, Any]
+    source: str
+    seconds: Quantity
+    versions: dict[str, str]
+    device: Device
+    git_commit: str | None
+
+
+class BestEpoch(_Open):
+    """Best epoch of a linear layer by its accuracy on the test images."""
+
+    epoch: Size
+    accuracy: Fraction
+
+
+class Accuracy(Kept):
+    """Result in linear.json, finetune.json or transfer.json."""
+
+    accuracy: Fraction
+    protocol: str
+    best: NotRequired[BestEpoch]
+    mean_per_class: NotRequired[Fraction]
+    top1: NotRequired[Fraction]
+    metric: NotRequired[Literal["top1", "mean_per_class"]]
+
+
+class Votes(_Open):
+    """Accuracy of kNN for one k and one temperature; see `KNNAccuracy`."""
+
+    k: Annotated[int, Interval(ge=1, le=10**18)]
+    temperature: float
+    top1: Fraction
+    top5: Fraction
+    recall: Fraction | None
+    change: Annotated[float, Interval(ge=-1, le=1)] | None
+
+
+class Neighbours(Kept):
+    """Result in knn.json."""
+
+    bank: Size
+    queries: Size
+    backend: str
+    accuracies: Annotated[list[Votes], MinLen(1)]
+
+
+class Accuracies(_Open):
+    """Content of linear.json, finetune.json or transfer.json."""
+
+    results: dict[str, Accuracy]
+
+
+class NeighboursFile(_Open):
+    """Content of knn.json."""
+
+    results: dict[str, Neighbours]
+
+
+class Views(_Open):
+    """Figures of an augmentation in identity.json.
+
+    Attributes:
+        lost: Fraction of samples that lost their identity.
+        hardness: Percentiles 5, 25, 50, 75 and 95 of the ratio of distances.
+    """
+
+    lost: Fraction
+    hardness: Annotated[list[Quantity], Len(5, 5)]
+    l2: NotRequired[Quantity]
+    linf: NotRequired[Quantity]
+    own_l2: NotRequired[Quantity]
+    own_linf: NotRequired[Quantity]
+
+
+class Study(_Open):
+    """Content of identity.json."""
+
+    augmentations: dict[str, Views]
+
+
+def read_json(path: Path, schema: type[T], what: str, versions: Collection[int] = ()) -> T:
+    """Read a JSON file and check it against its schema.
+
+    Args:
+        path: File to read.
+        schema: Class in this module that the content must match.
+        what: What the file is expected to be, for messages, such as "the record of a finished run".
+        versions: Values of the key `schema` that can be read. Empty if the file has no such key.
+
+    Raises:
+        FileFormatError: The file is missing, is not JSON, or does not match the schema.
+    """
+    require_file(path, what)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileFormatError(f"{path} is not {what}: {error}") from error
+    if not isinstance(content, dict) or (versions and "schema" not in content):
+        raise FileFormatError(f"{path} is not {what}")
+    if versions and content["schema"] not in versions:
+        raise FileFormatError(f"{path} has schema {content['schema']}, but expected {max(versions)} or less")
+    try:
+        _adapter(cast(Any, schema)).validate_python(content, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise FileFormatError(f"{path} is damaged: {where}: {first['msg']}") from error
+    found: Any = content  # as it is: pydantic's copy would turn whole numbers into fractions
+    return found  # type: ignore[no-any-return]
+
+
+@cache
+def _adapter(schema: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(schema)

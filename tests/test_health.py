@@ -1,0 +1,72 @@
+"""Warnings about runs that end without an error and without success."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from records import a_record
+from test_bad_input import bench, done, run
+
+from idaa_lightly.bench.run.health import spread, warnings_of
+
+
+def history(first: float, last: float, **at_end: float) -> list[dict[str, Any]]:
+    return [{"epoch": 0, "knn": first}, {"epoch": 5, "knn": 0.0}, {"epoch": 9, "knn": last} | at_end]
+
+
+def rows(*losses: float, name: str = "loss/clean_epoch") -> list[dict[str, Any]]:
+    return [{"step": 0, "loss/clean": 9.0}, *({name: loss, "loss/total_epoch": -loss} for loss in losses)]
+
+
+@pytest.mark.parametrize(
+    ("entries", "logged", "words"),
+    [
+        (history(0.2, 0.5), rows(3.0, 4.0, 2.9), []),
+        (history(0.2, 0.191), rows(3.0), []),
+        (history(0.2, 0.5), rows(3.0, 2.0, 3.0), ["the loss never fell: its mean was 3 in the first epoch and 3 in"]),
+        (history(0.2, 0.5), rows(2.0, 3.0, name="x"), []),
+        (history(0.2, 0.5), rows(3.0, 2.0, name="x"), ["the loss never fell: its mean was -3 in"]),
+        (history(0.2, 0.18), rows(3.0, 2.0), ["kNN had 20.00 % before it and has 18.00 % after it"]),
+        (
+            history(0.2, 0.5, embedding_spread=0.09),
+            rows(3.0, 2.0),
+            ["have collapsed: their standard deviation is 0.09"],
+        ),
+        (history(0.2, 0.5, embedding_spread=0.11), rows(3.0, 2.0), []),
+    ],
+)
+def test_warnings(entries: list[dict[str, Any]], logged: list[dict[str, Any]], words: list[str]) -> None:
+    found = warnings_of(entries, logged)
+    assert len(found) == len(words)
+    assert all(word in text for word, text in zip(words, found, strict=True))
+    assert found == warnings_of(entries, [{key: str(value) for key, value in row.items()} for row in logged])
+
+
+def test_the_spread_is_one_on_a_sphere_and_zero_at_a_point() -> None:
+    normal = torch.randn(4000, 16, generator=torch.Generator().manual_seed(0))
+    assert spread(5 * normal) == pytest.approx(1, abs=0.01)
+    assert spread(torch.ones(10, 16)) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_run_that_learned_nothing_says_so_everywhere(folder: Path) -> None:
+    text = done(run(folder, "--lr", 1e6, "--epochs", 3, "--out", "out")).stdout
+    warnings = json.loads(Path("out/record.json").read_text())["warnings"]
+    assert any("the loss never fell" in warning for warning in warnings)
+    for warning in warnings:
+        assert f"Warning: {warning}." in text
+        assert f"Warning: out: {warning}." in done(bench("compare", "out", "--format", "markdown")).stdout
+    assert f"│ warnings, see above       │ {len(warnings)} " in text
+
+
+def test_warnings_name_their_run() -> None:
+    for seed, warnings in ((1, []), (0, ["it rained"])):
+        Path(f"all/run-{1 - seed}").mkdir(parents=True)
+        content = json.dumps(a_record(config={"seed": seed}, warnings=warnings))
+        Path(f"all/run-{1 - seed}/record.json").write_text(content)
+    text = done(bench("compare", "all", "--format", "markdown")).stdout
+    assert text.count("Warning: ") == 1
+    assert "Warning: run-1: it rained." in text
