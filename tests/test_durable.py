@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -24,7 +24,7 @@ from click.testing import CliRunner, Result
 from idaa_lightly import VAE
 from idaa_lightly.cli import main
 from idaa_lightly.errors import FileFormatError, RunFolderError
-from idaa_lightly.files import atomic_write, load_tensors
+from idaa_lightly.files import atomic_write, claim, load_tensors
 from idaa_lightly.vae import cached_vae
 
 RUN = ["run", "--aug", "none", "--data", "folder:images", "--backbone", "resnet9-w2", "--batch-size", "12"]
@@ -104,9 +104,11 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "text"),
     [
-        (cut, "last.ckpt is not a checkpoint of this run: "),
+        pytest.param(cut, "last.ckpt is not a checkpoint of this run: ", marks=pytest.mark.slow),
         (flip, "last.ckpt is not a checkpoint of this run"),
-        (Path.unlink, "last.ckpt does not exist; expected a checkpoint of this run. "),
+        pytest.param(
+            Path.unlink, "last.ckpt does not exist; expected a checkpoint of this run. ", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage: Callable[[Path], None], text: str) -> None:
@@ -173,6 +175,46 @@ def test_signals_of_slurm_end_a_run_that_can_be_resumed(number: signal.Signals) 
     assert (stopped.exit_code, stopped.stderr) == (128 + number, f"Interrupted by {number.name}. {HINT}\n")
     assert signal.getsignal(number) == signal.SIG_DFL
     assert "Resuming after epoch 1." in done("--out", "run", "--resume")
+
+
+def stopped_after_an_epoch(arguments: list[str], *, group: bool) -> str:
+    """Send SIGTERM to a process, or also to its children as Slurm does, once it has a checkpoint. Return its stderr."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "idaa_lightly.cli", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        while process.poll() is None and not list(Path().glob("run/**/last.ckpt")):
+            time.sleep(0.05)
+        (os.killpg if group else os.kill)(process.pid, signal.SIGTERM)
+        try:
+            errors = process.communicate(timeout=60)[1]
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 143, errors
+    assert "Traceback" not in errors
+    return errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [["--workers", "2"], ["--devices", "2", "--strategy", "ddp"]])
+@pytest.mark.parametrize("group", [True, False])
+def test_sigterm_with_several_processes(options: list[str], group: bool) -> None:
+    errors = stopped_after_an_epoch([*RUN, *options, "--epochs", "300", "--out", "run"], group=group)
+    assert f"Interrupted by SIGTERM. {HINT}\n" in errors
+    assert epoch_of("last.ckpt") < 300
+
+
+@pytest.mark.slow
+def test_sigterm_stops_a_sweep_and_its_run() -> None:
+    arguments = ["sweep", *RUN[1:], "--epochs", "300", "--out", "run"]
+    assert stopped_after_an_epoch(arguments, group=False) == "Interrupted by SIGTERM. Repeat the command to continue.\n"
+    (out,) = (path.parent for path in Path("run").rglob("config.toml"))
+    with claim(out, timeout=60):  # The run has ended, and released its directory.
+        assert not (out / "record.json").exists()
 
 
 def test_a_full_disk_is_one_sentence_and_the_run_resumes() -> None:

@@ -56,9 +56,13 @@ def _signals_interrupt() -> Iterator[None]:
     def stop(number: int, frame: Any) -> None:
         if not got and os.getpid() == process:  # Forked workers of a data loader end with this process.
             got.append(number)
+            child = getattr(signal, "SIGCHLD", number)
+            if callable(signal.getsignal(child)):  # Torch's handler raises if the signal ends its workers as well.
+                before[child] = signal.signal(child, lambda *_: None)
             raise Terminated(number)
 
-    before = {number: signal.signal(number, stop) for number in numbers if signal.getsignal(number) == signal.SIG_DFL}
+    free = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    before = {number: signal.signal(number, stop) for number in free}
     try:
         yield
     finally:
@@ -96,7 +100,8 @@ class Commands(click.Group):
             }
             number = stop.number if isinstance(stop, Terminated) else signal.SIGINT
             name = f" by {signal.Signals(number).name}" * isinstance(stop, Terminated)
-            click.echo(f"Interrupted{name}." + hints.get(ctx.invoked_subcommand or "", ""), err=True)
+            if os.environ.get("LOCAL_RANK", "0") == "0":  # With DDP, all processes come here.
+                click.echo(f"Interrupted{name}." + hints.get(ctx.invoked_subcommand or "", ""), err=True)
             ctx.exit(128 + number)  # 130 after Ctrl-C and 143 after SIGTERM, as in shells.
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -244,11 +246,27 @@ def _trainer(config: RunConfig, out: Path, callbacks: list[pl.Callback], steps: 
         config,
         max_epochs=config.epochs,
         logger=MetricsCSV(out / "metrics.csv", resumed_at),
-        callbacks=[*callbacks, saving, *([TQDMProgressBar(refresh_rate=LOG_EVERY)] if bar else [])],
+        callbacks=[_KeepHandler(), *callbacks, saving, *([TQDMProgressBar(refresh_rate=LOG_EVERY)] if bar else [])],
         enable_progress_bar=bar,
         log_every_n_steps=min(LOG_EVERY, steps),
         plugins=[CheckpointFiles()],
     )
+
+
+class _KeepHandler(pl.Callback):
+    """Callback that undoes Lightning's handler of SIGTERM if the process has its own, as the command line has.
+
+    Lightning's waits for a broadcast inside the handler, which never comes while another process waits in a gradient
+    reduction. Without it, the process ends as after Ctrl-C.
+    """
+
+    def __init__(self) -> None:
+        self.handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Restore the handler, which Lightning has replaced by now."""
+        if callable(self.handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.handler)
 
 
 def _quiet_lightning() -> None:
