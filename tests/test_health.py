@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from records import a_record
 from test_bad_input import bench, done, run
 
-from idaa_lightly.bench.run.health import spread, warnings_of
+from idaa_lightly.bench.run.health import warnings_of
 
 
 def history(first: float, last: float, **at_end: float) -> list[dict[str, Any]]:
@@ -44,12 +43,6 @@ def test_warnings(entries: list[dict[str, Any]], logged: list[dict[str, Any]], w
     assert len(found) == len(words)
     assert all(word in text for word, text in zip(words, found, strict=True))
     assert found == warnings_of(entries, [{key: str(value) for key, value in row.items()} for row in logged])
-
-
-def test_the_spread_is_one_on_a_sphere_and_zero_at_a_point() -> None:
-    normal = torch.randn(4000, 16, generator=torch.Generator().manual_seed(0))
-    assert spread(5 * normal) == pytest.approx(1, abs=0.01)
-    assert spread(torch.ones(10, 16)) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_run_that_learned_nothing_says_so_everywhere(folder: Path) -> None:

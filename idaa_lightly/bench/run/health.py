@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-from torch import Tensor
-from torch.nn import functional as F
 
 LOST_POINTS = 1.0
 """Points of kNN accuracy that training may cost before the run is warned of."""
 COLLAPSED = 0.1
-"""Embeddings with a smaller spread count as collapsed; see `spread`."""
-
-
-def spread(embeddings: Tensor) -> float:
-    """Return the standard deviation of l2-normalised embeddings, in units of 1/sqrt(D).
-
-    It is 0 if all embeddings are equal, and about 1 if they cover the sphere evenly. SimSiam's authors plot it to show
-    collapse (Chen & He, "Exploring Simple Siamese Representation Learning", CVPR 2021, Fig. 2).
-
-    Args:
-        embeddings: Embeddings (N, D).
-    """
-    deviations = F.normalize(embeddings.float(), dim=1).std(0, correction=0)
-    return float(deviations.mean()) * math.sqrt(embeddings.shape[1])
+"""Embeddings with a smaller spread count as collapsed; see `idaa_lightly.evaluation.unlabelled.spread`."""
 
 
 def warnings_of(history: Sequence[Mapping[str, Any]], rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -29,12 +29,13 @@ from idaa_lightly.bench.run.checkpoint import LAST, CheckpointFiles, last_checkp
 from idaa_lightly.bench.run.cost import estimate, flops_per_image, in_words
 from idaa_lightly.bench.run.figures import save_curves, save_views
 from idaa_lightly.bench.run.fitting import fit, fit_context
-from idaa_lightly.bench.run.health import spread, warnings_of
+from idaa_lightly.bench.run.health import warnings_of
 from idaa_lightly.bench.run.setup import Parts, make_augmentation, make_parts, make_trainer, read_data, resolve
 from idaa_lightly.bench.schema import Record
 from idaa_lightly.errors import UsageError
 from idaa_lightly.evaluation.linear import linear_probe
 from idaa_lightly.evaluation.search import backend
+from idaa_lightly.evaluation.unlabelled import spread
 from idaa_lightly.files import atomic_write, claim, save_tensors
 from idaa_lightly.loading import require_trainable
 from idaa_lightly.plugin import Method
@@ -211,7 +212,8 @@ def _evaluator(parts: Parts) -> Callable[[Method, int], dict[str, float]]:
             probe = linear_probe(*features)
             metrics = {"knn": knn_accuracy(features), "knn_projection": knn_accuracy(projections)}
             metrics |= {"linear": probe.accuracy, "linear_l2": probe.l2}
-            metrics["embedding_spread"] = spread(projections.test_features)
+            if len(data.test) > 1:
+                metrics["embedding_spread"] = spread(projections.test_features)
         else:
             metrics = {"knn": knn_accuracy(features_of(method.backbone, data))}
         if epoch == 0 and data.image_size <= SMALL:
