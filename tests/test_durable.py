@@ -314,6 +314,20 @@ def test_a_fifo_in_a_run_folder_is_refused(name: str) -> None:
     assert f"Error: run/{name} is a FIFO, but expected " in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name", "expected"),
+    [
+        (["run", "--config", "x.toml"], "x.toml", "a TOML file"),
+        (["knn", "x.npz"], "x.npz", "features"),
+    ],
+)
+def test_a_fifo_among_the_inputs_is_refused(arguments: list[str], name: str, expected: str) -> None:
+    os.mkfifo(name)
+    refused = CliRunner().invoke(main, arguments)
+    assert refused.exit_code == 1
+    assert f"{name} is a FIFO, but expected {expected}: choose another path" in " ".join(refused.stderr.split())
+
+
 def test_what_cannot_be_written_is_one_sentence() -> None:
     Path("file").touch()
     with pytest.raises(RunFolderError, match=r"^file/x.txt cannot be written \(File exists\)"):

@@ -17,6 +17,7 @@ import tomli_w
 from annotated_types import Ge
 
 from idaa_lightly.errors import FileFormatError, UsageError, suggestion
+from idaa_lightly.files import require_file
 from idaa_lightly.options import Count, ImageSize, NonNegativeInt, Option, Seed, Share
 
 if sys.version_info >= (3, 11):
@@ -132,6 +133,7 @@ def load_toml(path: str | Path) -> dict[str, Any]:
     Raises:
         FileFormatError: The file is missing or is not valid TOML.
     """
+    require_file(path, "a TOML file")
     try:
         return tomllib.loads(Path(path).read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -16,7 +16,7 @@ from idaa_lightly.bench.evaluate.targets import load_weights
 from idaa_lightly.bench.record import config_of, read_record
 from idaa_lightly.bench.schema import Record
 from idaa_lightly.errors import UsageError, require_extra
-from idaa_lightly.files import atomic_write, load_tensors
+from idaa_lightly.files import load_tensors, save_tensors
 
 
 def run_backbone(folder: Path) -> tuple[nn.Module, Record]:
@@ -78,8 +78,7 @@ def export(folder: Path, out: Path, form: str | None = None) -> str:
         "model.eval()",
         f"# RGB in [0, 1], {image_size} px, less mean {normalize['mean']}, divided by std {normalize['std']}",
     ]
-    with atomic_write(out) as temporary:
-        torch.save(state, temporary)
+    save_tensors(state, out)
     return "\n".join(lines)
 
 

@@ -19,7 +19,7 @@ from idaa_lightly.bench.run.fitting import fit, fit_context
 from idaa_lightly.bench.run.setup import Parts, make_augmentation, make_parts, read_data, resolve
 from idaa_lightly.data import DataSet
 from idaa_lightly.errors import FileFormatError, UsageError
-from idaa_lightly.files import load_tensors
+from idaa_lightly.files import load_tensors, require_file
 from idaa_lightly.training import SelfSupervised
 
 CLASSES = 10_000_000
@@ -67,6 +67,8 @@ def holds_features(target: Path) -> bool:
 def _arrays(path: Path) -> Features:
     """Read features and labels from an .npz file, or memory-map the .npy files of a directory."""
     names = Features._fields
+    if not path.is_dir():
+        require_file(path, "features")
     try:
         if path.is_dir():
             found: dict[str, Any] = {
