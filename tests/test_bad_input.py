@@ -225,9 +225,15 @@ def test_config_file_that_is_not_text() -> None:
     refused(bench("run", "--config", "config.toml"), 1, "config.toml cannot be read as TOML")
 
 
-@pytest.mark.parametrize("path", ["missing.toml", "."])
-def test_config_file_that_is_none(path: str) -> None:
-    refused(bench("run", "--config", path), 1, f"{path} cannot be read as TOML")
+@pytest.mark.parametrize(
+    ("path", "fault"),
+    [
+        ("missing.toml", "cannot be read as TOML"),
+        (".", "is a directory, but expected a TOML file: choose another path"),
+    ],
+)
+def test_config_file_that_is_none(path: str, fault: str) -> None:
+    refused(bench("run", "--config", path), 1, f"{path} {fault}")
 
 
 # Folders of images
