@@ -1,4 +1,4 @@
-"""The LightningModule that trains every method, its evaluation callback and its CSV logger."""
+"""The LightningModule that trains every method, with an evaluation callback and a CSV logger."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def embed(
     try:
         for images, targets in batches:
             features.append(backbone(images.to(parameter)).flatten(1).float().cpu())
-            labels.append(targets)
+            labels.append(targets.cpu())
             if on_batch is not None:
                 on_batch(len(images))
     finally:

@@ -61,7 +61,7 @@ class FaissKNNClassifier(KNNClassifier):  # type: ignore[misc]
         return prepared(features, "features", normalize=self.normalize).to(self.feature_dtype)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Store the features and labels of a batch."""
+        """Store the features and labels of a batch. Evaluate after the last batch of queries if the bank came first."""
         if dataloader_idx in (self.train_dataloader_idx, self.val_dataloader_idx):
             images, targets = images_and_labels(batch)
             self._kept.setdefault(dataloader_idx, []).append((self(images).cpu(), targets.cpu()))
