@@ -53,8 +53,9 @@ class RunConfig:
     data_dir: str = _option("data", "Directory of torchvision's data sets. Missing ones are downloaded into it.")
     image_size: ImageSize | None = _option(
         None,
-        "Height and width of a view, in pixels. Default: the size of the images if all are squares of one size of up to "
-        "96 px, else the largest of 32, 64, 96 and 224 not above the median of the images' shorter sides, but at least 32.",
+        "Height and width of a view, in pixels. Default: the size of the images if all are squares of one size of up "
+        "to 96 px, else the largest of 32, 64, 96 and 224 not above the median of the images' shorter sides, but at "
+        "least 32.",
     )
     limit_train: Count | None = _option(None, "Use only this many training images, balanced over the classes.")
     test_fraction: Share = _option(0.2, "Share of images to test on if a folder is not split into train/ and test/.")
