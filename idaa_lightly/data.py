@@ -28,6 +28,7 @@ from idaa_lightly.errors import DataError, IDAAError, UsageError, suggestion
 from idaa_lightly.options import Count, ImageSize, Option, Positive, Share, checked
 from idaa_lightly.torchvision_data import SETS, read_torchvision
 
+VALIDATION = 0.1  # fraction of each class of the training images
 IN_MEMORY = 96  # largest image size, in pixels, at which all images are decoded at the start
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 NAMES = ("digits", *SETS)
@@ -105,6 +106,15 @@ class DataSet:
     normalize: dict[str, list[float]]
     notes: tuple[str, ...] = ()
 
+    def held_out(self) -> DataSet:
+        """Return the data set with the validation images as its test images, and without them in training.
+
+        They are a tenth of the training images; see `validation_split`. Settings can be chosen on them, so that the
+        test images stay unseen.
+        """
+        kept, held = (self.train.take(indices) for indices in validation_split(self.train.labels))
+        return replace(self, train=kept, test=held)
+
     def facts(self) -> dict[str, Any]:
         """Return a summary as JSON values, for the record of a run."""
         return {
@@ -174,6 +184,24 @@ def load_data(
     return DataSet(name, train, test, classes, size, normalize, tuple(sentences))
 
 
+def validation_split(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Split training images into those that stay and a tenth of each class for validation.
+
+    The choice is deterministic. A class with a single image stays. Every other class has at least one image on both
+    sides.
+
+    Args:
+        labels: Class indices (N,) of the training images.
+
+    Returns:
+        Indices of the images that stay, and of the validation images, in ascending order.
+
+    Raises:
+        DataError: Each class has a single image.
+    """
+    return _split(labels, VALIDATION)
+
+
 def decode(path: Path) -> tuple[np.ndarray[Any, Any], str]:
     """Decode an image file to RGB.
 
@@ -227,7 +255,8 @@ def _digits() -> tuple[Images, Images, tuple[str, ...]]:
     grey = torch.from_numpy(bunch.images)[:, None].float() * (255 / 16)
     large = torch.nn.functional.interpolate(grey, size=32, mode="bilinear", align_corners=False)
     pixels = large.round().byte().permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous()
-    train, test = _split(Images(torch.from_numpy(bunch.target).long(), pixels), 0.2)
+    images = Images(torch.from_numpy(bunch.target).long(), pixels)
+    train, test = map(images.take, _split(images.labels, 0.2))
     return train, test, tuple(map(str, range(10)))
 
 
@@ -237,12 +266,10 @@ def _folder(root: Path, test_fraction: float) -> tuple[Images, Images, tuple[str
     parts = [root / part for part in ("train", "test", "val") if (root / part).is_dir()]
     if parts and root / "train" not in parts:
         raise DataError(f"{root} has {parts[0].name}/, but no train/ beside it")
-    if not parts:
-        images, classes = _class_folders(root)
-        return *_split(images, test_fraction), classes
     if len(parts) < 2:
-        images, classes = _class_folders(parts[0])
-        return *_split(images, test_fraction), classes
+        images, classes = _class_folders(parts[0] if parts else root)
+        train, test = map(images.take, _split(images.labels, test_fraction))
+        return train, test, classes
     (train, classes), (test, test_classes) = (_class_folders(part) for part in parts[:2])
     if set(test_classes) != set(classes):
         odd = sorted(set(classes) ^ set(test_classes))
@@ -265,17 +292,16 @@ def _class_folders(root: Path) -> tuple[Images, tuple[str, ...]]:
     return Images(labels, paths=tuple(p for _, paths in kept for p in paths)), tuple(name for name, _ in kept)
 
 
-def _split(images: Images, test_fraction: float) -> tuple[Images, Images]:
-    """Split images into train and test, in the same proportion for each class.
-
-    A class with a single image goes to train. Every other class has at least one image on both sides.
-    """
-    turn, counts = _turns(images.labels), images.labels.bincount()
-    wanted = (counts * test_fraction).round().clamp_min(1).minimum(counts - 1)
-    in_test = turn < wanted[images.labels]
-    if not in_test.any():
-        raise DataError(f"{len(images)} image(s) cannot be split into train and test")
-    return images.take((~in_test).nonzero()[:, 0]), images.take(in_test.nonzero()[:, 0])
+def _split(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """Return the indices of images that stay, and of this fraction of each class; see `validation_split`."""
+    turn, counts = _turns(labels), labels.bincount()
+    wanted = (counts * fraction).round().clamp_min(1).minimum(counts - 1)
+    held = turn < wanted[labels]
+    if not held.any():
+        raise DataError(
+            f"{len(labels)} image(s) cannot be split, because each class has a single one: expected two or more in some"
+        )
+    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
 
 
 def _balanced(labels: Tensor, count: int) -> Tensor:

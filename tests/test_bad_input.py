@@ -265,7 +265,7 @@ def test_a_folder_that_is_a_file() -> None:
 def test_a_single_image() -> None:
     Path("images/red").mkdir(parents=True)
     Image.new("RGB", (16, 16)).save("images/red/0.png")
-    refused(run(Path("images"), "--out", "out"), 1, "cannot be split into train and test")
+    refused(run(Path("images"), "--out", "out"), 1, "cannot be split, because each class has a single one")
 
 
 def test_one_class_only(own_folder: Path) -> None:
@@ -745,7 +745,7 @@ def test_a_file_in_place_of_the_folder(folder: Path, out: str) -> None:
     [
         ("record.json", b"{", ["record.json is not the record"]),
         ("record.json", b"[]", ["record.json"]),
-        ("record.json", b'{"schema": 99}', ["record.json has schema 99", "expected 2 or less"]),
+        ("record.json", b'{"schema": 99}', ["record.json has schema 99", "expected 3 or less"]),
         ("config.toml", b"x = [", ["config.toml cannot be read as TOML"]),
         ("config.toml", b"x = 3", ["config.toml: 'x' is not a field of a run"]),
         ("checkpoints/last.ckpt", b"PK", ["last.ckpt is not a checkpoint of this run"]),

@@ -24,7 +24,7 @@ from scipy.io import savemat
 from torch import Tensor
 from torchvision import datasets
 
-from idaa_lightly.data import IMAGENET, DataSet, Images, decode, load_data
+from idaa_lightly.data import IMAGENET, DataSet, Images, decode, load_data, validation_split
 from idaa_lightly.errors import DataError
 from idaa_lightly.loading import ViewDataset, describe, evaluation_batches, view_loader
 
@@ -704,3 +704,15 @@ def test_loading_leaves_the_global_random_stream_alone() -> None:
     before = torch.get_rng_state()
     assert len(list(loader)) == 2
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_validation_images_are_a_tenth_of_each_class_and_of_training_images_only() -> None:
+    data = load_data("digits")
+    held = data.held_out()
+    counts, kept = data.train.labels.bincount(), held.train.labels.bincount()
+    assert torch.equal(held.test.labels.bincount(), (counts * 0.1).round().long())
+    assert torch.equal(kept + held.test.labels.bincount(), counts)
+    both = torch.cat([held.train.pixels, held.test.pixels])
+    assert sorted(map(hash, map(bytes, both.numpy()))) == sorted(map(hash, map(bytes, data.train.pixels.numpy())))
+    with pytest.raises(DataError, match=r"^2 image\(s\) cannot be split, because each class has a single one"):
+        validation_split(torch.tensor([0, 1]))

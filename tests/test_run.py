@@ -60,12 +60,13 @@ def same(first: Path, second: Path) -> bool:
 def test_the_run_folder(aug: str) -> None:
     record = tiny(aug, "run")
     assert {path.name for path in Path("run").iterdir()} == FILES
-    assert record["schema"] == 2
+    assert record["schema"] == 3
     assert [entry["epoch"] for entry in record["history"]] == [0, 1, 2]
     assert record["initial"]["epoch"] == 0
     assert 0 < record["initial"]["knn_pixels"] < 1
     assert record["last"]["epoch"] == 2
-    assert record["best"]["knn"] == max(entry["knn"] for entry in record["history"])
+    assert ["knn" in entry for entry in record["history"]] == [True, False, True]  # test images at both ends only
+    assert record["best"]["knn"] == max(entry["knn_validation"] for entry in record["history"])
     assert 0 <= record["last"]["linear"] <= 1
     assert record["evaluation"]["knn_k"] == 96  # k is clamped to the size of the bank.
     assert record["versions"]["torch"] == torch.__version__.partition("+")[0]
@@ -80,7 +81,16 @@ def test_the_run_folder(aug: str) -> None:
         assert all(0 <= float(row[f"identity/{view}_lost"]) <= 1 for view in views)
         assert all(float(row[f"identity/{view}_information"]) <= math.log(32) for view in views)
     assert record["fitted"].keys() == ({"vae"} if aug in ("idaa", "random") else set())
-    assert [float(row["knn"]) for row in rows if row["knn"]] == [entry["knn"] for entry in record["history"]]
+    curve = [float(row["knn_validation"]) for row in rows if row["knn_validation"]]
+    assert curve == [entry["knn_validation"] for entry in record["history"]]
+
+
+def test_settings_can_be_chosen_without_the_test_images() -> None:
+    record = tiny("none", "tuning", "--evaluate-on", "validation")
+    assert (record["data"]["train"], record["data"]["test"]) == (86, 10)  # of 96 training images
+    assert [entry["knn_validation"] for entry in record["history"] if "knn" in entry] == [
+        record["initial"]["knn"], record["last"]["knn"]
+    ]  # fmt: skip
 
 
 def test_the_flops_of_a_step() -> None:

@@ -59,6 +59,12 @@ class RunConfig:
     )
     limit_train: Count | None = _option(None, "Use only this many training images, balanced over the classes.")
     test_fraction: Share = _option(0.2, "Share of images to test on if a folder is not split into train/ and test/.")
+    evaluate_on: Literal["test", "validation"] = _option(
+        "test",
+        "Images of the final accuracies. test: the test images. validation: a tenth of the training images, balanced "
+        "over the classes, which is left out of the training; use it to choose settings. Accuracies during training "
+        "are always measured on that tenth, so no choice depends on the test images.",
+    )
     backbone: str | None = _option(
         None,
         "ResNet from torchvision or timm, or a narrow one such as resnet18-w16 (16 channels in the first stage), or a "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from idaa_lightly.bench.progress import progress
-from idaa_lightly.data import DataSet
+from idaa_lightly.data import DataSet, Images, validation_split
 from idaa_lightly.evaluation.embed import embed
 from idaa_lightly.evaluation.knn import knn_classify
 from idaa_lightly.loading import evaluation_batches
@@ -34,6 +34,12 @@ class Features(NamedTuple):
     test_features: Tensor
     test_labels: Tensor
 
+    def held_out(self) -> Features:
+        """Return the training features, divided into a bank and queries by `validation_split`."""
+        kept, held = validation_split(self.train_labels)
+        features, labels = self.train_features, self.train_labels
+        return Features(features[kept], labels[kept], features[held], labels[held])
+
 
 def pick_device() -> torch.device:
     """Return the device for evaluations: CUDA, else MPS, else the CPU."""
@@ -49,12 +55,24 @@ def features_of(network: nn.Module, data: DataSet) -> Features:
         network: Module that maps images (N, 3, H, W) to features (N, D).
         data: Data set with both splits.
     """
-    step = progress("features", sum(-(-len(part) // EVALUATION_BATCH) for part in (data.train, data.test)))
-    parts = [
-        embed(network, evaluation_batches(data, images, EVALUATION_BATCH), lambda _: step(""))
-        for images in (data.train, data.test)
-    ]
-    return Features(*parts[0], *parts[1])
+    train, test = _features(network, data, data.train, data.test)
+    return Features(*train, *test)
+
+
+def training_features_of(network: nn.Module, data: DataSet) -> Features:
+    """Return the frozen features of the training images, divided by `Features.held_out`.
+
+    Args:
+        network: Module that maps images (N, 3, H, W) to features (N, D).
+        data: Data set. Its test images are not read.
+    """
+    (train,) = _features(network, data, data.train)
+    return Features(*train, *train).held_out()
+
+
+def _features(network: nn.Module, data: DataSet, *parts: Images) -> list[tuple[Tensor, Tensor]]:
+    step = progress("features", sum(-(-len(part) // EVALUATION_BATCH) for part in parts))
+    return [embed(network, evaluation_batches(data, images, EVALUATION_BATCH), lambda _: step("")) for images in parts]
 
 
 def features_and_projections(method: Method, data: DataSet) -> tuple[Features, Features]:

@@ -18,9 +18,9 @@ from idaa_lightly.bench.schema import Record, read_json
 from idaa_lightly.errors import FileFormatError, RunFolderError, UsageError
 from idaa_lightly.files import atomic_write, clear_leftovers, is_temporary, require_file
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of records and checkpoints. It is raised when random streams change, because a resumed run would differ."""
-READABLE = (1, 2)
+READABLE = (1, 2, 3)
 PACKAGES = (
     "idaa-lightly", "torch", "torchvision", "lightly", "pytorch-lightning", "timm", "kornia", "numpy", "pillow",
     "faiss-cpu", "faiss-gpu", "scikit-learn",
@@ -93,6 +93,14 @@ def read_record(folder: Path) -> Record:
             f"{path} is damaged: history has the epochs {epochs}, but expected 0 and later ones in order"
         )
     return record
+
+
+def learning_curve(record: Record) -> list[tuple[int, float]]:
+    """Return (epoch, kNN accuracy) of the evaluations during training.
+
+    Accuracies are on the validation images. Records of schema 2 and older have them on the test images.
+    """
+    return [(entry["epoch"], entry.get("knn_validation", entry.get("knn", 0.0))) for entry in record["history"]]
 
 
 def config_of(record: Record) -> RunConfig:

@@ -27,21 +27,27 @@ class _Open(TypedDict):
 
 
 class Evaluated(_Open):
-    """Top-1 accuracy in [0, 1] on all test images after an epoch.
+    """Top-1 accuracy in [0, 1] of kNN on backbone features after an epoch.
+
+    Attributes:
+        epoch: Number of finished epochs.
+        knn_validation: Accuracy on the validation images, a tenth of the training images.
+        knn: Accuracy on all test images, in records of schema 2 and older.
+    """
+
+    epoch: Size
+    knn_validation: NotRequired[Fraction]
+    knn: NotRequired[Fraction]
+
+
+class AtEnd(_Open):
+    """Top-1 accuracies in [0, 1] on all test images, before or after training.
+
+    With `evaluate_on = "validation"`, the validation images take the place of the test images.
 
     Attributes:
         epoch: Number of finished epochs.
         knn: Accuracy of kNN on backbone features.
-    """
-
-    epoch: Size
-    knn: Fraction
-
-
-class AtEnd(Evaluated):
-    """Top-1 accuracies in [0, 1] before or after training.
-
-    Attributes:
         knn_projection: Accuracy of kNN on the method's embeddings: projections, or predictions if there are any.
         linear: Accuracy of a linear probe on backbone features.
         linear_l2: L2 strength of the probe, chosen on a tenth of the training images.
@@ -49,6 +55,8 @@ class AtEnd(Evaluated):
         knn_pixels: Accuracy of kNN on raw pixels. Present only before training, for images of 64 px or less.
     """
 
+    epoch: Size
+    knn: Fraction
     knn_projection: Fraction
     linear: Fraction
     linear_l2: NotRequired[Quantity]
@@ -57,7 +65,7 @@ class AtEnd(Evaluated):
 
 
 class Best(_Open):
-    """Best epoch by kNN. Its accuracy is optimistic, because the epoch is selected on the test images.
+    """Best epoch by kNN, selected on the validation images; in records of schema 2 and older on the test images.
 
     Attributes:
         epoch: Number of finished epochs.
@@ -181,7 +189,7 @@ class Record(_Open):
         config: Resolved configuration, as in config.toml.
         initial: Accuracies of the untrained network.
         last: Accuracies after the last epoch. Cite these.
-        best: Best epoch, selected on the test images.
+        best: Best epoch by kNN.
         history: Accuracies during training, from epoch 0.
         evaluation: Protocol of the evaluations.
         time: Cost of the run.

@@ -41,9 +41,9 @@ def compare(runs: tuple[Path, ...], form: str | None, against: str, plot: Path |
     random direction. The difference to it is the effect of the search alone.
 
     Accuracy at equal compute is the kNN accuracy that a run had when it had used as many FLOPs as the cheapest group
-    used in total. It is interpolated linearly in the run's history, at epoch = epochs × fewest FLOPs / own FLOPs. It
-    is a lower bound, because the learning rate had not decayed fully by then. FLOPs include attacks, but neither
-    evaluation nor the training of a VAE.
+    used in total. It is measured on the validation images and interpolated linearly between evaluations, at epoch =
+    epochs × fewest FLOPs / own FLOPs. It is a lower bound, because the learning rate had not decayed fully by then.
+    FLOPs include attacks, but neither evaluation nor the training of a VAE.
 
     \b
     Examples:

@@ -101,7 +101,7 @@ def _run_table(records: list[tuple[Path, Record]]) -> Table:
         f"top-1 of {config['method']} × {config['aug']}",
         *(f"seed {record['config']['seed']}" for _, record in records),
         *(["mean ± std"] if len(records) > 1 else []),
-        caption="on the test images, after the last epoch; * chosen on the test images, so optimistic",
+        caption=f"on the {config.get('evaluate_on', 'test')} images, after the last epoch; * on the validation images",
     )
     for name, value in rows.items():
         values = [value(record) for _, record in records]

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.bench.record import config_of, read_record
+from idaa_lightly.bench.record import config_of, learning_curve, read_record
 from idaa_lightly.bench.run.setup import resolve
 from idaa_lightly.bench.schema import Record
 from idaa_lightly.errors import FileFormatError, IDAAError, UsageError
@@ -158,16 +158,15 @@ def interval(differences: list[float]) -> tuple[float, float] | None:
 
 def accuracy_at(record: Record, share: float) -> float:
     """Return kNN accuracy after this share of the training, linear between evaluations."""
-    history = record["history"]
-    epochs = [entry["epoch"] for entry in history]
-    return float(np.interp(share * record["config"]["epochs"], epochs, [entry["knn"] for entry in history]))
+    epochs, accuracies = zip(*learning_curve(record), strict=True)
+    return float(np.interp(share * record["config"]["epochs"], epochs, accuracies))
 
 
 def share_to(record: Record, accuracy: float) -> float | None:
     """Return the share of the training until kNN first reached this accuracy. None if it never did."""
     before, low = 0.0, 1.0
-    for entry in record["history"]:
-        share, value = float(entry["epoch"] / record["config"]["epochs"]), float(entry["knn"])
+    for epoch, value in learning_curve(record):
+        share = epoch / record["config"]["epochs"]
         if value >= accuracy:
             return share if low >= value else before + (share - before) * (accuracy - low) / (value - low)
         before, low = share, value

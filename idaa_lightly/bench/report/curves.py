@@ -15,6 +15,7 @@ from annotated_types import Interval
 from markupsafe import Markup
 
 from idaa_lightly.bench.compare.groups import BASELINE, MARKS, Group, Measure, training_flops
+from idaa_lightly.bench.record import learning_curve
 from idaa_lightly.bench.report.svg import COLOURS, Line, curves, spread
 from idaa_lightly.errors import FileFormatError
 from idaa_lightly.options import Option
@@ -222,7 +223,7 @@ def _facets(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
 
 def _history(group: Group) -> tuple[list[int], list[list[float]]]:
     """Return the epochs at which all seeds were evaluated, and their accuracies in percent."""
-    seeds = [{entry["epoch"]: 100 * entry["knn"] for entry in record["history"]} for record in group.records.values()]
+    seeds = [{epoch: 100 * value for epoch, value in learning_curve(record)} for record in group.records.values()]
     epochs = sorted(set.intersection(*map(set, seeds)))
     return epochs, [[seed[epoch] for seed in seeds] for epoch in epochs]
 

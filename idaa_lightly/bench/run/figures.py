@@ -34,9 +34,9 @@ def save_curves(folder: Path) -> None:
         left.plot(*zip(*points, strict=True), label=name.removeprefix("loss/"))
     left.set(xlabel="step", ylabel="loss")
     left.legend()
-    points = [(float(row["epochs_done"]), 100 * float(row["knn"])) for row in rows if row.get("knn")]
+    points = [(float(row["epochs_done"]), 100 * float(row["knn_validation"])) for row in rows if row["epochs_done"]]
     right.plot(*zip(*points, strict=True), marker="o")
-    right.set(xlabel="epoch", ylabel="kNN top-1, %")
+    right.set(xlabel="epoch", ylabel="kNN top-1 on validation, %")
     save_figure(figure, folder / "curves.png")
 
 

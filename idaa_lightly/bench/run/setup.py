@@ -266,4 +266,4 @@ def read_data(config: RunConfig, *, quiet: bool = False) -> DataSet:
     )
     for note in () if quiet else data.notes:
         log.info(f"Note: {note}.")
-    return data
+    return data.held_out() if config.evaluate_on == "validation" else data

@@ -23,7 +23,14 @@ from torch import Tensor, nn
 from idaa_lightly.backbones import SMALL
 from idaa_lightly.batchnorm import strip_dual_batchnorm
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.bench.features import KNN_K, KNN_TEMPERATURE, features_and_projections, features_of, knn_accuracy
+from idaa_lightly.bench.features import (
+    KNN_K,
+    KNN_TEMPERATURE,
+    features_and_projections,
+    features_of,
+    knn_accuracy,
+    training_features_of,
+)
 from idaa_lightly.bench.record import SCHEMA, environment, open_folder, write_json
 from idaa_lightly.bench.run.checkpoint import LAST, CheckpointFiles, last_checkpoint
 from idaa_lightly.bench.run.cost import estimate, flops_per_image, in_words
@@ -163,13 +170,13 @@ def _export(parts: Parts, training: _Training, out: Path) -> dict[str, Tensor]:
 def _record(parts: Parts, training: _Training, resumed_at: int | None, start: tuple[float, float]) -> Record:
     data, history = parts.data, training.evaluation.history
     train_s = training.timer.time_elapsed("train") - training.evaluation.seconds
-    best = max(history, key=lambda entry: entry["knn"])
+    best = max(history, key=lambda entry: entry["knn_validation"])
     record = {
         "schema": SCHEMA,
         "config": parts.config.to_dict(),
         "initial": history[0],
         "last": history[-1],
-        "best": {"epoch": best["epoch"], "knn": best["knn"], "selected_on": "the test images: optimistic"},
+        "best": {"epoch": best["epoch"], "knn": best["knn_validation"], "selected_on": "the validation images"},
         "history": history,
         "evaluation": {
             "knn_k": min(KNN_K, len(data.train)),
@@ -201,10 +208,11 @@ def _record(parts: Parts, training: _Training, resumed_at: int | None, start: tu
 def _evaluator(parts: Parts) -> Callable[[Method, int], dict[str, float]]:
     """Return a function that evaluates a method, given the number of finished epochs.
 
-    It computes kNN accuracy. Before the first and after the last epoch it also runs the linear probe and kNN on
-    projections.
+    It computes kNN accuracy on the validation images. Before the first and after the last epoch it also evaluates on
+    the test images: by kNN on features and on projections, and by the linear probe.
     """
     data = parts.data
+    held = parts.config.evaluate_on == "validation"  # The test images are the validation images then.
 
     def evaluate(method: Method, epoch: int) -> dict[str, float]:
         if epoch in (0, parts.epochs):
@@ -212,13 +220,15 @@ def _evaluator(parts: Parts) -> Callable[[Method, int], dict[str, float]]:
             probe = linear_probe(*features)
             metrics = {"knn": knn_accuracy(features), "knn_projection": knn_accuracy(projections)}
             metrics |= {"linear": probe.accuracy, "linear_l2": probe.l2}
+            metrics["knn_validation"] = knn_accuracy(features if held else features.held_out())
             if len(data.test) > 1:
                 metrics["embedding_spread"] = spread(projections.test_features)
         else:
-            metrics = {"knn": knn_accuracy(features_of(method.backbone, data))}
+            found = features_of(method.backbone, data) if held else training_features_of(method.backbone, data)
+            metrics = {"knn_validation": knn_accuracy(found)}
         if epoch == 0 and data.image_size <= SMALL:
             metrics["knn_pixels"] = knn_accuracy(features_of(nn.Flatten(), data))
-        log.info(f"epoch {epoch}/{parts.epochs}: kNN {100 * metrics['knn']:.2f} %")
+        log.info(f"epoch {epoch}/{parts.epochs}: kNN on validation {100 * metrics['knn_validation']:.2f} %")
         return metrics
 
     return evaluate
