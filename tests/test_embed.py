@@ -147,6 +147,10 @@ def features(network: nn.Module, image_size: int) -> Tensor:
         ("timm/resnet18", 32, None, "model = torchvision.models.resnet18()"),
         ("timm/resnet10t", 224, None, "model = timm.create_model('resnet10t', num_classes=0)"),
         ("resnet10t", 32, "timm", "model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)"),
+        ("shufflenet_v2_x0_5", 64, None, "model.fc = torch.nn.Identity()"),
+        ("mobilenet_v3_small", 64, "torchvision", "model.classifier[3] = torch.nn.Identity()"),
+        ("test_vit", 16, None, "'test_vit', num_classes=0, img_size=16, patch_size=2, dynamic_img_size=True"),
+        ("test_convnext", 32, "timm", "model.stem[0] = torch.nn.Conv2d(3, 24, 2, 2)"),
         ("resnet9-w4", 32, None, "model, num_features = create_backbone('resnet9-w4', 32)"),
     ],
 )
@@ -189,8 +193,8 @@ def test_the_backbone_of_a_run(run: Path) -> None:
 @pytest.mark.parametrize(
     ("backbone", "form", "text"),
     [
-        ("resnet9-w4", "timm", "timm has no resnet9-w4: leave --format out for create_backbone's"),
-        ("resnet10t", "torchvision", "torchvision has no resnet10t: export it with --format timm"),
+        ("resnet9-w4", "timm", "timm has no resnet9-w4 with these weights: leave --format out for create_backbone's"),
+        ("resnet10t", "torchvision", "torchvision has no resnet10t with these weights: export it with --format timm"),
     ],
 )
 def test_a_library_that_lacks_the_network(backbone: str, form: str, text: str) -> None:

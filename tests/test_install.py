@@ -94,7 +94,7 @@ def test_export_without_timm() -> None:
     assert "torchvision.models.resnet18()" in export(folder_of_a_run("resnet18"), Path("x.pth"))
     narrow = folder_of_a_run("resnet9-w2")
     assert "create_backbone" in export(narrow, Path("x.pth"))
-    with pytest.raises(UsageError, match="torchvision has no resnet9-w2: leave --format out"):
+    with pytest.raises(UsageError, match="torchvision has no resnet9-w2 with these weights: leave --format out"):
         export(narrow, Path("x.pth"), "torchvision")
 
 

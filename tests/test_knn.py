@@ -601,7 +601,7 @@ def test_a_checkpoint_of_anybodys(name, folder):
     for arguments, code, text in (
         (["x.pth"], 1, "no checkpoint written by `idaa-bench run`; for a state dict from torchvision or timm, name"),
         (["x.pth", *options[:2]], 2, f"--backbone is {name}, but nothing says which images to embed: add --data"),
-        (["x.pth", "--backbone", "resnet34", *options[2:]], 1, "x.pth does not fit the backbone resnet34"),
+        (["x.pth", "--backbone", "resnet34", *options[2:]], 1, "x.pth does not fit the backbone"),
     ):
         refused = bench(*arguments)
         assert refused.exit_code == code

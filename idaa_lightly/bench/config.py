@@ -67,9 +67,15 @@ class RunConfig:
     )
     backbone: str | None = _option(
         None,
-        "ResNet from torchvision or timm, or a narrow one such as resnet18-w16 (16 channels in the first stage), or a "
-        "plugin such as whitened. For images of up to 64 px a ResNet gets the CIFAR stem. Default: resnet18; "
-        "resnet9-w16 for digits.",
+        "Network of torchvision or timm, such as resnet18, vit_b_16 or convnext_atto, or a narrow ResNet such as "
+        "resnet18-w16 (16 channels in the first stage), or a plugin such as whitened. For images of up to 64 px, "
+        "ResNets get the CIFAR stem, and ViT, Swin and ConvNeXt smaller patches. Default: resnet18; resnet9-w16 for "
+        "digits.",
+    )
+    weights: str | None = _option(
+        None,
+        "Weights of the backbone to continue from: a file, a run directory, or timm for timm's pretrained weights, "
+        "which are downloaded. A file is a state dict, or a checkpoint of Lightly, Lightning or a run.",
     )
     epochs: Count | None = _option(None, "Epochs to train. Default: the method's recipe; 15 for digits.")
     batch_size: Annotated[int, Ge(2)] | None = _option(

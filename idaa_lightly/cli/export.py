@@ -21,9 +21,10 @@ def export(run: Path, out: Path, form: str | None) -> None:
 
     RUN is the directory of a finished run. The command also prints the Python lines that load the file.
 
-    The network has no classifier. If it was trained on images of up to 64 px, it has the CIFAR stem: a 3×3 convolution
-    and no max-pooling. The printed lines add that stem to the library's network. Narrow networks such as resnet18-w16
-    are in neither library; for them the lines call `create_backbone` of idaa-lightly.
+    The network has no classifier. For images of up to 64 px, it was changed: a 3×3 convolution as stem
+    and no max-pooling for ResNets, smaller patches for ViT, Swin and ConvNeXt. The printed lines make these changes to
+    the library's network. Narrow networks such as resnet18-w16 and plugins are in neither library; for them the lines
+    call `create_backbone` of idaa-lightly.
 
     \b
     Example:

@@ -26,7 +26,13 @@ def plugins(ctx: click.Context, matrix: bool) -> None:
     if matrix:
         _print_matrix()
     elif ctx.invoked_subcommand is None:
-        table = Table("kind", "name", "distribution", "defined in")
+        table = Table(
+            "kind",
+            "name",
+            "distribution",
+            "defined in",
+            caption="--backbone also takes the networks of torchvision and timm, such as resnet18 and convnext_atto",
+        )
         for kind in KINDS:
             for entry in registry.entries(kind):
                 table.add_row(kind, entry.name, f"{entry.distribution} {entry.version}", entry.target)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
-import torchvision
 from torch import nn
 
-from idaa_lightly.backbones import SMALL, create_backbone
+from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.evaluate.targets import load_weights
 from idaa_lightly.bench.record import config_of, read_record
 from idaa_lightly.bench.schema import Record
-from idaa_lightly.errors import UsageError, require_extra
+from idaa_lightly.errors import MissingExtraError, UsageError, require_extra
 from idaa_lightly.files import load_tensors, save_tensors
+from idaa_lightly.libraries import Blueprint, blueprint
 
 
 def run_backbone(folder: Path) -> tuple[nn.Module, Record]:
@@ -46,7 +44,7 @@ def export(folder: Path, out: Path, form: str | None = None) -> str:
         folder: Directory of a finished run.
         out: File to write.
         form: Library to load the file with, "torchvision" or "timm". Default: the first of them that has the network.
-            A narrow network is in neither; `create_backbone` loads it.
+            Narrow networks and plugins are in neither; `create_backbone` loads them.
 
     Returns:
         Lines of Python that build the network, load the file and state which images it expects.
@@ -63,15 +61,17 @@ def export(folder: Path, out: Path, form: str | None = None) -> str:
     network, record = run_backbone(folder)
     backbone, image_size = record["config"]["backbone"], record["data"]["image_size"]
     name = backbone.removeprefix("timm/")
-    holders = _libraries_with(name)
-    if form and form not in holders:
-        raise UsageError(
-            f"{form} has no {name}: "
-            + (f"export it with --format {holders[0]}" if holders else "leave --format out for create_backbone's")
-        )
-    library = form or next(iter(holders), "")
     state = network.state_dict()
-    lines = _lines(library, name, image_size, state, record["config"]["set"].get("backbone"))
+    plans = _plans(name, image_size, state)
+    if form and form not in plans:
+        others = [f"export it with --format {other}" for other in plans] or ["leave --format out for create_backbone's"]
+        raise UsageError(f"{form} has no {name} with these weights: {others[0]}")
+    if plans:
+        lines = plans[form or next(iter(plans))].code()
+    else:
+        options = record["config"]["set"].get("backbone")
+        made = f"create_backbone({backbone!r}, {image_size}{f', {options!r}' if options else ''})"
+        lines = ["import torch", "from idaa_lightly.backbones import create_backbone", f"model, num_features = {made}"]
     normalize = record["data"]["normalize"]
     lines += [
         f"model.load_state_dict(torch.load({str(out)!r}, weights_only=True))",
@@ -82,35 +82,13 @@ def export(folder: Path, out: Path, form: str | None = None) -> str:
     return "\n".join(lines)
 
 
-def _libraries_with(name: str) -> list[str]:
-    """Return those of torchvision and timm that have the network. Skip timm if it is not installed."""
-    libraries = []
-    if name in torchvision.models.list_models(module=torchvision.models):
-        libraries.append("torchvision")
-    if importlib.util.find_spec("timm") and importlib.import_module("timm").is_model(name):
-        libraries.append("timm")
-    return libraries
-
-
-def _lines(
-    library: str, name: str, image_size: int, state: dict[str, torch.Tensor], options: dict[str, Any] | None
-) -> list[str]:
-    """Return lines of Python that build the untrained network."""
-    if not library:
-        return [
-            "import torch",
-            "from idaa_lightly.backbones import create_backbone",
-            f"model, num_features = create_backbone({name!r}, {image_size}{f', {options!r}' if options else ''})",
-        ]
-    if library == "timm":
-        lines = ["import timm, torch", f"model = timm.create_model({name!r}, num_classes=0)"]
-    else:
-        lines = ["import torch, torchvision", f"model = torchvision.models.{name}()"]
-        lines.append("model.fc = torch.nn.Identity()  # features, not classes; or keep fc and load with strict=False")
-    if image_size <= SMALL:
-        width = len(state["conv1.weight"])
-        lines += [
-            f"model.conv1 = torch.nn.Conv2d(3, {width}, 3, padding=1, bias=False)  # the CIFAR stem",
-            "model.maxpool = torch.nn.Identity()",
-        ]
-    return lines
+def _plans(name: str, image_size: int, state: dict[str, torch.Tensor]) -> dict[str, Blueprint]:
+    """Return the plan of the network in each of torchvision and timm that has the same tensors."""
+    plans = {}
+    for library in ("torchvision", "timm"):
+        with suppress(UsageError, MissingExtraError), torch.device("meta"):
+            plan = blueprint(name, image_size, library)
+            found = plan.build().state_dict()
+            if {key: part.shape for key, part in found.items()} == {key: part.shape for key, part in state.items()}:
+                plans[library] = plan
+    return plans

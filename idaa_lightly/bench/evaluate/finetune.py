@@ -142,7 +142,7 @@ def _finetuned(
     """Train on these images, from scratch if `state` is None. Return the result and the device."""
     batch = min(options["batch_size"], len(images))
     with seeded("finetune", options["seed"]):
-        network, num_features = untrained_backbone(config, data)
+        network, num_features, *_ = untrained_backbone(config, data)
         classifier = FinetuneClassifier(network, batch, options["lr"], num_features, len(data.classes), topk=(1,))
     if state is not None:
         network.load_state_dict(state)

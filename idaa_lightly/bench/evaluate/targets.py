@@ -21,6 +21,7 @@ from idaa_lightly.data import DataSet
 from idaa_lightly.errors import FileFormatError, UsageError
 from idaa_lightly.files import load_tensors, require_file
 from idaa_lightly.training import SelfSupervised
+from idaa_lightly.weights import load_pretrained
 
 CLASSES = 10_000_000
 """Largest number of classes. Memory is needed for each number below the largest label."""
@@ -103,7 +104,7 @@ def load_backbone(target: Path, *, backbone: str | None = None, data: str | None
     if not target.exists():
         raise FileFormatError(f"{target} does not exist; expected a run directory, a checkpoint or an .npz file")
     folder = target if target.is_dir() else target.parent.parent
-    state = _backbone_weights(target, foreign=bool(backbone))
+    state = None if backbone else _backbone_weights(target)
     if backbone is None and not (folder / "config.toml").exists():
         raise FileFormatError(f"{folder} has no config.toml, so nothing says which network and data {target} is for")
     config = RunConfig() if backbone else RunConfig(**read_toml(folder / "config.toml"))
@@ -112,15 +113,17 @@ def load_backbone(target: Path, *, backbone: str | None = None, data: str | None
     if data and not backbone:  # The run's network expects the normalisation that it was trained with.
         images = replace(images, normalize=read_record(folder)["data"]["normalize"])
     network, _ = create_backbone(config.backbone or "", images.image_size, config.set.get("backbone"))
-    load_weights(network, state, target, f"the backbone {config.backbone}")
+    if state is not None:
+        load_weights(network, state, target, f"the backbone {config.backbone}")
+    elif missing := load_pretrained(network, str(target))[0].missing:
+        raise FileFormatError(
+            f"{target} does not fit the backbone {backbone}: it has no {missing[0]} of the same shape"
+        )
     return network.to(pick_device()), images
 
 
-def _backbone_weights(target: Path, *, foreign: bool) -> dict[str, Tensor]:
-    """Read a backbone's state dict from a run directory, one of our checkpoints or a foreign file.
-
-    Classifiers and adversarial BatchNorm branches are left out.
-    """
+def _backbone_weights(target: Path) -> dict[str, Tensor]:
+    """Read a backbone's state dict from a run directory or one of our checkpoints."""
     if target.is_dir():
         if not (target / "backbone.pt").exists():
             raise FileFormatError(
@@ -128,13 +131,12 @@ def _backbone_weights(target: Path, *, foreign: bool) -> dict[str, Tensor]:
                 "checkpoints/last.ckpt"
             )
         return load_tensors(target / "backbone.pt", "a backbone written by a run")
-    whole = load_tensors(target, "a state dict" if foreign else "a checkpoint written by `idaa-bench run`")
-    weights = whole.get("state_dict", whole if foreign else None)
-    prefix, left_out = ("", ("fc.", "head.")) if foreign else ("method.backbone.", ())
+    whole = load_tensors(target, "a checkpoint written by `idaa-bench run`").get("state_dict")
+    prefix = "method.backbone."
     state = {
         str(name).removeprefix(prefix): value
-        for name, value in (weights if isinstance(weights, dict) else {}).items()
-        if str(name).startswith(prefix) and not str(name).startswith(left_out) and ".adversarial." not in str(name)
+        for name, value in (whole if isinstance(whole, dict) else {}).items()
+        if str(name).startswith(prefix) and ".adversarial." not in str(name)
     }
     if not state:
         raise FileFormatError(
@@ -178,7 +180,7 @@ def load_run(folder: Path) -> tuple[Parts, SelfSupervised]:
     for path in (folder / "config.toml", checkpoint):
         if not path.exists():
             raise FileFormatError(f"{path} does not exist; expected a run directory written by `idaa-bench run`")
-    config = resolve(RunConfig(**read_toml(folder / "config.toml")))
+    config = replace(resolve(RunConfig(**read_toml(folder / "config.toml"))), weights=None)
     augmentation = make_augmentation(config)
     parts = make_parts(config, augmentation, read_data(config))
     fit(augmentation, fit_context(parts, torch.device("cpu")), config.precision)

@@ -13,16 +13,18 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader
 
-from idaa_lightly.backbones import create_backbone
+from idaa_lightly.backbones import Built, build_backbone, create_backbone
 from idaa_lightly.bench.config import SCOPES, RunConfig, check
 from idaa_lightly.bench.progress import progress
 from idaa_lightly.data import IMAGENET, IN_MEMORY, DataSet, load_data
 from idaa_lightly.errors import UsageError
+from idaa_lightly.libraries import features_of_a_batch
 from idaa_lightly.loading import PixelDataset, ViewDataset, evaluation_batches, view_loader
 from idaa_lightly.options import options_of, parse_options
 from idaa_lightly.plugin import Augmentation, Backbone, Method
 from idaa_lightly.registry import entries, load
 from idaa_lightly.transforms.device import DeviceViews
+from idaa_lightly.weights import load_pretrained
 
 log = logging.getLogger(__name__)
 FITTED_ON = 4096  # training images that a backbone plugin is fitted to, at most
@@ -44,6 +46,8 @@ class Parts:
         epochs: Epochs to train.
         batch_size: Images per training step, over all devices.
         data: Data set with both splits.
+        trait: Property of the backbone that its name does not tell, such as "the CIFAR stem". May be empty.
+        weights: Facts about the weights that the backbone starts from. Empty without `config.weights`.
         method: Network and loss.
         augmentation: Augmentation, which is not fitted yet.
         views: Data set of views, made one image at a time by the method's transform.
@@ -55,6 +59,8 @@ class Parts:
     epochs: int
     batch_size: int
     data: DataSet
+    trait: str
+    weights: dict[str, Any]
     method: Method
     augmentation: Augmentation
     views: ViewDataset
@@ -164,25 +170,40 @@ def make_parts(config: RunConfig, augmentation: Augmentation, data: DataSet) -> 
         data: Data set from `read_data`.
     """
     torch.manual_seed(config.seed)
-    backbone, num_features = untrained_backbone(config, data)
-    method: Method = load("method", config.method)(backbone, num_features, **config.set["method"])
+    built, weights = untrained_backbone(config, data), {}
+    if config.weights:
+        match, digest = load_pretrained(built.network, config.weights, built.plan)
+        log.info(f"Weights from {config.weights}: {match.in_words()}.")
+        weights = {"weights": {"sha256": digest, "missing": match.missing, "unexpected": match.unexpected}}
+    method: Method = load("method", config.method)(built.network, built.num_features, **config.set["method"])
     views = ViewDataset(data.train, method.transform(data.image_size, data.normalize), config.seed)
-    made = choose_views(config, data, views.transform, on_cpu=_on_cpu(config))
-    return Parts(config, config.epochs or 1, config.batch_size or 1, data, method, augmentation, views, *made)
+    if method.multi_crop:
+        _require_all_sizes(config, built.network, [view.shape[-1] for view in views[0, 0][0]])
+    by, because = choose_views(config, data, views.transform, on_cpu=_on_cpu(config))
+    epochs, batch_size = config.epochs or 1, config.batch_size or 1
+    return Parts(config, epochs, batch_size, data, built.trait, weights, method, augmentation, views, by, because)
 
 
-def untrained_backbone(config: RunConfig, data: DataSet) -> tuple[nn.Module, int]:
-    """Create the backbone of a configuration, fitted to the training images if it depends on them.
-
-    Returns:
-        The backbone, and the dimension of its features.
-    """
-    backbone, num_features = create_backbone(config.backbone or "", data.image_size, config.set.get("backbone"))
-    if isinstance(backbone, Backbone):
+def untrained_backbone(config: RunConfig, data: DataSet) -> Built:
+    """Create the backbone of a configuration, fitted to the training images if it depends on them."""
+    built = build_backbone(config.backbone or "", data.image_size, config.set.get("backbone"))
+    if isinstance(built.network, Backbone):
         some = data.train.take(torch.arange(len(data.train))[:: max(1, len(data.train) // FITTED_ON)][:FITTED_ON])
         with torch.no_grad():
-            backbone.fit(torch.cat([images for images, _ in evaluation_batches(data, some)]))
-    return backbone, num_features
+            built.network.fit(torch.cat([images for images, _ in evaluation_batches(data, some)]))
+    return built
+
+
+def _require_all_sizes(config: RunConfig, backbone: nn.Module, sizes: list[int]) -> None:
+    """Refuse a backbone that works with views of one size only, if the method makes smaller ones as well."""
+    for size in sorted(set(sizes)):
+        try:
+            features_of_a_batch(backbone, size, config.backbone or "")
+        except UsageError as error:
+            raise UsageError(
+                f"{config.method!r} makes smaller views, of {size} px, but {error}, or take "
+                "--set method.local_views=0 if the method has it"
+            ) from error
 
 
 def _on_cpu(config: RunConfig) -> bool:

@@ -19,8 +19,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, Timer, TQDMProgressBar
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from idaa_lightly.backbones import SMALL
 from idaa_lightly.batchnorm import strip_dual_batchnorm
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.features import (
@@ -44,9 +44,9 @@ from idaa_lightly.evaluation.linear import linear_probe
 from idaa_lightly.evaluation.search import backend
 from idaa_lightly.evaluation.unlabelled import spread
 from idaa_lightly.files import atomic_write, claim, save_tensors
+from idaa_lightly.libraries import SMALL
 from idaa_lightly.loading import require_trainable
 from idaa_lightly.plugin import Method
-from idaa_lightly.registry import entries
 from idaa_lightly.training import LOG_EVERY, Evaluation, MetricsCSV, SelfSupervised
 
 log = logging.getLogger(__name__)
@@ -195,7 +195,7 @@ def _record(parts: Parts, training: _Training, resumed_at: int | None, start: tu
             "resumed_at_epoch": resumed_at,
         },
         "warnings": warnings_of(history, cast(MetricsCSV, training.trainer.logger).rows),
-        "fitted": parts.augmentation.fitted(),
+        "fitted": parts.augmentation.fitted() | parts.weights,
         "data": {
             **data.facts(),
             "views": {"by": "device" if parts.device_views else "loader", "because": parts.views_reason},
@@ -236,15 +236,18 @@ def _evaluator(parts: Parts) -> Callable[[Method, int], dict[str, float]]:
 
 def _announce(parts: Parts, out: Path, duration: str, resumed_at: int | None) -> None:
     config, data = parts.config, parts.data
-    stem = " with the CIFAR stem" if data.image_size <= SMALL and not entries("backbone", config.backbone) else ""
+    trait = f" with {parts.trait}" * bool(parts.trait)
     log.info(
         f"{config.method} × {config.aug} on {config.data}: {len(data.train)} training and {len(data.test)} test images "
-        f"of {data.image_size} px in {len(data.classes)} classes; {config.backbone}{stem}; {parts.epochs} epochs of "
+        f"of {data.image_size} px in {len(data.classes)} classes; {config.backbone}{trait}; {parts.epochs} epochs of "
         f"{len(parts.views) // parts.batch_size} steps, {parts.batch_size} images each; "
         f"kNN by {backend(len(data.test) * parts.method.num_features)}."
     )
     by = "the device, in batches" if parts.device_views else "the loader, image by image"
     log.info(f"Views by {by} ({parts.views_reason}).")
+    norms = any(isinstance(part, _BatchNorm) for part in parts.method.backbone.modules())
+    if parts.augmentation.dual_batchnorm and not norms:
+        log.info(f"{config.backbone} has no BatchNorm, so it needs no second branch for adversarial views.")
     if resumed_at is not None:
         log.info(f"Resuming after epoch {resumed_at + 1}. The whole run would take about {duration}.")
     else:
