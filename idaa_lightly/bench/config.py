@@ -57,6 +57,11 @@ class RunConfig:
         "to 96 px, else the largest of 32, 64, 96 and 224 not above the median of the images' shorter sides, but at "
         "least 32.",
     )
+    view_size: ImageSize | None = _option(
+        None,
+        "Height and width of a training view, in pixels, if smaller than an image. Evaluations keep --image-size. "
+        "Smaller views train faster. Default: --image-size.",
+    )
     limit_train: Count | None = _option(None, "Use only this many training images, balanced over the classes.")
     test_fraction: Share = _option(0.2, "Share of images to test on if a folder is not split into train/ and test/.")
     evaluate_on: Literal["test", "validation"] = _option(

@@ -153,7 +153,7 @@ def _seconds_of_views(parts: Parts, count: int, device: torch.device) -> float:
 
 def _sample(parts: Parts, device: torch.device) -> list[Tensor]:
     """Return each view of some images, (N, C, H, W). N is a batch on an accelerator, and may be less on the CPU."""
-    few = max(16, SAMPLE // parts.data.image_size**2) if device.type == "cpu" else parts.batch_size
+    few = max(16, SAMPLE // parts.view_size**2) if device.type == "cpu" else parts.batch_size
     count = min(few, parts.batch_size, len(parts.views))
     samples = [parts.views[0, index][0] for index in range(count)]
     return [torch.stack(view).to(device) for view in zip(*samples, strict=True)]

@@ -46,12 +46,12 @@ def fit_context(parts: Parts, device: torch.device) -> FitContext:
         key={
             "data": parts.data.train.fingerprint,
             "transform": describe(parts.views.transform),
-            "image_size": parts.data.image_size,
+            "image_size": parts.view_size,
         }
         | ({"views": "device"} if parts.device_views else {})
         | ({"precision": HALF} if parts.config.precision == HALF else {}),
         images=len(parts.views),
-        image_size=parts.data.image_size,
+        image_size=parts.view_size,
         channels=3,
         normalize=parts.data.normalize,
         epochs=parts.epochs,

@@ -67,6 +67,11 @@ class Parts:
     device_views: DeviceViews | None
     views_reason: str
 
+    @property
+    def view_size(self) -> int:
+        """Height and width of a training view, in pixels."""
+        return self.config.view_size or self.data.image_size
+
     def loader(self, batch_size: int, *, ranks: int = 1, rank: int = 0) -> DataLoader[Any]:
         """Return a shuffling data loader of (views, labels), or of (pixels, labels) if the device makes the views.
 
@@ -152,7 +157,7 @@ def rehearse(config: RunConfig) -> None:
         UsageError: A value cannot be used.
     """
     make_augmentation(config)
-    size = config.image_size or 32
+    size = config.view_size or config.image_size or 32
     with torch.device("meta"):
         create_backbone(config.backbone or "", size, config.set.get("backbone"))
     with torch.random.fork_rng([]):
@@ -176,8 +181,9 @@ def make_parts(config: RunConfig, augmentation: Augmentation, data: DataSet) -> 
         log.info(f"Weights from {config.weights}: {match.in_words()}.")
         weights = {"weights": {"sha256": digest, "missing": match.missing, "unexpected": match.unexpected}}
     method: Method = load("method", config.method)(built.network, built.num_features, **config.set["method"])
-    views = ViewDataset(data.train, method.transform(data.image_size, data.normalize), config.seed)
-    if method.multi_crop:
+    transform = method.transform(config.view_size or data.image_size, data.normalize)
+    views = ViewDataset(data.train, transform, config.seed)
+    if method.multi_crop or config.view_size:
         _require_all_sizes(config, built.network, [view.shape[-1] for view in views[0, 0][0]])
     by, because = choose_views(config, data, views.transform, on_cpu=_on_cpu(config))
     epochs, batch_size = config.epochs or 1, config.batch_size or 1

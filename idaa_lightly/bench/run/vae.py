@@ -30,7 +30,7 @@ def train_vae(config: RunConfig, out: Path) -> float:
     augmentation = make_augmentation(config)
     parts = make_parts(config, augmentation, read_data(config))
     context = fit_context(parts, make_trainer(config, logger=False).strategy.root_device)
-    log.info(f"VAE on {len(parts.views)} images of {parts.data.image_size} px, {parts.epochs} epochs")
+    log.info(f"VAE on {len(parts.views)} images of {parts.view_size} px, {parts.epochs} epochs")
     fit(augmentation, context, config.precision)
     vae = augmentation.generator().space.vae  # type: ignore[attr-defined]
     vae.save(out)

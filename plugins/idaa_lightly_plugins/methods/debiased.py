@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 from lightly.models.modules.heads import ProjectionHead
 from lightly.transforms.multi_view_transform import MultiViewTransform
 from lightly.transforms.simclr_transform import SimCLRTransform
@@ -44,9 +45,9 @@ class Debiased(SimCLR):
         tau_plus: BelowOne = 0.1,
         lr: NonNegative = 1e-3,
         projection_dim: Count = 128,
-        **options: Any,
+        jitter: Annotated[float, Interval(ge=0, le=2.5)] = 1.0,
     ) -> None:
-        super().__init__(backbone, num_features, lr=lr, projection_dim=projection_dim, **options)
+        super().__init__(backbone, num_features, lr=lr, projection_dim=projection_dim, jitter=jitter)
         blocks = [(num_features, 512, nn.BatchNorm1d(512), nn.ReLU()), (512, projection_dim, None, None)]
         self.head = ProjectionHead(blocks)
         self.criterion = DebiasedLoss(temperature, tau_plus, gather_distributed=True)
