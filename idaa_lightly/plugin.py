@@ -229,7 +229,11 @@ class Augmentation(ABC):
         """
 
     def fitted(self) -> dict[str, Any]:
-        """Return a description of the result of `fit`, as JSON values for the run's record."""
+        """Return a description of the result of `fit`, as JSON values for the run's record.
+
+        Values are dictionaries by name of the fitted part. Their entry `flops`, the floating-point operations of the
+        fitting, counts towards the compute of the run.
+        """
         return {}
 
     @abstractmethod

@@ -12,12 +12,14 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from filelock import FileLock
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from idaa_lightly.errors import DataError, FileFormatError, NonFiniteError, UsageError
 from idaa_lightly.files import atomic_write, clear_leftovers, load_tensors, save_tensors
@@ -41,8 +43,9 @@ class VAE(nn.Module):
         width: Number of channels of the innermost feature map.
 
     Attributes:
-        fitted: Record of `fit_vae`: `epochs`, `seconds`, and the last epoch's means of `loss`, `mse` and `kl`. Up to
-            a constant and a scale, the loss is the bound −I(z;x) + β I(z;y) ≤ L_VAE of Lemma 3.2. Empty if not trained.
+        fitted: Record of `fit_vae`: `epochs`, `seconds`, `flops` (floating-point operations of all epochs, as
+            `torch.utils.flop_counter` counts them), and the last epoch's means of `loss`, `mse` and `kl`. Up to a
+            constant and a scale, the loss is the bound −I(z;x) + β I(z;y) ≤ L_VAE of Lemma 3.2. Empty if not trained.
 
     Shape:
         - Images: (N, channels, image_size, image_size), normalised.
@@ -229,13 +232,17 @@ def fit_vae(
     begun = time.perf_counter()
     optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, betas=(0.0, 0.9), fused=True)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1 / epochs, total_iters=max(1, epochs - 1))
-    history = []
+    history, flops = [], 0.0
     for epoch in range(1, epochs + 1):
         sums, count = torch.zeros(3, device=device), 0
         for images in batches:
-            losses = vae_loss(vae, images.to(device), beta, generator)
-            optimizer.zero_grad()
-            losses[0].backward()
+            counter = nullcontext() if flops else FlopCounterMode(display=False)
+            with counter:
+                losses = vae_loss(vae, images.to(device), beta, generator)
+                optimizer.zero_grad()
+                losses[0].backward()
+            if isinstance(counter, FlopCounterMode):  # in the first step only, because it is slow
+                flops = counter.get_total_flops() / len(images)
             optimizer.step()
             sums += torch.stack(losses).detach() * len(images)
             count += len(images)
@@ -248,7 +255,8 @@ def fit_vae(
         if on_epoch is not None:
             on_epoch(epoch, history[-1])
     vae.eval()
-    vae.fitted = {"epochs": epochs, "seconds": round(time.perf_counter() - begun, 2), **history[-1]}
+    seconds = round(time.perf_counter() - begun, 2)
+    vae.fitted = {"epochs": epochs, "seconds": seconds, "flops": round(flops * count * epochs), **history[-1]}
     return history
 
 

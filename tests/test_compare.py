@@ -28,6 +28,7 @@ def write(
     fingerprint: str = "aaaaaaaa",
     commit: str | None = "c0ffee",
     device: str = "cpu",
+    fit_flops: float = 0.0,
     history: list[tuple[int, float]] | None = None,
     **config: Any,
 ) -> Path:
@@ -37,7 +38,7 @@ def write(
         config=chosen | {"set": {"aug": options or {}}},
         last={"knn": knn, "knn_projection": knn - 0.1, "linear": knn + 0.1},
         history=[{"epoch": e, "knn": k} for e, k in history or [(0, 0.1), (5, 0.3), (10, knn)]],
-        time={"train_s": seconds},
+        time={"train_s": seconds, "fit_flops": fit_flops},
         data={"fingerprint": [fingerprint, fingerprint]},
         device={"type": device, "name": device},
         git_commit=commit,
@@ -117,6 +118,14 @@ def test_one_seed_has_no_std_and_no_interval() -> None:
     output = bench("runs", "--format", "markdown")
     assert "±" not in output
     assert "| +2.50 |" in output
+
+
+def test_fitting_counts_as_compute() -> None:
+    write("none", seconds=10, knn=0.5)
+    write("idaa", aug="idaa", seconds=10, fit_flops=0.6e12, history=[(0, 0.1), (2, 0.3), (4, 0.5), (10, 0.9)], knn=0.9)
+    none, idaa = rows()
+    assert (none["flops"], idaa["flops"]) == (10**12, 1.6 * 10**12)
+    assert idaa["knn_at_budget_mean"] == pytest.approx(50)  # 0.6 of the budget fit the VAE, so epoch 4 of 10 ends it.
 
 
 def test_equal_compute_by_hand() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from idaa_lightly import VAE, fit_vae
 from idaa_lightly.errors import DataError, FileFormatError, NonFiniteError, UsageError
@@ -94,6 +95,14 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert again.fitted == vae.fitted
     assert again.fitted.items() >= {"epochs": 2, **history[-1]}.items()
     assert [path.name for path in tmp_path.iterdir()] == ["vae.pt"]
+
+
+def test_the_operations_of_fitting_are_counted() -> None:
+    vae = VAE(16, 1, bottleneck_dim=3, width=4)
+    with FlopCounterMode(display=False) as counter:
+        vae_loss(vae, torch.randn(2, 1, 16, 16), 0.1)[0].backward()
+    fit_vae(vae, [torch.randn(4, 1, 16, 16), torch.randn(3, 1, 16, 16)], epochs=5)
+    assert vae.fitted["flops"] == counter.get_total_flops() / 2 * 7 * 5
 
 
 def test_a_file_that_is_no_vae(tmp_path: Path) -> None:

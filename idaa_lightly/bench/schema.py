@@ -99,6 +99,8 @@ class Time(_Open):
         train_s: Seconds of training without evaluation, summed over the processes of a resumed run.
         images_per_s: Training images per second of `train_s`.
         flops_per_image: Floating-point operations of one training step with its attack, divided by its images.
+        fit_flops: Floating-point operations of fitting the augmentation, by this run or an earlier one. Missing in
+            older records.
         wall_s: Wall time of the last process, in seconds.
         cpu_s: CPU time of the last process, in seconds.
         resumed_at_epoch: Epoch of the checkpoint that the last process resumed, from 0. None if it started anew.
@@ -107,6 +109,7 @@ class Time(_Open):
     train_s: Quantity
     images_per_s: Quantity
     flops_per_image: Size | None
+    fit_flops: NotRequired[Quantity]
     wall_s: Quantity
     cpu_s: Quantity
     resumed_at_epoch: Size | None
@@ -194,7 +197,8 @@ class Record(_Open):
         evaluation: Protocol of the evaluations.
         time: Cost of the run.
         warnings: Signs that the training went wrong, such as a loss that never fell.
-        fitted: Facts about the fitting before training. For IDAA: {vae: {epochs, seconds, loss, mse, kl}}.
+        fitted: Facts about the fitting before training. For IDAA: {vae: {epochs, seconds, flops, loss, mse,
+            kl}}.
         data: Facts about the data set.
         versions: Versions of Python and of the packages that results depend on.
         device: Device that the run trained on.

@@ -43,7 +43,7 @@ def compare(runs: tuple[Path, ...], form: str | None, against: str, plot: Path |
     Accuracy at equal compute is the kNN accuracy that a run had when it had used as many FLOPs as the cheapest group
     used in total. It is measured on the validation images and interpolated linearly between evaluations, at epoch =
     epochs × fewest FLOPs / own FLOPs. It is a lower bound, because the learning rate had not decayed fully by then.
-    FLOPs include attacks, but neither evaluation nor the training of a VAE.
+    FLOPs include attacks and the fitting of a VAE, but not evaluations. Records of schema 2 and older lack the fitting.
 
     \b
     Examples:

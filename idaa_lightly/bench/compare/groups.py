@@ -60,9 +60,10 @@ class Group:
 
     @property
     def flops(self) -> float | None:
-        """Mean operations of the training with its attacks, without evaluation and VAE. None if not recorded."""
-        found = self.values(training_flops)
-        return mean(found) if all(found) else None
+        """Mean operations of the training with its attacks and of the fitting before it. None if not recorded."""
+        if not all(self.values(training_flops)):
+            return None
+        return mean(self.values(lambda record: fit_flops(record) + training_flops(record)))
 
     @property
     def clock(self) -> tuple[str, str]:
@@ -147,6 +148,11 @@ def training_flops(record: Record) -> float:
     return (record["time"]["flops_per_image"] or 0) * images_seen(record)
 
 
+def fit_flops(record: Record) -> float:
+    """Return the operations of fitting the augmentation, such as IDAA's VAE; 0 if they are not recorded."""
+    return record["time"].get("fit_flops", 0.0)
+
+
 def interval(differences: list[float]) -> tuple[float, float] | None:
     """Return the 95 % confidence interval of the mean difference (Student's t). None for fewer than two values."""
     count = len(differences)
@@ -209,8 +215,11 @@ def compare(targets: Iterable[Path], *, by_commit: bool = True, against: str = B
             "budget_flops": budget,
             "flops_relative": cost / plain if cost and plain else None,
         }
-        share = budget / cost if budget and cost else None
-        at_budget = [100 * accuracy_at(record, share) for record in group.records.values() if share is not None]
+        at_budget = [
+            100 * accuracy_at(record, max(0.0, budget - fit_flops(record)) / training_flops(record))
+            for record in group.records.values()
+            if budget and cost
+        ]
         row |= _spread("knn_at_budget", at_budget)
         rows.append(row)
     shared = [f"{name} {groups[0].mark(name)}" for name in MARKS if name not in differing]

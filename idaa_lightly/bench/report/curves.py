@@ -14,7 +14,7 @@ from typing import Annotated, TypeVar
 from annotated_types import Interval
 from markupsafe import Markup
 
-from idaa_lightly.bench.compare.groups import BASELINE, MARKS, Group, Measure, training_flops
+from idaa_lightly.bench.compare.groups import BASELINE, MARKS, Group, Measure, fit_flops
 from idaa_lightly.bench.record import learning_curve
 from idaa_lightly.bench.report.svg import COLOURS, Line, curves, spread
 from idaa_lightly.errors import FileFormatError
@@ -146,7 +146,7 @@ def time_curves(groups: list[Shown], everyone: list[Shown]) -> list[Figure]:
     made = []
     for clock, part in _facets(groups, lambda item: item.group.clock).items():
         budget = min(item.group.seconds for item in everyone if item.group.clock == clock)
-        costs = [(item, item.group.seconds) for item in part]
+        costs = [(item, 0.0, item.group.seconds) for item in part]
         made.append(_by_cost("time", f"kNN accuracy by time, on {clock[1]}", "training, s", costs, budget))
     return made
 
@@ -156,7 +156,7 @@ def flops_curves(groups: list[Shown], everyone: list[Shown], missing: list[str])
 
     Groups without recorded FLOPs are added to `missing`.
     """
-    costs = {item.index: mean(values) for item in everyone if all(values := item.group.values(training_flops))}
+    costs = {item.index: flops for item in everyone if (flops := item.group.flops)}
     part = [item for item in groups if item.index in costs]
     missing += [f"{item.label}: no FLOPs in a record, so no accuracy by FLOPs." for item in groups if item not in part]
     if not part:
@@ -165,16 +165,24 @@ def flops_curves(groups: list[Shown], everyone: list[Shown], missing: list[str])
     budget = min(costs[item.index] for item in everyone if item.index in costs and item.group.mark("data") == data)
     most = max(costs[item.index] for item in part)
     power, unit = next(((10**power, unit) for power, unit in UNITS.items() if most >= 10**power), (1, ""))
-    scaled = [(item, costs[item.index] / power) for item in part]
+    scaled = [(item, mean(item.group.values(fit_flops)) / power, costs[item.index] / power) for item in part]
     return [_by_cost("flops", "kNN accuracy by FLOPs", f"training, {unit}FLOP", scaled, budget / power)]
 
 
-def _by_cost(name: str, caption: str, xlabel: str, costs: list[tuple[Shown, float]], budget: float) -> Figure:
-    """Return the figure of accuracy over a cost that grows evenly during training."""
+def _by_cost(name: str, caption: str, xlabel: str, costs: list[tuple[Shown, float, float]], budget: float) -> Figure:
+    """Return the figure of accuracy over a cost that grows evenly during training, from the first cost to the second.
+
+    Args:
+        name: Name of the plot, which is unique on the page.
+        caption: Text above it.
+        xlabel: Label of the axis of costs.
+        costs: Groups with their costs before and after the training.
+        budget: Cost to mark.
+    """
     lines = []
-    for item, cost in costs:
+    for item, start, end in costs:
         epochs, columns = _history(item.group)
-        lines.append(item.line([cost * epoch / epochs[-1] for epoch in epochs], columns))
+        lines.append(item.line([start + (end - start) * epoch / epochs[-1] for epoch in epochs], columns))
     plot = curves(lines, f"{name}{costs[0][0].index}", xlabel, MEASURES["knn"][1], budget=budget)
     return figure(plot, caption, lines)
 

@@ -169,6 +169,7 @@ def _export(parts: Parts, training: _Training, out: Path) -> dict[str, Tensor]:
 
 def _record(parts: Parts, training: _Training, resumed_at: int | None, start: tuple[float, float]) -> Record:
     data, history = parts.data, training.evaluation.history
+    fitted = parts.augmentation.fitted()
     train_s = training.timer.time_elapsed("train") - training.evaluation.seconds
     best = max(history, key=lambda entry: entry["knn_validation"])
     record = {
@@ -190,12 +191,13 @@ def _record(parts: Parts, training: _Training, resumed_at: int | None, start: tu
             "train_s": round(train_s, 2),
             "images_per_s": round(parts.epochs * training.steps * parts.batch_size / train_s, 1),
             "flops_per_image": training.flops,
+            "fit_flops": sum(part.get("flops", 0) for part in fitted.values()),
             "wall_s": round(time.perf_counter() - start[0], 2),
             "cpu_s": round(time.process_time() - start[1], 2),
             "resumed_at_epoch": resumed_at,
         },
         "warnings": warnings_of(history, cast(MetricsCSV, training.trainer.logger).rows),
-        "fitted": parts.augmentation.fitted() | parts.weights,
+        "fitted": fitted | parts.weights,
         "data": {
             **data.facts(),
             "views": {"by": "device" if parts.device_views else "loader", "because": parts.views_reason},
