@@ -217,6 +217,14 @@ class Augmentation(ABC):
         """
         return ""
 
+    def transform(self, transform: MultiViewTransform) -> MultiViewTransform:
+        """Return the transform that makes the views of a training image. The default is the method's own.
+
+        Args:
+            transform: Transform of the method. Its `transforms` make one view each.
+        """
+        return transform
+
     def fit(self, context: FitContext) -> None:  # noqa: B027 - most augmentations need no fitting
         """Prepare what the augmentation needs, such as a VAE. Called once, before `loss`.
 

@@ -95,6 +95,26 @@ class SharedBatchNormLoss(AdversarialLoss):
             return super()._attack(model, x0, rest)
 
 
+class ThirdViewLoss(AdversarialLoss):
+    """Loss with a third ordinary view instead of an adversarial one (control).
+
+    The third view passes through the adversarial branch of the BatchNorms, if there is one.
+
+    Args:
+        criterion: Pair loss or function of one output per view; see `AdversarialLoss`.
+        weight: Weight of the loss between the first and the third view.
+    """
+
+    def __init__(self, criterion: Callable[..., Tensor], weight: float = 1.0) -> None:
+        super().__init__(criterion, nn.Identity(), weight)
+
+    def forward(self, model: Callable[[Tensor], Any], x0: Tensor, x1: Tensor, *others: Tensor) -> AdversarialOutput:
+        """Compute both terms. The first of `others` is the third view. See `AdversarialLoss` for the arguments."""
+        third, *local = others
+        anchor, positive, *rest = [model(x) for x in (x0, x1, *local)]
+        return self._terms(model, anchor, positive, rest, third)
+
+
 LOSSES: dict[Mode, type[AdversarialLoss]] = {
     "exact": AdversarialLoss, "reused": ReusedGraphLoss, "half": HalfBatchLoss, "shared": SharedBatchNormLoss,
 }  # fmt: skip

@@ -154,5 +154,5 @@ def test_a_method_with_smaller_views_needs_a_network_that_takes_them(folder: Pat
     resolved = resolve(config)
     with pytest.raises(UsageError) as refusal:
         make_parts(resolved, make_augmentation("none"), read_data(resolved))
-    assert "'dino' makes smaller views, of 8 px, but backbone 'cait_xxs24_224' does not work" in str(refusal.value)
+    assert "'dino' makes views of 8 px, but backbone 'cait_xxs24_224' does not work" in str(refusal.value)
     assert str(refusal.value).endswith("or take --set method.local_views=0 if the method has it")

@@ -22,6 +22,7 @@ from idaa_lightly.outputs import detached, embedding_of
 from idaa_lightly.plugin import Augmentation, FitContext, GeneratorAugmentation, Method
 from idaa_lightly.registry import entries, load
 from idaa_lightly.training import SelfSupervised
+from idaa_lightly.variants import ThirdViewLoss
 
 NORMALIZE = {"mean": [0.5] * 3, "std": [0.25] * 3}
 OURS = "idaa-lightly"
@@ -88,11 +89,17 @@ def views(seed: int, dtype: torch.dtype = torch.float32, local: int = 0) -> list
     return [view.to(dtype) for view in [*whole, *[whole[0][..., :8, part : part + 8] for part in range(local)]]]
 
 
+def batch(seed: int, module: SelfSupervised) -> list[Tensor]:
+    """Return the views that a module trains on: two, a third one if its objective asks for it, and local ones."""
+    x0, x1, *local = views(seed, local=2 * module.method.multi_crop)
+    return [x0, x1, *[x1.flip(3)] * isinstance(module.objective, ThirdViewLoss), *local]
+
+
 def steps(module: SelfSupervised, optimizer: Any, scheduler: Any, start: int, count: int) -> list[float]:
     losses = []
     for step in range(start, start + count):
         module.method.before_step(step, *module.schedule)
-        loss = module.objective(module.method, *views(step, local=2 * module.method.multi_crop)).total
+        loss = module.objective(module.method, *batch(step, module)).total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -172,7 +179,7 @@ def test_the_attack_leaves_no_trace_in_the_method(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "aug"),
     [(name, "clae") for name in METHODS]
-    + [(name, aug) for name in ("simclr", "byol") for aug in AUGMENTATIONS if aug != "clae"],
+    + [(name, aug) for name in ("simclr", "byol") for aug in AUGMENTATIONS if aug not in ("clae", "third")],
 )
 def test_what_a_step_with_the_augmentation_leaves_behind_is_what_one_without_leaves(name: str, aug: str) -> None:
     """x' enters no queue, bank, centre or running statistic. They hold only what the clean pair puts there."""
@@ -185,6 +192,19 @@ def test_what_a_step_with_the_augmentation_leaves_behind_is_what_one_without_lea
     for (key, found), expected in zip(method.named_buffers(), plain.buffers(), strict=True):
         assert torch.equal(found, expected), key
     assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_a_third_view_is_one_more_loss_of_the_method() -> None:
+    method = make_method("simclr")
+    augmentation: Any = make_augmentation("third", weight=0.5)
+    x0, x1 = views(0)
+    x2, transform = x1.flip(3), method.transform(16, NORMALIZE)
+    z0, z1, z2 = method(x0), method(x1), method(x2)
+    expected = method.loss(z0, z1) + 0.5 * method.loss(z0, z2)
+    torch.testing.assert_close(augmentation.loss(method)(method, x0, x1, x2).total, expected)
+    assert len(augmentation.transform(transform).transforms) == len(transform.transforms) + 1
+    assert not augmentation.dual_batchnorm
+    assert make_augmentation("third", branch="adversarial").dual_batchnorm
 
 
 @pytest.mark.parametrize("name", ["moco", "nnclr", "dino"])

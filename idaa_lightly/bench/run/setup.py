@@ -181,7 +181,7 @@ def make_parts(config: RunConfig, augmentation: Augmentation, data: DataSet) -> 
         log.info(f"Weights from {config.weights}: {match.in_words()}.")
         weights = {"weights": {"sha256": digest, "missing": match.missing, "unexpected": match.unexpected}}
     method: Method = load("method", config.method)(built.network, built.num_features, **config.set["method"])
-    transform = method.transform(config.view_size or data.image_size, data.normalize)
+    transform = augmentation.transform(method.transform(config.view_size or data.image_size, data.normalize))
     views = ViewDataset(data.train, transform, config.seed)
     if method.multi_crop or config.view_size:
         _require_all_sizes(config, built.network, [view.shape[-1] for view in views[0, 0][0]])
@@ -207,7 +207,7 @@ def _require_all_sizes(config: RunConfig, backbone: nn.Module, sizes: list[int])
             features_of_a_batch(backbone, size, config.backbone or "")
         except UsageError as error:
             raise UsageError(
-                f"{config.method!r} makes smaller views, of {size} px, but {error}, or take "
+                f"{config.method!r} makes views of {size} px, but {error}, leave --view-size out, or take "
                 "--set method.local_views=0 if the method has it"
             ) from error
 
