@@ -108,8 +108,8 @@ class RunConfig:
     views: Literal["auto", "loader", "device"] = _option(
         "auto",
         "Where views are made. loader: one image at a time, by Lightly's transform. device: whole batches on the "
-        "training device, from the same distribution. auto: device on a GPU if possible, else loader. The run reports "
-        "the choice.",
+        "training device, from the same distribution. auto: device if the images are in memory and the transform is "
+        "known, else loader. The run reports the choice.",
     )
     workers: NonNegativeInt | None = _option(
         None, "Worker processes of the data loader. Default: 0 on the CPU, else one per core, up to 12."

@@ -185,7 +185,7 @@ def make_parts(config: RunConfig, augmentation: Augmentation, data: DataSet) -> 
     views = ViewDataset(data.train, transform, config.seed)
     if method.multi_crop or config.view_size:
         _require_all_sizes(config, built.network, [view.shape[-1] for view in views[0, 0][0]])
-    by, because = choose_views(config, data, views.transform, on_cpu=_on_cpu(config))
+    by, because = choose_views(config, data, views.transform)
     epochs, batch_size = config.epochs or 1, config.batch_size or 1
     return Parts(config, epochs, batch_size, data, built.trait, weights, method, augmentation, views, by, because)
 
@@ -216,14 +216,13 @@ def _on_cpu(config: RunConfig) -> bool:
     return config.accelerator == "cpu" or not torch.cuda.is_available()
 
 
-def choose_views(config: RunConfig, data: DataSet, transform: Any, *, on_cpu: bool) -> tuple[DeviceViews | None, str]:
+def choose_views(config: RunConfig, data: DataSet, transform: Any) -> tuple[DeviceViews | None, str]:
     """Decide between views on the device and views from the data loader.
 
     Args:
         config: Configuration. Its `views` is "auto", "loader" or "device".
         data: Data set. Views on the device need its images in memory.
         transform: Transform of the method, which `DeviceViews` converts.
-        on_cpu: True if the run trains on the CPU.
 
     Returns:
         The module that makes the views on the device, or None for the data loader; and the reason in words.
@@ -242,10 +241,8 @@ def choose_views(config: RunConfig, data: DataSet, transform: Any, *, on_cpu: bo
         return None, "the images stay on disk"
     if config.views == "device":
         return DeviceViews(transform), "as asked for"
-    if on_cpu:
-        return None, "the default on the CPU; --views device is faster"
     try:
-        return DeviceViews(transform), "the default on a GPU with images in memory"
+        return DeviceViews(transform), "the default with images in memory"
     except UsageError as error:
         return None, str(error)
 
