@@ -42,7 +42,7 @@ from idaa_lightly.bench.run.setup import (
     resolve,
 )
 from idaa_lightly.cli import main
-from idaa_lightly.errors import UsageError
+from idaa_lightly.errors import DataError, UsageError
 from idaa_lightly.registry import entries, load
 from idaa_lightly.seeding import seeded
 from idaa_lightly.training import SelfSupervised
@@ -240,6 +240,51 @@ def test_views_depend_on_the_key_alone_and_leave_no_trace() -> None:
     assert [view.shape for view in make.first()(pixels, 0, 1, 2)] == [first[0].shape]
 
 
+def test_images_come_in_many_forms() -> None:
+    """Both layouts, uint8 and floats in [0, 1], tensors and arrays, which may be read-only or reversed."""
+    make, floats = DeviceViews(SimCLRTransform(32, normalize=NORMALIZE)), PICTURES / 255
+    expected = make(PICTURES, 0)
+    frozen = PICTURES.numpy().copy()
+    frozen.flags.writeable = False
+    forms = {
+        "channels first": PICTURES.permute(0, 3, 1, 2),
+        "floats": floats,
+        "floats, channels first": floats.permute(0, 3, 1, 2).contiguous(),
+        "doubles": PICTURES.double() / 255,
+        "array": frozen,
+        "reversed array": PICTURES.flip(3).numpy()[..., ::-1],
+    }
+    for name, images in forms.items():
+        torch.testing.assert_close(make(images, 0), expected, rtol=0, atol=1e-5, msg=name)
+    assert torch.equal(forms["floats, channels first"], (PICTURES / 255).permute(0, 3, 1, 2))  # not changed in place
+
+
+@pytest.mark.parametrize(
+    ("images", "text"),
+    [
+        (PICTURES.float(), r"have values from 0 to 255, but .* as floats in \[0, 1\]: divide them by 255"),
+        (PICTURES / 127.5 - 1, "have values from -1 to 1, .*: pass them without normalisation"),
+        (torch.full((2, 3, 8, 8), torch.nan), "have values from nan to nan"),
+        (PICTURES.long(), r"have shape \(19, 32, 32, 3\) and type torch.int64, but expected \(N, H, W, 3\) or"),
+        (PICTURES[0], r"have shape \(32, 32, 3\) and type torch.uint8, but expected"),
+        (PICTURES[..., :1], r"have shape \(19, 32, 32, 1\)"),
+        (PICTURES[:0], r"have shape \(0, 32, 32, 3\)"),
+    ],
+)
+def test_other_images_are_refused(images: Tensor, text: str) -> None:
+    with pytest.raises(DataError, match=text):
+        DeviceViews(SimCLRTransform(32, normalize=NORMALIZE))(images, 0)
+
+
+def test_views_without_a_key_are_new_each_time() -> None:
+    make = DeviceViews(SimCLRTransform(32, normalize=NORMALIZE))
+    torch.manual_seed(0)
+    first, second = make(PICTURES)[0], make(PICTURES)[0]
+    assert not torch.equal(first, second)
+    torch.manual_seed(0)
+    assert torch.equal(make(PICTURES)[0], first)
+
+
 def test_views_are_detached_and_of_one_image_too() -> None:
     views = DeviceViews(SimCLRTransform(32, normalize=NORMALIZE))(PICTURES[:1], 0)
     assert [view.shape for view in views] == [(1, 3, 32, 32)] * 2
@@ -259,7 +304,10 @@ class OwnCall(MultiViewTransform):
     ("transform", "text"),
     [
         (transform_of(v2.RandomPosterize(4)), "of RandomPosterize cannot be made on the device: it is not known"),
-        (transform_of(Sharper(0.4)), "of Sharper cannot be made on the device: it is not known. Use --views loader"),
+        (
+            transform_of(Sharper(0.4)),
+            "of Sharper cannot be made on the device: it is not known. Make them in the data load",
+        ),
         (SimCLRTransform(32, rr_prob=0.5, rr_degrees=10.0), "of RandomApply .* applies RandomRotation, not a Color"),
         (transform_of(RandomRotate(angle=45)), "of RandomRotate .* has angle 45, which is not a multiple of 90"),
         (
@@ -290,7 +338,7 @@ def test_what_never_happens_is_not_refused() -> None:
 def test_the_host_never_asks_the_device_for_a_value() -> None:
     """The device "meta" has shapes but no values, so an operation that waits for a value raises."""
     make = DeviceViews(VICRegTransform(32, solarize_prob=0.5, rr_prob=0.5, vf_prob=0.5, normalize=NORMALIZE))
-    views = make._views(torch.empty(8, 40, 40, 3, dtype=torch.uint8, device="meta"), Generator())
+    views = make._views(torch.empty(8, 3, 40, 40, dtype=torch.uint8, device="meta"), Generator())
     assert [(view.shape, view.device.type) for view in views] == [((8, 3, 32, 32), "meta")] * 2
 
 
@@ -377,9 +425,9 @@ def test_what_makes_the_views(make_folder: Callable[..., Path]) -> None:
     assert (type(parts.device_views), parts.views_reason) == (DeviceViews, "the default with images in memory")
     strange = transform_of(v2.RandomPosterize(4))
     made, reason = choose_views(parts.config, parts.data, strange)
-    text = "the views of RandomPosterize cannot be made on the device: it is not known. Use --views loader"
+    text = "the views of RandomPosterize cannot be made on the device: it is not known. Make them in the data loader"
     assert (made, reason) == (None, text)
-    with pytest.raises(UsageError, match=text):
+    with pytest.raises(UsageError, match=f"{text}, by --views loader"):
         choose_views(tiny(views="device"), parts.data, strange)
     with pytest.raises(UsageError, match="views is 'gpu', but expected auto or loader or device"):
         parts_of(tiny(views="gpu"))

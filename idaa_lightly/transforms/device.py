@@ -5,7 +5,7 @@ draws them for each image separately (including the order of the colour jitter),
 part gives the same image as with PIL, up to PIL's rounding to 8 bits. A test compares the images and the distributions.
 
 Random numbers come from a CPU generator that nothing else uses. The host therefore knows how many images each part
-applies to, and never waits for the device.
+applies to, and does not wait for the device.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 from lightly.transforms.gaussian_blur import GaussianBlur
 from lightly.transforms.multi_view_transform import MultiViewTransform
@@ -25,6 +26,7 @@ from torch import Generator, Tensor, nn
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
+from idaa_lightly.errors import DataError
 from idaa_lightly.seeding import seed_of
 from idaa_lightly.transforms.parts import Blur, Crop, Flip, Greyscale, Jitter, Normalize, Rotate, Solarize, unknown
 
@@ -40,7 +42,8 @@ class DeviceViews(nn.Module):
         transform: Lightly transform, or a MultiViewTransform composed of the same torchvision and Lightly parts.
 
     Shape:
-        - Input: Pixels (N, H, W, 3) in uint8, and integers or strings that seed the random numbers.
+        - Input: Images (N, H, W, 3) or (N, 3, H, W), in uint8 or as floats in [0, 1]; and, to make the views
+          repeatable, integers or strings that seed the random numbers.
         - Output: List of normalised views (N, 3, S, S), one for each of `transform.transforms`.
 
     Raises:
@@ -53,24 +56,48 @@ class DeviceViews(nn.Module):
             raise unknown(transform, "is not a Lightly MultiViewTransform")
         same = (list(group) for _, group in groupby(transform.transforms, key=id))
         self.views = [(_pipeline(views[0]), len(views)) for views in same]  # the pipeline and its number of views
+        self._range_seen = False
 
     @torch.no_grad()
-    def forward(self, pixels: Tensor, *key: int | str) -> list[Tensor]:
-        """Return the views. They depend only on the pixels and the key.
+    def forward(self, images: Tensor | np.ndarray[Any, Any], *key: int | str) -> list[Tensor]:
+        """Return new views, or the views of a key.
 
         Args:
-            pixels: Images (N, H, W, 3) in uint8.
-            key: Integers or strings that seed the random numbers, such as the seed of the run and the epoch.
+            images: Images (N, H, W, 3) or (N, 3, H, W), in uint8 or as floats in [0, 1].
+            key: Integers or strings that seed the random numbers, such as the seed of the run and the epoch. The same
+                images and key give the same views. Without a key, the seed is drawn from torch's global generator.
+
+        Raises:
+            DataError: `images` has another shape, type or range. Away from the CPU, only the first batch of floats is
+                checked for its range, because the check waits for the device.
         """
-        generator = Generator().manual_seed(seed_of("device views", *key))
-        pieces = math.ceil(pixels.numel() / IN_CACHE) if pixels.device.type == "cpu" else 1
-        with torch.autocast(pixels.device.type, enabled=False):  # half precision is too coarse for colours
-            made = [self._views(piece, generator) for piece in pixels.chunk(pieces)]
+        images = self._checked(images if isinstance(images, Tensor) else torch.from_numpy(np.array(images)))
+        seed = seed_of("device views", *(key or (int(torch.randint(2**63 - 1, ())),)))
+        generator = Generator().manual_seed(seed)
+        pieces = math.ceil(images.numel() / IN_CACHE) if images.device.type == "cpu" else 1
+        with torch.autocast(images.device.type, enabled=False):  # half precision is too coarse for colours
+            made = [self._views(piece, generator) for piece in images.chunk(pieces)]
         return [torch.cat(views) for views in zip(*made, strict=True)] if pieces > 1 else made[0]
 
-    def _views(self, pixels: Tensor, generator: Generator) -> list[Tensor]:
-        images = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)
-        made = (_apply(parts, images.repeat(count, 1, 1, 1), generator).chunk(count) for parts, count in self.views)
+    def _checked(self, images: Tensor) -> Tensor:
+        """Return the images as (N, 3, H, W)."""
+        expected = "but expected (N, H, W, 3) or (N, 3, H, W), in uint8 or as floats in [0, 1]"
+        channels = [dim for dim in (3, 1) if images.ndim == 4 and images.shape[dim] == 3]
+        if not (channels and len(images) and (images.dtype == torch.uint8 or images.is_floating_point())):
+            raise DataError(f"the images have shape {tuple(images.shape)} and type {images.dtype}, {expected}")
+        if images.is_floating_point() and not (self._range_seen and images.device.type != "cpu"):
+            low, high = (value.item() for value in images.aminmax())
+            if not (low >= 0 and high <= 1):  # NaN as well
+                advice = "divide them by 255" if low >= 0 else "pass them without normalisation"
+                raise DataError(f"the images have values from {low:.3g} to {high:.3g}, {expected}: {advice}")
+            self._range_seen = True
+        return images.movedim(channels[0], 1)
+
+    def _views(self, images: Tensor, generator: Generator) -> list[Tensor]:
+        pixels = images.contiguous().float()
+        if images.dtype == torch.uint8:
+            pixels.div_(255)
+        made = (_apply(parts, pixels.repeat(count, 1, 1, 1), generator).chunk(count) for parts, count in self.views)
         return [view for views in made for view in views]
 
     def first(self) -> DeviceViews:

@@ -329,4 +329,4 @@ def unknown(part: Any, reason: str) -> UsageError:
         reason: Reason without its subject, such as "is not known".
     """
     name = type(part).__name__
-    return UsageError(f"the views of {name} cannot be made on the device: it {reason}. Use --views loader")
+    return UsageError(f"the views of {name} cannot be made on the device: it {reason}. Make them in the data loader")

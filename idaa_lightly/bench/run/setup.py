@@ -239,12 +239,13 @@ def choose_views(config: RunConfig, data: DataSet, transform: Any) -> tuple[Devi
                 "stay on disk: use --views loader"
             )
         return None, "the images stay on disk"
-    if config.views == "device":
-        return DeviceViews(transform), "as asked for"
     try:
-        return DeviceViews(transform), "the default with images in memory"
+        made = DeviceViews(transform)
     except UsageError as error:
+        if config.views == "device":
+            raise UsageError(f"{error}, by --views loader") from error
         return None, str(error)
+    return made, "as asked for" if config.views == "device" else "the default with images in memory"
 
 
 def make_trainer(config: RunConfig, **options: Any) -> pl.Trainer:
