@@ -1,17 +1,16 @@
-"""Data sets by name or from image folders.
+"""Data sets by name or from image files, with or without labels.
 
-With an image size of up to 96 px, all images are decoded into memory once. Larger image files are read from disk each
+Images of up to 96 px are decoded into memory once if they take up to 2 GB. Other image files are read from disk each
 time.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,26 +18,21 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
-from idaa_lightly.errors import DataError, IDAAError, UsageError, suggestion
-from idaa_lightly.options import Count, ImageSize, Option, Positive, Share, checked
+from idaa_lightly.errors import DataError, UsageError, suggestion
+from idaa_lightly.image_files import EXTENSIONS, NO_FILES, ImageFiles, decode, list_images, opened, read_list
+from idaa_lightly.options import Count, ImageSize, Share, checked
+from idaa_lightly.splits import balanced, split, validation_split
 from idaa_lightly.torchvision_data import SETS, read_torchvision
 
-VALIDATION = 0.1  # fraction of each class of the training images
 IN_MEMORY = 96  # largest image size, in pixels, at which all images are decoded at the start
+MEMORY = 2 * 10**9  # largest size of the decoded images, in bytes
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 NAMES = ("digits", *SETS)
-LIMITS = {"IDAA_LIGHTLY_MAX_PIXELS": 50_000_000, "IDAA_LIGHTLY_MAX_ASPECT": 50}
-"""Largest number of pixels and largest ratio of the sides of an image file.
-
-A small file can hold an image that fills the memory, at the latest when it is resized. Environment variables of these
-names change the limits.
-"""
-UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, ZeroDivisionError)
+AT_TOP = "."  # stands for the class of images that are in no class folder
 Progress = Callable[[str, int], Callable[[str], None]]
 """Function of a title and a number of steps that starts a progress bar.
 
@@ -51,14 +45,14 @@ class Images:
     """Images and labels of one split, either in memory or on disk.
 
     Attributes:
-        labels: Class indices (N,).
+        labels: Class indices (N,). All are 0 if the images have no labels.
         pixels: Decoded images (N, S, S, 3) in uint8. None if the images are on disk.
         paths: Image files, one per label. Empty if the images are in memory.
     """
 
     labels: Tensor
     pixels: Tensor | None = None
-    paths: tuple[Path, ...] = ()
+    paths: ImageFiles = NO_FILES
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,16 +65,24 @@ class Images:
     def take(self, indices: Tensor) -> Images:
         """Return the images and labels at `indices`."""
         pixels = None if self.pixels is None else self.pixels[indices]
-        return Images(self.labels[indices], pixels, tuple(self.paths[i] for i in indices if self.paths))
+        return Images(self.labels[indices], pixels, self.paths.take(indices) if self.paths else NO_FILES)
+
+    def some(self, count: int) -> Images:
+        """Return `count` images that are spaced evenly, or all if there are fewer."""
+        return self.take(torch.arange(len(self))[:: max(1, len(self) // count)][:count])
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the labels, and of the pixels or of the names and sizes of the files."""
+        """Hash of the labels, and of the pixels or of the relative paths and sizes of the files.
+
+        Raises:
+            DataError: A file is missing.
+        """
         digest = hashlib.sha256(self.labels.numpy().tobytes())
         if self.pixels is not None:
             digest.update(self.pixels.numpy().tobytes())
-        for path in self.paths:
-            digest.update(f"{path.name}:{path.stat().st_size};".encode())
+        for identity in self.paths.identities():
+            digest.update(identity)
         return digest.hexdigest()[:16]
 
 
@@ -91,8 +93,8 @@ class DataSet:
     Attributes:
         name: Name that was passed to `load_data`.
         train: Training images.
-        test: Test images.
-        classes: Class names, indexed by label.
+        test: Test images. Empty if the images have no labels.
+        classes: Class names, indexed by label. Empty if the images have no labels.
         image_size: Height and width of the views, in pixels.
         normalize: `mean` and `std` per channel, for pixels in [0, 1].
         notes: Notes on how the images were converted, for the record of a run.
@@ -105,6 +107,11 @@ class DataSet:
     image_size: int
     normalize: dict[str, list[float]]
     notes: tuple[str, ...] = ()
+
+    @property
+    def labelled(self) -> bool:
+        """True if the images have labels."""
+        return bool(self.classes)
 
     def held_out(self) -> DataSet:
         """Return the data set with the validation images as its test images, and without them in training.
@@ -143,8 +150,10 @@ def load_data(
     """Load a data set by name.
 
     Args:
-        name: One of `NAMES`, or "folder:PATH" for an image folder. PATH holds train/ and test/ (or val/), with one
-            folder per class in each. Images are split if PATH has no test/ or val/, or has one folder per class itself.
+        name: One of `NAMES`, "folder:PATH" or "images:PATH". For "folder", PATH holds train/ and test/ (or val/), with
+            one folder per class in each. Images are split if PATH has no test/ or val/, or has one folder per class
+            itself. With one class, or with images at the top, the images have no labels. For "images", they never have
+            labels. PATH is a folder with images at any depth, or a .txt file with one path per line, relative to it.
         data_dir: Folder with torchvision's data sets. Missing ones are downloaded to it.
         image_size: Height and width of the views, in pixels. None keeps the size of images in memory, and of image
             files that are all the same square of up to 96 px. For other files, None takes the largest of 32, 64, 96
@@ -161,90 +170,63 @@ def load_data(
         UsageError: The name is unknown, or an argument is out of range.
     """
     report = progress or (lambda title, total: lambda text: None)
-    if name.startswith("folder:"):
-        train, test, classes = _folder(Path(name.removeprefix("folder:")).expanduser(), test_fraction)
-    elif name == "digits":
-        train, test, classes = _digits()
-    elif name in SETS:
-        first, second, classes = read_torchvision(name, data_dir)
-        train, test = Images(*first), Images(*second)
-    else:
-        raise UsageError(f"no data set {name!r}; known: {', '.join(NAMES)}, folder:PATH.{suggestion(name, NAMES)}")
+    train, test, classes, *sentences = _source(name, data_dir, test_fraction)
     if limit_train is not None:
-        train = train.take(_balanced(train.labels, limit_train))
+        train = train.take(balanced(train.labels, limit_train))
     size = image_size or _usual_size(train)
     notes: Counter[str] = Counter()
-    if size <= IN_MEMORY:
+    if size <= IN_MEMORY and (train.pixels is not None or 3 * size**2 * (len(train) + len(test)) <= MEMORY):
         step = report("reading images", len(train) + len(test)) if train.pixels is None else lambda text: None
         train, test = (_decoded(images, size, notes, step) for images in (train, test))
-    sentences = [f"{count} images {what}" for what, count in sorted(notes.items())]
+    sentences += [f"{count} images {what}" for what, count in sorted(notes.items())]
     if normalize is None and train.pixels is None:
-        sentences.append("images stay on disk, normalised by ImageNet's mean and standard deviation")
+        sentences.append(
+            "images stay on disk, are converted to RGB and turned by their EXIF orientation when they are read, and "
+            "are normalised by ImageNet's mean and standard deviation"
+        )
     normalize = normalize or (IMAGENET if train.pixels is None else _statistics(train.pixels))
     return DataSet(name, train, test, classes, size, normalize, tuple(sentences))
 
 
-def validation_split(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Split training images into those that stay and a tenth of each class for validation.
-
-    The choice is deterministic. A class with a single image stays. Every other class has at least one image on both
-    sides.
-
-    Args:
-        labels: Class indices (N,) of the training images.
-
-    Returns:
-        Indices of the images that stay, and of the validation images, in ascending order.
-
-    Raises:
-        DataError: Each class has a single image.
-    """
-    return _split(labels, VALIDATION)
+Source = tuple[Images, Images, tuple[str, ...]] | tuple[Images, Images, tuple[str, ...], str]
+"""Training images, test images, class names, and a note for the user if there is one."""
 
 
-def decode(path: Path) -> tuple[np.ndarray[Any, Any], str]:
-    """Decode an image file to RGB.
-
-    Integer modes with more than 8 bits are scaled from 16 to 8 bits. Floating-point images are scaled by their maximum.
-    Grey becomes RGB, and an alpha channel is dropped as in torchvision's loader.
-
-    Returns:
-        The image (H, W, 3) in uint8, and the PIL mode of the file.
-
-    Raises:
-        DataError: The file is not an image, is truncated, or exceeds one of `LIMITS`.
-    """
-    with _opened(path) as image:
-        mode = image.mode
-        if mode.startswith(("I", "F")):
-            deep = np.asarray(image, dtype=np.float64)
-            scale = 255 / max(65535.0 if mode != "F" else float(deep.max()), 1e-12)
-            grey = (deep * scale).round().clip(0, 255).astype(np.uint8)
-            return np.stack([grey] * 3, axis=2), mode
-        return np.array(image.convert("RGBA").convert("RGB") if mode == "P" else image.convert("RGB")), mode
+def _source(name: str, data_dir: str, test_fraction: float) -> Source:
+    kind, colon, place = name.partition(":")
+    if colon and kind == "folder":
+        return _folder(Path(place).expanduser(), test_fraction)
+    if colon and kind == "images":
+        return *_unlabelled(_listed(Path(place).expanduser())), ()
+    if name == "digits":
+        return _digits()
+    if name in SETS:
+        train, test, classes = read_torchvision(name, data_dir)
+        return Images(*train), Images(*test), classes
+    raise UsageError(
+        f"no data set {name!r}; known: {', '.join(NAMES)}, folder:PATH, images:PATH.{suggestion(name, NAMES)}"
+    )
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image file for the with-block. Its size is checked against `LIMITS` before anything is decoded."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            pixels, aspect = width * height, max(width, height) / min(width, height)
-            for name, what, value in zip(
-                LIMITS, ("a number of pixels", "an aspect ratio"), (pixels, aspect), strict=True
-            ):
-                limit = Option(name, Positive).parse(os.environ.get(name, LIMITS[name]))
-                if value > limit:
-                    raise DataError(
-                        f"the image {path} has {width} × {height} px, but expected {what} of {limit:g} or less: remove "
-                        f"it from the folder, or set the environment variable {name}={math.ceil(value)}"
-                    )
-            yield image
-    except IDAAError:
-        raise
-    except UNREADABLE as error:
-        raise DataError(f"cannot read the image {path} ({error}): repair it or remove it from the folder") from error
+def _listed(place: Path) -> ImageFiles:
+    """Return the image files of a folder or of a list."""
+    if place.is_file() and place.suffix == ".txt":
+        files = read_list(place)
+    elif place.is_dir():
+        files = list_images(place)
+    else:
+        raise DataError(
+            f"{place} is {'a file' if place.exists() else 'missing'}, but expected a folder of images, or a .txt file "
+            "with one path per line"
+        )
+    if not files:
+        raise DataError(f"{place} holds no images; expected files that end in {', '.join(EXTENSIONS)}")
+    return files
+
+
+def _unlabelled(files: ImageFiles) -> tuple[Images, Images]:
+    """Return the images without labels, and no test images."""
+    return Images(torch.zeros(len(files), dtype=torch.long), paths=files), Images(torch.empty(0, dtype=torch.long))
 
 
 def _digits() -> tuple[Images, Images, tuple[str, ...]]:
@@ -256,67 +238,42 @@ def _digits() -> tuple[Images, Images, tuple[str, ...]]:
     large = torch.nn.functional.interpolate(grey, size=32, mode="bilinear", align_corners=False)
     pixels = large.round().byte().permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous()
     images = Images(torch.from_numpy(bunch.target).long(), pixels)
-    train, test = map(images.take, _split(images.labels, 0.2))
+    train, test = map(images.take, split(images.labels, 0.2))
     return train, test, tuple(map(str, range(10)))
 
 
-def _folder(root: Path, test_fraction: float) -> tuple[Images, Images, tuple[str, ...]]:
+def _folder(root: Path, test_fraction: float) -> Source:
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; expected train/ and test/ or val/ below it, or a folder per class")
     parts = [root / part for part in ("train", "test", "val") if (root / part).is_dir()]
     if parts and root / "train" not in parts:
         raise DataError(f"{root} has {parts[0].name}/, but no train/ beside it")
-    if len(parts) < 2:
-        images, classes = _class_folders(parts[0] if parts else root)
-        train, test = map(images.take, _split(images.labels, test_fraction))
+    place, *others = parts or [root]
+    images, classes = _class_folders(place)
+    if len(classes) < 2 or AT_TOP in classes:
+        found = "images at its top" if AT_TOP in classes else f"images of only one class, {classes[0]}"
+        note = f"{place} has {found}, so that all its images are treated as unlabelled"
+        return *_unlabelled(images.paths), (), note
+    if not others:
+        train, test = map(images.take, split(images.labels, test_fraction))
         return train, test, classes
-    (train, classes), (test, test_classes) = (_class_folders(part) for part in parts[:2])
+    test, test_classes = _class_folders(others[0])
     if set(test_classes) != set(classes):
         odd = sorted(set(classes) ^ set(test_classes))
-        raise DataError(f"{parts[0]} and {parts[1]} have different classes, such as {odd[0]!r}")
-    return train, test, classes
+        raise DataError(f"{place} and {others[0]} have different classes, such as {odd[0]!r}")
+    return images, test, classes
 
 
 def _class_folders(root: Path) -> tuple[Images, tuple[str, ...]]:
-    """Return the images and class names of a folder with one folder per class.
-
-    A folder without subfolders counts as a single class.
-    """
-    extensions = torchvision.datasets.folder.IMG_EXTENSIONS
-    folders = sorted(path for path in root.iterdir() if path.is_dir()) or [root]
-    found = [[path for path in sorted(folder.rglob("*")) if path.suffix.lower() in extensions] for folder in folders]
-    kept = [(folder.name, paths) for folder, paths in zip(folders, found, strict=True) if paths]
-    if not kept:
+    """Return the images and class names of a folder with one folder per class. Its own images are of class `AT_TOP`."""
+    files = list_images(root)
+    if not files:
         raise DataError(f"{root} holds no images; expected files such as {root}/CLASS/NAME.png")
-    labels = torch.tensor([label for label, (_, paths) in enumerate(kept) for _ in paths])
-    return Images(labels, paths=tuple(p for _, paths in kept for p in paths)), tuple(name for name, _ in kept)
-
-
-def _split(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-    """Return the indices of images that stay, and of this fraction of each class; see `validation_split`."""
-    turn, counts = _turns(labels), labels.bincount()
-    wanted = (counts * fraction).round().clamp_min(1).minimum(counts - 1)
-    held = turn < wanted[labels]
-    if not held.any():
-        raise DataError(
-            f"{len(labels)} image(s) cannot be split, because each class has a single one: expected two or more in some"
-        )
-    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
-
-
-def _balanced(labels: Tensor, count: int) -> Tensor:
-    """Return the indices of `count` samples, taken from each class in turn."""
-    return _turns(labels).argsort(stable=True)[:count]
-
-
-def _turns(labels: Tensor) -> Tensor:
-    """Return each sample's position (N,), from 0, in a deterministic shuffle of its class."""
-    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    turns = torch.empty(len(labels), dtype=torch.long)
-    for label in range(int(labels.max()) + 1):
-        members = shuffled[labels[shuffled] == label]
-        turns[members] = torch.arange(len(members))
-    return turns
+    labels, classes = array("q"), dict[str, int]()
+    for index in range(len(files)):
+        folder, slash, _ = files.name(index).partition(b"/")
+        labels.append(classes.setdefault(os.fsdecode(folder) if slash else AT_TOP, len(classes)))
+    return Images(torch.tensor(labels), paths=files), tuple(classes)
 
 
 def _usual_size(images: Images) -> int:
@@ -324,8 +281,8 @@ def _usual_size(images: Images) -> int:
     if images.pixels is not None:
         return int(images.pixels.shape[1])
     sides: list[tuple[int, int]] = []
-    for path in images.paths[:: max(1, len(images) // 64)]:
-        with _opened(path) as image:
+    for index in range(0, len(images), max(1, len(images) // 64)):
+        with opened(images.paths[index]) as image:
             sides.append(image.size)
     if len(set(sides)) == 1 and sides[0][0] == sides[0][1] <= IN_MEMORY:
         return sides[0][0]
@@ -336,16 +293,15 @@ def _usual_size(images: Images) -> int:
 def _decoded(images: Images, size: int, notes: Counter[str], step: Callable[[str], None]) -> Images:
     """Return the images in memory, resized and centre-cropped to `size`. Count conversions in `notes`."""
     if images.pixels is not None and images.pixels.shape[1] == size:
-        return replace(images, paths=())
+        return replace(images, paths=NO_FILES)
     pixels = torch.empty(len(images), size, size, 3, dtype=torch.uint8)
     for index in range(len(images)):
         if images.pixels is not None:
             image = images[index]
         else:
-            array, mode = decode(images.paths[index])
-            image = Image.fromarray(array)
-            if mode != "RGB":
-                notes[f"converted from {mode} to RGB"] += 1
+            decoded, changes = decode(images.paths[index])
+            image = Image.fromarray(decoded)
+            notes.update(changes)
         if image.size != (size, size):
             notes[f"resized and cropped to {size}×{size}"] += 1
             image = TF.center_crop(TF.resize(image, size), size)

@@ -125,17 +125,25 @@ def evaluation_batches(data: DataSet, images: Images, batch_size: int = 256) -> 
 
 
 def require_trainable(data: DataSet, batch_size: int) -> None:
-    """Check that a data set is large enough for training and evaluation.
+    """Check that a data set is large enough for training.
 
     Raises:
-        DataError: There is only one class, or fewer training images than one batch or the linear probe needs.
+        DataError: There are fewer training images than one batch needs.
     """
-    if len(data.classes) < 2:
-        raise DataError(f"{data.name} has only one class, but evaluation needs two or more, a folder for each")
     if len(data.train) < batch_size:
         raise DataError(
             f"{data.name} has {len(data.train)} training images, fewer than a batch of {batch_size}: lower --batch-size"
         )
+
+
+def require_labelled(data: DataSet) -> None:
+    """Check that a data set has labels, and is large enough for evaluation.
+
+    Raises:
+        DataError: There are no labels, or fewer training images than the linear probe needs.
+    """
+    if not data.labelled:
+        raise DataError(f"{data.name} has no labels, but evaluation needs two or more classes, a folder for each")
     if len(data.train) < PROBE_LEAST:
         raise DataError(
             f"{data.name} has {len(data.train)} training images, but evaluation needs {PROBE_LEAST} or more"

@@ -6,7 +6,7 @@ Models Transfer Better?", CVPR 2019, Table 1. Hyperparameters are then selected 
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,10 @@ from torch import Tensor
 from torchvision import datasets
 
 from idaa_lightly.errors import DataError
+from idaa_lightly.image_files import NO_FILES, ImageFiles
 
-Fields = tuple[Tensor, Tensor | None, tuple[Path, ...]]
-"""Arguments of `idaa_lightly.data.Images`: labels (N,), pixels (N, S, S, 3) in uint8 or None, and paths."""
+Fields = tuple[Tensor, Tensor | None, ImageFiles]
+"""Arguments of `idaa_lightly.data.Images`: labels (N,), pixels (N, S, S, 3) in uint8 or None, and files."""
 
 _FLAGS = [{"train": True}], [{"train": False}]
 
@@ -74,8 +75,10 @@ def read_torchvision(name: str, data_dir: str) -> tuple[Fields, Fields, tuple[st
 def _fields(parts: list[Any]) -> Fields:
     labels = torch.cat([torch.as_tensor(np.asarray(_labels(part))).long() for part in parts])
     if hasattr(parts[0], "data"):
-        return labels, torch.cat([_pixels(part) for part in parts]), ()
-    return labels, None, tuple(Path(path) for part in parts for path in _paths(part))
+        return labels, torch.cat([_pixels(part) for part in parts]), NO_FILES
+    root = parts[0].root
+    names = (os.fsencode(os.path.relpath(path, root)) for part in parts for path in _paths(part))
+    return labels, None, ImageFiles(root, names)
 
 
 def _pixels(part: Any) -> Tensor:

@@ -263,19 +263,20 @@ def test_a_folder_that_is_a_file() -> None:
 
 
 def test_a_single_image() -> None:
-    Path("images/red").mkdir(parents=True)
-    Image.new("RGB", (16, 16)).save("images/red/0.png")
+    for name in ("red", "blue"):
+        Path("images", name).mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(f"images/{name}/0.png")
     refused(run(Path("images"), "--out", "out"), 1, "cannot be split, because each class has a single one")
+    shutil.rmtree("images/red")
+    refused(run(Path("images"), "--out", "out"), 1, "has 1 training images, fewer than a batch of 8")
 
 
-def test_one_class_only(own_folder: Path) -> None:
-    for split in ("train", "test"):
-        for name in ("green", "red"):
-            shutil.rmtree(own_folder / split / name)
-    before = files()
-    refused(run(own_folder, "--out", "out"), 1, str(own_folder), "only one class", "two or more")
-    assert files() == before
-    done(vae(own_folder, "--out", "vae.pt"))  # A VAE needs no classes.
+def test_evaluation_needs_two_classes(own_folder: Path) -> None:
+    one = own_folder / "train/red"
+    words = (f"folder:{one} has no labels, but evaluation needs two or more classes, a folder for each",)
+    refused(run(own_folder, "--eval-data", f"folder:{one}", "--out", "out"), 1, *words)
+    assert not Path("out").exists()
+    done(vae(one, "--out", "vae.pt"))  # A VAE needs no classes.
     assert Path("vae.pt").exists()
 
 

@@ -21,23 +21,20 @@ import torch
 from lightly.transforms.simclr_transform import SimCLRTransform
 from PIL import Image
 from scipy.io import savemat
+from test_image_files import RAMP, grey
 from torch import Tensor
 from torchvision import datasets
 
-from idaa_lightly.data import IMAGENET, DataSet, Images, decode, load_data, validation_split
+from idaa_lightly.data import IMAGENET, DataSet, Images, load_data
 from idaa_lightly.errors import DataError
 from idaa_lightly.loading import ViewDataset, describe, evaluation_batches, view_loader
+from idaa_lightly.splits import validation_split
 
 Folder = Callable[..., Path]
-RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
 
 def read(path: Path, **options: Any) -> DataSet:
     return load_data(f"folder:{path}", **options)
-
-
-def grey(values: np.ndarray) -> np.ndarray:
-    return np.stack([values] * 3, axis=2)
 
 
 def numbered(count: int) -> Images:
@@ -105,7 +102,7 @@ def test_one_folder_is_split_by_a_fraction(folder: Path, fraction: float, held_o
     train, test = set(first.train.paths), set(first.test.paths)
     assert not train & test
     assert train | test == set((folder / "train").rglob("*.png"))
-    assert (again.train.paths, again.test.paths) == (first.train.paths, first.test.paths)
+    assert [list(again.train.paths), list(again.test.paths)] == [list(first.train.paths), list(first.test.paths)]
     for images in (first.train, first.test):
         assert [path.parent.name for path in images.paths] == [first.classes[label] for label in images.labels]
 
@@ -132,16 +129,82 @@ def test_no_class_is_used_up_by_the_test_images(folder: Path) -> None:
     assert data.test.labels.bincount(minlength=2).min() > 0
 
 
-@pytest.mark.parametrize("split", ["", "train"])
-def test_images_without_classes_are_one_class(folder: Path, split: str) -> None:
-    root = Path("images") / split
-    root.mkdir(parents=True)
+@pytest.mark.parametrize(
+    ("place", "found"),
+    [
+        ("images", "images at its top"),
+        ("images/train", "images at its top"),
+        ("images/red", "images of only one class, red"),
+        ("images/train/red", "images of only one class, red"),
+    ],
+)
+def test_a_folder_without_classes_is_unlabelled(folder: Path, place: str, found: str) -> None:
+    Path(place).mkdir(parents=True)
     for index, path in enumerate(sorted((folder / "train").rglob("*.png"))):
-        shutil.copy(path, root / f"{index}.png")
+        shutil.copy(path, Path(place) / f"{index}.png")
     data = read(Path("images"))
-    assert len(data.classes) == 1
-    assert (len(data.train), len(data.test)) == (29, 7)
-    assert data.train.labels.tolist() == [0] * 29
+    assert not data.labelled
+    assert (data.classes, len(data.train), len(data.test)) == ((), 36, 0)
+    root = Path("images/train" if "train" in place else "images")
+    assert data.notes == (f"{root} has {found}, so that all its images are treated as unlabelled",)
+
+
+def test_images_at_the_top_make_all_images_unlabelled(own_folder: Path) -> None:
+    shutil.copy(own_folder / "train/red/00.png", own_folder / "train/readme.png")
+    data = read(own_folder)
+    assert (data.classes, len(data.train), len(data.test)) == ((), 37, 0)
+    assert data.notes == (
+        f"{own_folder}/train has images at its top, so that all its images are treated as unlabelled",
+    )
+
+
+def test_images_without_labels(own_folder: Path) -> None:
+    shutil.copy(own_folder / "train/red/00.png", own_folder / "top.png")
+    data = load_data(f"images:{own_folder}")
+    assert not data.labelled
+    assert (data.classes, len(data.train), len(data.test), data.image_size) == ((), 49, 0, 16)
+    assert (data.facts()["classes"], data.facts()["test"]) == (0, 0)
+    assert load_data(f"images:{own_folder}", limit_train=7).train.labels.tolist() == [0] * 7
+
+
+def test_a_list_of_images(folder: Path) -> None:
+    names = ["../red/11.png", "", "blue/03.png  ", str(folder / "test/green/00.png")]
+    shutil.copytree(folder / "train", "images")
+    Path("images/lists").mkdir()
+    Path("images/lists/some.txt").write_text("\r\n".join(names).replace("blue", "../blue"))
+    train = load_data("images:images/lists/some.txt").train
+    for index, path in enumerate(("train/red/11.png", "train/blue/03.png", "test/green/00.png")):
+        with Image.open(folder / path) as image:
+            assert np.array_equal(train[index], np.array(image))
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("missing", "missing is missing, but expected a folder of images, or a .txt file with one path per line"),
+        ("some.csv", "some.csv is a file, but expected a folder of images, or a .txt file"),
+        ("empty", "empty holds no images; expected files that end in .jpg, "),
+        ("empty.txt", "empty.txt holds no images"),
+        ("wrong.txt", "cannot read the image nowhere.png ("),
+    ],
+)
+def test_places_without_images(place: str, words: str) -> None:
+    Path("empty").mkdir()
+    for name, text in {"some.csv": "a.png", "empty.txt": "\n", "wrong.txt": "nowhere.png\n"}.items():
+        Path(name).write_text(text)
+    with pytest.raises(DataError, match=re.escape(words)):
+        load_data(f"images:{place}")
+
+
+def test_images_that_take_too_much_memory_stay_on_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 48 * 16 * 16 * 3
+    monkeypatch.setattr("idaa_lightly.data.MEMORY", size)
+    assert read(folder).train.pixels is not None
+    monkeypatch.setattr("idaa_lightly.data.MEMORY", size - 1)
+    data = read(folder)
+    assert (data.train.pixels, len(data.train.paths), data.normalize) == (None, 36, IMAGENET)
+    batch, _ = next(evaluation_batches(data, data.test))
+    assert batch.shape == (12, 3, 16, 16)
 
 
 def test_other_files_and_empty_folders_do_not_count(own_folder: Path, folder: Path) -> None:
@@ -309,11 +372,13 @@ def test_limit_train_is_balanced(count: int) -> None:
 
 
 def test_limit_train_is_nested_and_the_same_each_time(folder: Path) -> None:
-    paths = {count: read(folder, image_size=128, limit_train=count).train.paths for count in (1, 3, 7, 12, 36, 99)}
+    paths = {
+        count: list(read(folder, image_size=128, limit_train=count).train.paths) for count in (1, 3, 7, 12, 36, 99)
+    }
     chosen = [set(value) for value in paths.values()]
     assert [len(part) for part in chosen] == [1, 3, 7, 12, 36, 36]
     assert all(small <= large for small, large in pairwise(chosen))
-    assert read(folder, image_size=128, limit_train=7).train.paths == paths[7]
+    assert list(read(folder, image_size=128, limit_train=7).train.paths) == paths[7]
     per_class = [sum(path.parent.name == name for path in paths[7]) for name in ("blue", "green", "red")]
     assert sorted(per_class) == [2, 2, 3]
 
@@ -361,66 +426,6 @@ def test_digits_of_another_size() -> None:
     assert data.train.pixels is not None
     assert data.train.pixels.shape == (20, 16, 16, 3)
     assert data.notes == ("379 images resized and cropped to 16×16",)
-
-
-# decode
-
-
-PALETTE = [(255, 0, 0), (0, 255, 0), (1, 2, 3), (250, 128, 7)]
-INDICES = (np.arange(15, dtype=np.uint8) % 4).reshape(3, 5)
-COLOURS = np.array(PALETTE, np.uint8)[INDICES]
-
-
-def palette_image() -> Image.Image:
-    image = Image.fromarray(INDICES).convert("P")
-    image.putdata(INDICES.ravel().tolist())
-    image.putpalette([value for colour in PALETTE for value in colour])
-    return image
-
-
-def with_alpha(array: np.ndarray, mode: str) -> Image.Image:
-    image = Image.fromarray(array).convert(mode)
-    image.putalpha(Image.fromarray(np.full(array.shape[:2], 77, np.uint8)))
-    image.putpixel((0, 0), (*np.atleast_1d(array[0, 0]).tolist(), 0))
-    return image
-
-
-BILEVEL = (RAMP % 3 == 0).astype(np.uint8) * 255
-FILES: dict[str, tuple[Callable[[], Image.Image], str, np.ndarray, dict[str, Any]]] = {
-    "rgb.png": (lambda: Image.fromarray(COLOURS), "RGB", COLOURS, {}),
-    "grey.png": (lambda: Image.fromarray(RAMP), "L", grey(RAMP), {}),
-    "palette.png": (palette_image, "P", COLOURS, {}),
-    "palette-transparent.png": (palette_image, "P", COLOURS, {"transparency": 1}),
-    "alpha.png": (lambda: with_alpha(COLOURS, "RGB"), "RGBA", COLOURS, {}),
-    "grey-alpha.png": (lambda: with_alpha(RAMP, "L"), "LA", grey(RAMP), {}),
-    "deep.png": (lambda: Image.fromarray(RAMP.astype(np.uint16) * 257), "I;16", grey(RAMP), {}),
-    "deep.tif": (lambda: Image.fromarray(RAMP.astype(np.uint16) * 257), "I;16", grey(RAMP), {}),
-    "bilevel.png": (lambda: Image.fromarray(BILEVEL).convert("1"), "1", grey(BILEVEL), {}),
-}
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_decode(name: str) -> None:
-    image, mode, expected, options = FILES[name]
-    image().save(name, **options)
-    pixels, found = decode(Path(name))
-    assert found == mode
-    assert (pixels.dtype, pixels.shape) == (np.uint8, expected.shape)
-    assert np.array_equal(pixels, expected)
-
-
-def test_decode_rounds_16_bits() -> None:
-    Image.fromarray(np.array([[0, 128, 129, 32767, 65535]], np.uint16)).save("deep.png")
-    pixels, _ = decode(Path("deep.png"))
-    assert pixels[0, :, 0].tolist() == [0, 0, 1, 127, 255]  # 128/257 = 0.498, 129/257 = 0.502, 32767/257 = 127.498
-
-
-def test_decode_cmyk() -> None:
-    """Each channel is 255 (1 − ink)(1 − black): 255 · 204/255, 127 · 204/255 and 0."""
-    Image.new("CMYK", (16, 8), (0, 128, 255, 51)).save("ink.jpg", quality=100)
-    pixels, mode = decode(Path("ink.jpg"))
-    assert (mode, pixels.dtype, pixels.shape) == ("CMYK", np.uint8, (8, 16, 3))
-    assert np.abs(pixels.astype(int) - (204, 102, 0)).max() <= 3
 
 
 def test_notes_name_how_many_images_were_converted(own_folder: Path) -> None:
@@ -509,7 +514,10 @@ def test_large_images_stay_on_disk(make_folder: Folder, size: int) -> None:
     assert data.train.pixels is None
     assert [path.parent.name for path in data.train.paths] == ["blue", "green", "red"]
     assert data.normalize == IMAGENET
-    assert data.notes == ("images stay on disk, normalised by ImageNet's mean and standard deviation",)
+    assert data.notes == (
+        "images stay on disk, are converted to RGB and turned by their EXIF orientation when they are read, and are "
+        "normalised by ImageNet's mean and standard deviation",
+    )
     ((batch, labels),) = evaluation_batches(data, data.test)
     assert batch.shape == (3, 3, size, size)
     assert labels.tolist() == [0, 1, 2]
@@ -549,7 +557,12 @@ def test_fingerprint(folder: Path, own_folder: Path) -> None:
 def test_fingerprint_of_files(own_folder: Path) -> None:
     first = read(own_folder, image_size=128).train.fingerprint
     assert read(own_folder, image_size=128).train.fingerprint == first
-    (own_folder / "train/blue/05.png").rename(own_folder / "train/blue/05b.png")
+    path = own_folder / "train/blue/05.png"
+    path.rename(path.with_name("05b.png"))
+    assert read(own_folder, image_size=128).train.fingerprint != first
+    path.with_name("05b.png").rename(path)
+    assert read(own_folder, image_size=128).train.fingerprint == first
+    path.write_bytes(path.read_bytes() + b"0")
     assert read(own_folder, image_size=128).train.fingerprint != first
 
 

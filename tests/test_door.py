@@ -16,8 +16,8 @@ from PIL import Image
 from test_bad_input import SMALL_VAE, TINY, arrays, bench, done, refused, run
 from torch import Tensor, nn
 
-from idaa_lightly.data import decode
 from idaa_lightly.errors import DataError, ModelError, UsageError
+from idaa_lightly.image_files import decode
 from idaa_lightly.plugin import PairMethod
 from idaa_lightly.training import SelfSupervised
 from idaa_lightly_plugins.augmentations.none import NoAugmentation

@@ -45,10 +45,16 @@ class RunConfig:
     data: str = _option(
         "digits",
         "Data set: digits (scikit-learn's), one of torchvision's cifar10, cifar100, stl10, fashionmnist, svhn, dtd, "
-        "flowers102, aircraft, pets, food101 and cars, or folder:PATH. The folder holds one folder per class, or "
-        "train/ and test/ (or val/) with one folder per class in each. Image files of more than 50 million pixels or "
-        "with sides in a ratio above 50 are refused. The environment variables IDAA_LIGHTLY_MAX_PIXELS and "
-        "IDAA_LIGHTLY_MAX_ASPECT raise these bounds.",
+        "flowers102, aircraft, pets, food101 and cars, folder:PATH or images:PATH. The folder holds one folder per "
+        "class, or train/ and test/ (or val/) with one folder per class in each. images:PATH takes images without "
+        "labels: all below a folder, or those that a .txt file lists, one path per line. Image files of more than 50 "
+        "million pixels or with sides in a ratio above 50 are refused. The environment variables "
+        "IDAA_LIGHTLY_MAX_PIXELS and IDAA_LIGHTLY_MAX_ASPECT raise these bounds.",
+    )
+    eval_data: str | None = _option(
+        None,
+        "Data set with labels for kNN and linear evaluation, as for --data. Default: that of --data. If it has no "
+        "labels, accuracy is not measured.",
     )
     data_dir: str = _option("data", "Directory of torchvision's data sets. Missing ones are downloaded into it.")
     image_size: ImageSize | None = _option(

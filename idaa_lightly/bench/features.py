@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from idaa_lightly.bench.progress import progress
-from idaa_lightly.data import DataSet, Images, validation_split
+from idaa_lightly.data import DataSet, Images
 from idaa_lightly.evaluation.embed import embed
 from idaa_lightly.evaluation.knn import knn_classify
 from idaa_lightly.loading import evaluation_batches
 from idaa_lightly.outputs import embedding_of
 from idaa_lightly.plugin import Method
+from idaa_lightly.splits import validation_split
 
 KNN_K, KNN_TEMPERATURE = 200, 0.1
 EVALUATION_BATCH = 256
@@ -49,14 +50,14 @@ def pick_device() -> torch.device:
 
 
 def features_of(network: nn.Module, data: DataSet) -> Features:
-    """Return the frozen features of both splits, without augmentation.
+    """Return the frozen features of both splits, without augmentation. Without labels, there are no test features.
 
     Args:
         network: Module that maps images (N, 3, H, W) to features (N, D).
         data: Data set with both splits.
     """
-    train, test = _features(network, data, data.train, data.test)
-    return Features(*train, *test)
+    train, *test = _features(network, data, *filter(len, (data.train, data.test)))
+    return Features(*train, *(test[0] if test else (part[:0] for part in train)))
 
 
 def training_features_of(network: nn.Module, data: DataSet) -> Features:

@@ -98,9 +98,11 @@ def read_record(folder: Path) -> Record:
 def learning_curve(record: Record) -> list[tuple[int, float]]:
     """Return (epoch, kNN accuracy) of the evaluations during training.
 
-    Accuracies are on the validation images. Records of schema 2 and older have them on the test images.
+    Accuracies are on the validation images. Records of schema 2 and older have them on the test images. Without labels,
+    there are none.
     """
-    return [(entry["epoch"], entry.get("knn_validation", entry.get("knn", 0.0))) for entry in record["history"]]
+    found = [(entry["epoch"], entry.get("knn_validation", entry.get("knn"))) for entry in record["history"]]
+    return [(epoch, accuracy) for epoch, accuracy in found if accuracy is not None]
 
 
 def config_of(record: Record) -> RunConfig:

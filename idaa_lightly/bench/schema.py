@@ -27,40 +27,46 @@ class _Open(TypedDict):
 
 
 class Evaluated(_Open):
-    """Top-1 accuracy in [0, 1] of kNN on backbone features after an epoch.
+    """Figures of the network after an epoch.
+
+    Embeddings are what the loss compares: projections, or predictions if there are any. Their figures are explained in
+    `idaa_lightly.evaluation.unlabelled`.
 
     Attributes:
         epoch: Number of finished epochs.
-        knn_validation: Accuracy on the validation images, a tenth of the training images.
-        knn: Accuracy on all test images, in records of schema 2 and older.
+        rankme: Effective rank of the embeddings, 1 to their dimension.
+        uniformity: Logarithm of the mean Gaussian potential of all pairs of embeddings, -8 to 0.
+        alignment: Mean squared distance of the embeddings of two views, 0 to 4.
+        embedding_spread: Standard deviation of l2-normalised embeddings, in units of 1/sqrt(D). Near 0 they collapsed.
+        knn_validation: Accuracy in [0, 1] of kNN on backbone features, on the validation images, a tenth of the
+            training images. All accuracies are missing if there are no labels.
+        knn: Accuracy of kNN on all test images. During training, in records of schema 2 and older only.
     """
 
     epoch: Size
+    rankme: NotRequired[Quantity]
+    uniformity: NotRequired[float]
+    alignment: NotRequired[Quantity]
+    embedding_spread: NotRequired[Quantity]
     knn_validation: NotRequired[Fraction]
     knn: NotRequired[Fraction]
 
 
-class AtEnd(_Open):
-    """Top-1 accuracies in [0, 1] on all test images, before or after training.
+class AtEnd(Evaluated):
+    """Figures before or after training. Accuracies are top-1 in [0, 1] on all test images.
 
     With `evaluate_on = "validation"`, the validation images take the place of the test images.
 
     Attributes:
-        epoch: Number of finished epochs.
-        knn: Accuracy of kNN on backbone features.
         knn_projection: Accuracy of kNN on the method's embeddings: projections, or predictions if there are any.
         linear: Accuracy of a linear probe on backbone features.
         linear_l2: L2 strength of the probe, chosen on a tenth of the training images.
-        embedding_spread: Standard deviation of l2-normalised embeddings, in units of 1/sqrt(D). Near 0 they collapsed.
         knn_pixels: Accuracy of kNN on raw pixels. Present only before training, for images of 64 px or less.
     """
 
-    epoch: Size
-    knn: Fraction
-    knn_projection: Fraction
-    linear: Fraction
+    knn_projection: NotRequired[Fraction]
+    linear: NotRequired[Fraction]
     linear_l2: NotRequired[Quantity]
-    embedding_spread: NotRequired[Quantity]
     knn_pixels: NotRequired[Fraction]
 
 
@@ -82,14 +88,16 @@ class Protocol(_Open):
     """Protocol of the evaluations. Further keys describe the features and the linear probe in words.
 
     Attributes:
+        unlabelled: Images and embeddings of the figures without labels, in words.
         knn_k: Neighbours that voted.
         knn_temperature: Temperature of the votes.
         knn_backend: Library that searched, with its version.
     """
 
-    knn_k: Annotated[int, Ge(1)]
-    knn_temperature: float
-    knn_backend: str
+    unlabelled: NotRequired[str]
+    knn_k: NotRequired[Annotated[int, Ge(1)]]
+    knn_temperature: NotRequired[float]
+    knn_backend: NotRequired[str]
 
 
 class Time(_Open):
@@ -121,8 +129,8 @@ class Data(_Open):
     Attributes:
         name: Name that was asked for, such as "cifar10".
         train: Number of training images.
-        test: Number of test images.
-        classes: Number of classes.
+        test: Number of test images. 0 without labels.
+        classes: Number of classes. 0 without labels.
         image_size: Height and width of a view, in pixels.
         normalize: Mean and standard deviation per channel.
         fingerprint: Hashes of the training images and of the test images.
@@ -190,16 +198,17 @@ class Record(_Open):
     Attributes:
         schema: Version of the record, `SCHEMA`.
         config: Resolved configuration, as in config.toml.
-        initial: Accuracies of the untrained network.
-        last: Accuracies after the last epoch. Cite these.
-        best: Best epoch by kNN.
-        history: Accuracies during training, from epoch 0.
+        initial: Figures of the untrained network.
+        last: Figures after the last epoch. Cite these.
+        best: Best epoch by kNN. Missing without labels.
+        history: Figures during training, from epoch 0.
         evaluation: Protocol of the evaluations.
         time: Cost of the run.
         warnings: Signs that the training went wrong, such as a loss that never fell.
         fitted: Facts about the fitting before training. For IDAA: {vae: {epochs, seconds, flops, loss, mse,
             kl}}.
         data: Facts about the data set.
+        eval_data: Facts about the data set that accuracies refer to, if it is another one.
         versions: Versions of Python and of the packages that results depend on.
         device: Device that the run trained on.
         git_commit: Commit of idaa-lightly's checkout, with "+" for uncommitted changes. None outside a checkout.
@@ -209,13 +218,14 @@ class Record(_Open):
     config: Config
     initial: AtEnd
     last: AtEnd
-    best: Best
+    best: NotRequired[Best]
     history: Annotated[list[Evaluated], MinLen(1)]
     evaluation: Protocol
     time: Time
     warnings: NotRequired[list[str]]
     fitted: dict[str, Any]
     data: Data
+    eval_data: NotRequired[Data]
     versions: dict[str, str]
     device: Device
     git_commit: str | None

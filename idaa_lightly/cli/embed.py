@@ -19,7 +19,8 @@ def embed(target: Path, out: Path, backbone: str | None, data: str | None) -> No
     --backbone and --data. Images are embedded without augmentation, by the backbone in eval mode.
 
     The file holds train_features (N, D) and test_features (M, D) in float32, and train_labels (N,) and test_labels
-    (M,), in the order of the data set. The commands knn and linear accept it as a target.
+    (M,), in the order of the data set. The commands knn and linear accept it as a target. Of images without labels, it
+    holds train_features only.
 
     \b
     Examples:
@@ -28,6 +29,6 @@ def embed(target: Path, out: Path, backbone: str | None, data: str | None) -> No
     """
     from idaa_lightly.bench.evaluate.embed import embed_target
 
-    features = embed_target(target, out, backbone=backbone, data=data)
-    shapes = ", ".join(f"{name} {tuple(values.shape)}" for name, values in features._asdict().items())
+    arrays = embed_target(target, out, backbone=backbone, data=data)
+    shapes = ", ".join(f"{name} {tuple(values.shape)}" for name, values in arrays.items())
     click.echo(f"Written to {out}: {shapes}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,21 +88,31 @@ def _run_table(records: list[tuple[Path, Record]]) -> Table:
     """Return a table of runs that differ only in their seed, with mean ± standard deviation if there are several."""
     from statistics import mean, stdev
 
-    rows: dict[str, Callable[[Record], float]] = {
+    labelled = "knn" in records[0][1]["last"]
+    accuracies: dict[str, Callable[[Record], float]] = {
         "kNN at init, %": lambda record: 100 * record["initial"]["knn"],
         "kNN, %": lambda record: 100 * record["last"]["knn"],
         "kNN of the best epoch*, %": lambda record: 100 * record["best"]["knn"],
         "linear at init, %": lambda record: 100 * record["initial"]["linear"],
         "linear, %": lambda record: 100 * record["last"]["linear"],
+    }
+    rows = (accuracies if labelled else {}) | {
+        "RankMe at init": lambda record: record["initial"].get("rankme", math.nan),
+        "RankMe": lambda record: record["last"].get("rankme", math.nan),
+        "uniformity": lambda record: record["last"].get("uniformity", math.nan),
+        "alignment": lambda record: record["last"].get("alignment", math.nan),
+        "spread of embeddings": lambda record: record["last"].get("embedding_spread", math.nan),
         "training, s": lambda record: record["time"]["train_s"],
         "images/s": lambda record: record["time"]["images_per_s"],
     }
     config = records[0][1]["config"]
     table = Table(
-        f"top-1 of {config['method']} × {config['aug']}",
+        f"{'top-1 of ' * labelled}{config['method']} × {config['aug']}",
         *(f"seed {record['config']['seed']}" for _, record in records),
         *(["mean ± std"] if len(records) > 1 else []),
-        caption=f"on the {config.get('evaluate_on', 'test')} images, after the last epoch; * on the validation images",
+        caption="after the last epoch"
+        + f"; accuracies on the {config.get('evaluate_on', 'test')} images, * on the validation images" * labelled
+        + "; RankMe to spread need no labels",
     )
     for name, value in rows.items():
         values = [value(record) for _, record in records]

@@ -20,10 +20,17 @@ from idaa_lightly.errors import FileFormatError, IDAAError, UsageError
 
 Measure = Literal["knn", "knn_projection", "linear"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
+Unlabelled = Literal["rankme", "uniformity", "alignment", "embedding_spread"]
+UNLABELLED: tuple[Unlabelled, ...] = get_args(Unlabelled)
+"""Figures of embeddings without labels, as in `idaa_lightly.bench.schema.Evaluated`."""
 BASELINE = "none"
 CONFIDENCE = 0.95
 MARKS: dict[str, Callable[[Record], str]] = {
-    "data": lambda record: f"{record['data']['name']} {'/'.join(part[:6] for part in record['data']['fingerprint'])}",
+    "data": lambda record: " evaluated on ".join(
+        f"{data['name']} {'/'.join(part[:6] for part in data['fingerprint'])}"
+        for data in (record["data"], record.get("eval_data"))
+        if data is not None
+    ),
     "epochs": lambda record: str(record["config"]["epochs"]),
     "commit": lambda record: _short(record["git_commit"]) or f"version {record['versions']['idaa-lightly']}",
     "device": lambda record: "{count} × {name}, {torch_threads} CPU threads".format(**record["device"]),
@@ -50,8 +57,17 @@ class Group:
         return [value(record) for record in self.records.values()]
 
     def percent(self, measure: Measure) -> list[float]:
-        """Return the accuracy in percent of each run after its last epoch."""
-        return [100 * record["last"][measure] for record in self.records.values()]
+        """Return the accuracy in percent of each run after its last epoch. Runs without labels are left out."""
+        return [100 * value for value in self.last(measure)]
+
+    def last(self, name: Measure | Unlabelled) -> list[float]:
+        """Return what was measured after the last epoch of each run. Runs without it are left out."""
+        return [record["last"][name] for record in self.records.values() if name in record["last"]]
+
+    @property
+    def labelled(self) -> bool:
+        """True if accuracies were measured."""
+        return bool(self.last("knn"))
 
     @property
     def seconds(self) -> float:
@@ -123,7 +139,9 @@ def read_groups(targets: Iterable[Path], *, by_commit: bool = True) -> tuple[lis
         own = config_of(record)
         config, seed = replace(own.canonical(), seed=0), own.seed
         commit = MARKS["commit"](record) if by_commit else ""
-        key = json.dumps([config.to_dict(), record["data"]["fingerprint"], commit], sort_keys=True)
+        key = json.dumps(
+            [config.to_dict(), MARKS["data"](record), record["data"]["fingerprint"], commit], sort_keys=True
+        )
         _, records, places = groups.setdefault(key, (config, {}, {}))
         if seed in records:
             raise UsageError(f"{places[seed]} and {folder} are the same run: leave one of them out")
@@ -203,6 +221,8 @@ def compare(targets: Iterable[Path], *, by_commit: bool = True, against: str = B
         row |= {name: group.mark(name) for name in differing} | {"seeds": len(group.records)}
         for measure in MEASURES:
             row |= _spread(measure, group.percent(measure))
+        for name in UNLABELLED:
+            row |= _spread(name, group.last(name))
         for measure in ("knn", "linear"):
             row |= difference(measure, group, baseline)
         row |= _spread("train_s", group.values(lambda record: record["time"]["train_s"]))
@@ -218,7 +238,7 @@ def compare(targets: Iterable[Path], *, by_commit: bool = True, against: str = B
         at_budget = [
             100 * accuracy_at(record, max(0.0, budget - fit_flops(record)) / training_flops(record))
             for record in group.records.values()
-            if budget and cost
+            if budget and cost and group.labelled
         ]
         row |= _spread("knn_at_budget", at_budget)
         rows.append(row)
@@ -251,9 +271,10 @@ def _spread(name: str, values: list[float]) -> dict[str, float | None]:
 def difference(measure: Measure, group: Group, baseline: Group | None) -> dict[str, float | None]:
     """Return the mean difference to the baseline in points, paired by seed, with its interval.
 
-    All values are None for the baseline itself.
+    All values are None for the baseline itself, and without labels.
     """
-    seeds = group.records.keys() & baseline.records.keys() if baseline and baseline is not group else set()
+    both = baseline and baseline is not group and baseline.last(measure) and group.last(measure)
+    seeds = group.records.keys() & baseline.records.keys() if baseline and both else set()
     pairs = [
         100 * (group.records[seed]["last"][measure] - baseline.records[seed]["last"][measure])
         for seed in seeds

@@ -10,10 +10,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from idaa_lightly.bench.compare.groups import BASELINE, Comparison, Measure
+from idaa_lightly.bench.compare.groups import BASELINE, Comparison, Measure, Unlabelled
 
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 TITLES: dict[Measure, str] = {"knn": "kNN", "knn_projection": "kNN on the projection", "linear": "linear"}
+UNLABELLED_TITLES: dict[Unlabelled, str] = {
+    "rankme": "RankMe",
+    "uniformity": "uniformity",
+    "alignment": "alignment",
+    "embedding_spread": "spread",
+}
 LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "Δ": r"$\Delta$",
@@ -42,7 +48,7 @@ class Column:
 
 
 def columns(comparison: Comparison) -> list[Column]:
-    """Return the columns that are not empty in all rows."""
+    """Return the columns that are not empty in all rows. Figures without labels are shown if a row has no accuracy."""
     first, against = comparison.rows[0], comparison.against
     to = "" if against == BASELINE else f" to {against}"
     budgets = {row["budget_flops"] for row in comparison.rows}
@@ -54,6 +60,11 @@ def columns(comparison: Comparison) -> list[Column]:
         *(
             Column(measure, f"{title}, %", partial(_spread, measure), f"{measure}_mean")
             for measure, title in TITLES.items()
+        ),
+        *(
+            Column(name, title, partial(_spread, name), f"{name}_mean")
+            for name, title in UNLABELLED_TITLES.items()
+            if any(row["knn_mean"] is None for row in comparison.rows)
         ),
         *(difference_column(measure, to) for measure in ("knn", "linear")),
         Column("train_s", "training, s", partial(_spread, "train_s", digits=1), "train_s_mean"),

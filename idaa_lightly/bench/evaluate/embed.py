@@ -8,22 +8,22 @@ from typing import Any
 import numpy as np
 
 from idaa_lightly.bench.evaluate.targets import holds_features, read_features
-from idaa_lightly.bench.features import Features
 from idaa_lightly.errors import UsageError
 from idaa_lightly.files import atomic_write
 
 
-def embed_target(target: Path, out: Path, *, backbone: str | None = None, data: str | None = None) -> Features:
+def embed_target(target: Path, out: Path, *, backbone: str | None = None, data: str | None = None) -> dict[str, Any]:
     """Embed images without augmentation, and write their features to an .npz file.
 
     Args:
         target: A run directory, its checkpoints/last.ckpt, or a state dict from torchvision or timm.
-        out: File to write. Its arrays are the fields of `Features`.
+        out: File to write. Its arrays are the fields of `Features`, or `train_features` only if there are no labels.
         backbone: Name of the network that a state dict belongs to.
-        data: Data set to embed, as for `idaa-bench run --data`. Default: the run's.
+        data: Data set to embed, as for `idaa-bench run --data`. Default: the one that the run was evaluated on, or else
+            the one that it was trained on.
 
     Returns:
-        The features.
+        The arrays, by name.
 
     Raises:
         FileFormatError: The target is none of these.
@@ -33,8 +33,9 @@ def embed_target(target: Path, out: Path, *, backbone: str | None = None, data: 
         raise UsageError(f"--out is {out}, but expected a file whose name ends in .npz")
     if holds_features(target):
         raise UsageError(f"{target} holds features already: expected a network")
-    features = read_features(target, backbone=backbone, data=data)
+    features = read_features(target, backbone=backbone, data=data, labelled=False)
+    names = features._fields if len(features.test_features) else ("train_features",)
+    arrays: dict[str, Any] = {name: np.asarray(getattr(features, name)) for name in names}
     with atomic_write(out) as temporary:
-        arrays: dict[str, Any] = {name: np.asarray(part) for name, part in features._asdict().items()}
         np.savez(temporary, **arrays)
-    return features
+    return arrays

@@ -27,26 +27,32 @@ CLASSES = 10_000_000
 """Largest number of classes. Memory is needed for each number below the largest label."""
 
 
-def read_features(target: Path, *, backbone: str | None = None, data: str | None = None) -> Features:
+def read_features(
+    target: Path, *, backbone: str | None = None, data: str | None = None, labelled: bool = True
+) -> Features:
     """Return the features of a target. Features are read from a file, or computed if the target is a network.
 
     Args:
         target: A run directory, its checkpoints/last.ckpt, a state dict from torchvision or timm, an .npz file with
             the arrays of `Features`, or a directory with one .npy file per array. The .npy files are memory-mapped.
         backbone: Name of the network that a state dict belongs to.
-        data: Data set to embed, as for `idaa-bench run --data`. Default: the run's.
+        data: Data set to embed; see `load_backbone`.
+        labelled: Refuse images without labels. Such images have no test features.
 
     Raises:
         FileFormatError: The target is none of these, or its labels do not fit its features.
-        UsageError: An option does not go with the target.
+        UsageError: An option does not go with the target, or the images have no labels.
     """
     arrays = holds_features(target)
     if (backbone or data) and arrays:
         raise UsageError(f"{target} holds features already: leave out --backbone and --data")
     if backbone and not data:
         raise UsageError(f"--backbone is {backbone}, but nothing says which images to embed: add --data")
-    features = _arrays(target) if arrays else features_of(*load_backbone(target, backbone=backbone, data=data))
-    for split in ("train", "test"):
+    if arrays:
+        features = _arrays(target)
+    else:
+        features = features_of(*load_backbone(target, backbone=backbone, data=data, labelled=labelled))
+    for split in ("train", "test") if labelled else ("train",):
         rows, labels = getattr(features, f"{split}_features"), getattr(features, f"{split}_labels")
         shapes = f"{target}: {split}_features has shape {tuple(rows.shape)}"
         if rows.ndim != 2 or not all(rows.shape):
@@ -86,20 +92,24 @@ def _arrays(path: Path) -> Features:
         raise FileFormatError(f"{path} is not a file of features ({error}): expected {', '.join(names)}") from error
 
 
-def load_backbone(target: Path, *, backbone: str | None = None, data: str | None = None) -> tuple[nn.Module, DataSet]:
-    """Load the backbone of a run or of another checkpoint, and its data set.
+def load_backbone(
+    target: Path, *, backbone: str | None = None, data: str | None = None, labelled: bool = True
+) -> tuple[nn.Module, DataSet]:
+    """Load the backbone of a run or of another checkpoint, and the data set to evaluate it on.
 
     Args:
         target: A run directory, its checkpoints/last.ckpt, or a state dict from torchvision or timm.
         backbone: Name of the network that a state dict belongs to. Default: the run's.
-        data: Data set, as for `idaa-bench run --data`. Default: the run's. For a run's network, the images are always
-            normalised as in the run.
+        data: Data set, as for `idaa-bench run --data`. Default: the run's `eval_data`, or else its `data`. For a run's
+            network, the images are always normalised as in the run.
+        labelled: Refuse images without labels.
 
     Returns:
         The backbone on the device of `pick_device`, and the data set.
 
     Raises:
         FileFormatError: The target is none of these, or its weights do not fit the backbone.
+        UsageError: The images have no labels.
     """
     if not target.exists():
         raise FileFormatError(f"{target} does not exist; expected a run directory, a checkpoint or an .npz file")
@@ -107,11 +117,21 @@ def load_backbone(target: Path, *, backbone: str | None = None, data: str | None
     state = None if backbone else _backbone_weights(target)
     if backbone is None and not (folder / "config.toml").exists():
         raise FileFormatError(f"{folder} has no config.toml, so nothing says which network and data {target} is for")
-    config = RunConfig() if backbone else RunConfig(**read_toml(folder / "config.toml"))
+    own = config = RunConfig() if backbone else RunConfig(**read_toml(folder / "config.toml"))
+    if not data and config.eval_data is not None:  # limit_train is about the images to train on.
+        data, config = config.eval_data, replace(config, limit_train=None, eval_data=None)
     config = replace(config, backbone=backbone or config.backbone, data=data or config.data)
     images = read_data(config)
+    if labelled and not images.labelled:
+        raise UsageError(
+            f"{config.data} of {target} has no labels, which this evaluation needs: name a data set that has some by "
+            "--data of `idaa-bench knn` or `linear`, by --to of `idaa-bench transfer`, or by --eval-data of the run"
+        )
     if data and not backbone:  # The run's network expects the normalisation that it was trained with.
-        images = replace(images, normalize=read_record(folder)["data"]["normalize"])
+        finished = (folder / "record.json").exists()
+        images = replace(
+            images, normalize=read_record(folder)["data"]["normalize"] if finished else read_data(own).normalize
+        )
     network, _ = create_backbone(config.backbone or "", images.image_size, config.set.get("backbone"))
     if state is not None:
         load_weights(network, state, target, f"the backbone {config.backbone}")

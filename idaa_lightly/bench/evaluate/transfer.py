@@ -39,7 +39,7 @@ from idaa_lightly.bench.progress import progress
 from idaa_lightly.data import NAMES, DataSet, load_data
 from idaa_lightly.errors import UsageError, suggestion
 from idaa_lightly.evaluation.linear import linear_probe
-from idaa_lightly.loading import require_trainable
+from idaa_lightly.loading import require_labelled
 
 MEAN_PER_CLASS = ("aircraft", "caltech101", "flowers102", "pets")
 """Data sets that report mean per-class accuracy: Kornblith et al., Table 1. All others report top-1."""
@@ -135,7 +135,7 @@ class _Images:
         if expected != self.expected:
             self.data = load_data(self.place, data_dir=self.data_dir, progress=progress, **expected)
             self.expected = expected
-            require_trainable(self.data, 1)
+            require_labelled(self.data)
             for note in self.data.notes:
                 log.info(f"Note: {self.data.name}: {note}.")
         return self.data

@@ -120,9 +120,14 @@ def _results(folder: Path) -> str:
     for path in sorted((folder / "records").rglob("record.json")):
         record = read_record(path.parent)
         config = config_of(record)
-        accuracies = [f"{100 * record['last'][measure]:.2f}" for measure in MEASURES]
+        accuracies = [_percent(record["last"].get(measure)) for measure in MEASURES]
         row = [path.parent.parent.name, config.seed, config.method, config.aug, *accuracies]
-        row += [f"{100 * record['initial']['knn']:.2f}", config.epochs, record["time"]["train_s"]]
+        row += [_percent(record["initial"].get("knn")), config.epochs, record["time"]["train_s"]]
         row += [f"{training_flops(record):.4g}", record["git_commit"], record["device"]["name"]]
         writer.writerow([*row, record["versions"].get("torch", "")])
     return text.getvalue()
+
+
+def _percent(value: float | None) -> str:
+    """Return a value in [0, 1] in percent. It is empty without labels."""
+    return "" if value is None else f"{100 * value:.2f}"

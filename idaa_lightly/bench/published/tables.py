@@ -122,7 +122,9 @@ def _starts(table: Table) -> Iterator[Line]:
     if len({(record["config"]["backbone"], record["config"]["image_size"]) for record in records}) != 1:
         return
     pixels = [initial["knn_pixels"] for initial in by_seed.values() if "knn_pixels" in initial][:1]
-    untrained = {measure: [initial[measure] for initial in by_seed.values()] for measure in MEASURES}
+    untrained = {
+        measure: [initial[measure] for initial in by_seed.values() if measure in initial] for measure in MEASURES
+    }
     for name, found in ("raw pixels", {"knn": pixels}), ("untrained network", untrained):
         if found["knn"]:
             accuracies = {measure: _percent(values) for measure, values in found.items()}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 from annotated_types import Interval
 from markupsafe import Markup
@@ -28,6 +28,12 @@ LOGGED = re.compile(r"(loss)/(\w+)_epoch|(identity)/(\w+)", re.ASCII)
 STEP = Option("step", Annotated[int, Interval(ge=0, lt=10**15)])
 IDENTITY = {"lost": ("identities lost, %", 100), "information": ("log N − L_NCE, nats", 1)}
 """Figures that are logged in training: name with unit, and factor to that unit."""
+UNLABELLED = {
+    "rankme": "RankMe",
+    "uniformity": "uniformity",
+    "alignment": "alignment",
+    "embedding_spread": "spread of the embeddings",
+}
 MEASURES: dict[Measure, tuple[str, str]] = {"knn": ("kNN", "kNN top-1, %"), "linear": ("linear", "linear top-1, %")}
 
 
@@ -141,6 +147,22 @@ def accuracy_curve(groups: list[Shown]) -> Figure:
     return figure(plot, "kNN accuracy", lines)
 
 
+def unlabelled_curves(groups: list[Shown]) -> list[Figure]:
+    """Return figures of what needs no labels over epochs, with the groups whose records hold it."""
+    made = []
+    for number, (name, title) in enumerate(UNLABELLED.items()):
+        lines = []
+        for item in groups:
+            histories = [cast(Any, record["history"]) for record in item.group.records.values()]
+            seeds = [{entry["epoch"]: entry[name] for entry in history if name in entry} for history in histories]
+            epochs, columns = _shared(seeds)
+            lines += [item.line(epochs, columns)] if epochs else []
+        if lines:
+            plot = curves(lines, f"unlabelled{groups[0].index}x{number}", "epoch", title)
+            made.append(figure(plot, f"{title}, without labels", lines))
+    return made
+
+
 def time_curves(groups: list[Shown], everyone: list[Shown]) -> list[Figure]:
     """Return figures of kNN accuracy over training time, one per device. The shortest time of all groups is marked."""
     made = []
@@ -231,7 +253,13 @@ def _facets(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
 
 def _history(group: Group) -> tuple[list[int], list[list[float]]]:
     """Return the epochs at which all seeds were evaluated, and their accuracies in percent."""
-    seeds = [{epoch: 100 * value for epoch, value in learning_curve(record)} for record in group.records.values()]
+    return _shared(
+        [{epoch: 100 * value for epoch, value in learning_curve(record)} for record in group.records.values()]
+    )
+
+
+def _shared(seeds: list[dict[int, float]]) -> tuple[list[int], list[list[float]]]:
+    """Return the epochs that all seeds have, and at each the values of the seeds."""
     epochs = sorted(set.intersection(*map(set, seeds)))
     return epochs, [[seed[epoch] for seed in seeds] for epoch in epochs]
 

@@ -29,6 +29,7 @@ from idaa_lightly.bench.report.curves import (
     logged_curves,
     near,
     time_curves,
+    unlabelled_curves,
 )
 from idaa_lightly.bench.report.sensitivity import sensitivity_figures
 from idaa_lightly.bench.report.svg import differences
@@ -98,8 +99,10 @@ def _source(environment: Environment, name: str) -> Markup:
 def _curves(block: Block, everyone: list[Shown], missing: list[str]) -> dict[str, Any]:
     """Return the figures of a block by section."""
     losses, logged = logged_curves(block.groups, missing)
-    learning = [accuracy_curve(block.groups), *losses]
-    costs = [*time_curves(block.groups, everyone), *flops_curves(block.groups, everyone, missing)]
+    learning, costs = [*losses, *unlabelled_curves(block.groups)], []
+    if part := [item for item in block.groups if item.group.labelled]:
+        learning = [accuracy_curve(part), *learning]
+        costs = [*time_curves(part, everyone), *flops_curves(part, everyone, missing)]
     return {"title": block.title, "groups": block.groups, "learning": learning, "costs": costs, "logged": logged}
 
 

@@ -49,6 +49,8 @@ def sensitivity_figures(groups: list[Shown]) -> list[Figure]:
             facets.setdefault(_facet(option, items[0]), []).append(items)
         for (where, data), part in facets.items():
             for measure, (name, ylabel) in MEASURES.items():
+                if not all(item.group.last(measure) for family in part for item in family):
+                    continue
                 values, lines, levels = swept_lines(option, part, groups, measure)
                 plot = sensitivity(lines, values, f"swept{len(made)}", option, ylabel, levels)
                 caption = f"{name} accuracy by {option}{where}" + (f" on {data}" if several else "")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from idaa_lightly.bench.run.evaluation import MEASURED
 from idaa_lightly.bench.run.fitting import fit
 from idaa_lightly.bench.run.setup import Parts
 from idaa_lightly.plugin import Augmentation, FitContext
@@ -44,7 +45,7 @@ def estimate(parts: Parts, context: FitContext) -> Estimate:
         parts: Parts of the run, before its augmentation is fitted.
         context: Context that the augmentation will be fitted with.
     """
-    device, epochs = context.device, parts.epochs
+    device, epochs, labelled = context.device, parts.epochs, parts.labelled
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         batches = _sample(parts, device)
         count, images = len(batches[0]), len(parts.views)
@@ -68,7 +69,7 @@ def estimate(parts: Parts, context: FitContext) -> Estimate:
 
         train, forward = (_shortest(function, device) / count for function in (step, embed))
     evaluations = 1 + min(epochs, 10)
-    evaluated = evaluations * (images + len(parts.data.test))
+    evaluated = evaluations * (min(images, MEASURED) + (len(labelled.train) + len(labelled.test) if labelled else 0))
     return Estimate(fitting, (train + views) * images * epochs, forward * evaluated)
 
 

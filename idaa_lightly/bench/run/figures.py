@@ -18,7 +18,7 @@ AMPLIFIED = 4
 
 
 def save_curves(folder: Path) -> None:
-    """Draw RUN/curves.png from RUN/metrics.csv: losses by step, kNN accuracy by epoch.
+    """Draw RUN/curves.png from RUN/metrics.csv: losses by step; by epoch kNN accuracy, or RankMe without labels.
 
     Args:
         folder: The run directory.
@@ -34,9 +34,13 @@ def save_curves(folder: Path) -> None:
         left.plot(*zip(*points, strict=True), label=name.removeprefix("loss/"))
     left.set(xlabel="step", ylabel="loss")
     left.legend()
-    points = [(float(row["epochs_done"]), 100 * float(row["knn_validation"])) for row in rows if row["epochs_done"]]
+    labelled = any(row.get("knn_validation") for row in rows)
+    name, scale, title = (
+        ("knn_validation", 100, "kNN top-1 on validation, %") if labelled else ("rankme", 1, "RankMe, without labels")
+    )
+    points = [(float(row["epochs_done"]), scale * float(row[name])) for row in rows if row.get(name)]
     right.plot(*zip(*points, strict=True), marker="o")
-    right.set(xlabel="epoch", ylabel="kNN top-1 on validation, %")
+    right.set(xlabel="epoch", ylabel=title)
     save_figure(figure, folder / "curves.png")
 
 

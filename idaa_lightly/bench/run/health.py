@@ -29,9 +29,10 @@ def warnings_of(history: Sequence[Mapping[str, Any]], rows: Iterable[Mapping[str
         found.append(
             f"the loss never fell: its mean was {losses[0]:.4g} in the first epoch and {losses[-1]:.4g} in the last"
         )
-    before, after = 100 * first["knn"], 100 * last["knn"]
-    if after < before - LOST_POINTS:
-        found.append(f"training cost accuracy: kNN had {before:.2f} % before it and has {after:.2f} % after it")
+    if "knn" in last:
+        before, after = 100 * first["knn"], 100 * last["knn"]
+        if after < before - LOST_POINTS:
+            found.append(f"training cost accuracy: kNN had {before:.2f} % before it and has {after:.2f} % after it")
     if last.get("embedding_spread", 1.0) < COLLAPSED:
         found.append(
             f"the embeddings have collapsed: their standard deviation is {last['embedding_spread']:.2g} of 1/sqrt(D), "

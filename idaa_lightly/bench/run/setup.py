@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader
 from idaa_lightly.backbones import Built, build_backbone, create_backbone
 from idaa_lightly.bench.config import SCOPES, RunConfig, check
 from idaa_lightly.bench.progress import progress
-from idaa_lightly.data import IMAGENET, IN_MEMORY, DataSet, load_data
+from idaa_lightly.data import IMAGENET, IN_MEMORY, MEMORY, DataSet, load_data
 from idaa_lightly.errors import UsageError
 from idaa_lightly.libraries import features_of_a_batch
-from idaa_lightly.loading import PixelDataset, ViewDataset, evaluation_batches, view_loader
+from idaa_lightly.loading import PixelDataset, ViewDataset, evaluation_batches, require_labelled, view_loader
 from idaa_lightly.options import options_of, parse_options
 from idaa_lightly.plugin import Augmentation, Backbone, Method
 from idaa_lightly.registry import entries, load
@@ -45,7 +45,8 @@ class Parts:
         config: Resolved configuration.
         epochs: Epochs to train.
         batch_size: Images per training step, over all devices.
-        data: Data set with both splits.
+        data: Data set to train on.
+        labelled: Data set to evaluate on. None if there are no labels.
         trait: Property of the backbone that its name does not tell, such as "the CIFAR stem". May be empty.
         weights: Facts about the weights that the backbone starts from. Empty without `config.weights`.
         method: Network and loss.
@@ -59,6 +60,7 @@ class Parts:
     epochs: int
     batch_size: int
     data: DataSet
+    labelled: DataSet | None
     trait: str
     weights: dict[str, Any]
     method: Method
@@ -166,13 +168,14 @@ def rehearse(config: RunConfig) -> None:
         method.optimizer([{"params": list(method.parameters())}], config.epochs or 1, 1)
 
 
-def make_parts(config: RunConfig, augmentation: Augmentation, data: DataSet) -> Parts:
+def make_parts(config: RunConfig, augmentation: Augmentation, data: DataSet, labelled: DataSet | None = None) -> Parts:
     """Build the method and its views from a resolved configuration.
 
     Args:
         config: Resolved configuration.
         augmentation: Augmentation from `make_augmentation`.
         data: Data set from `read_data`.
+        labelled: Data set from `read_labelled`, if anything is to be evaluated on it.
     """
     torch.manual_seed(config.seed)
     built, weights = untrained_backbone(config, data), {}
@@ -186,15 +189,15 @@ def make_parts(config: RunConfig, augmentation: Augmentation, data: DataSet) -> 
     if method.multi_crop or config.view_size:
         _require_all_sizes(config, built.network, [view.shape[-1] for view in views[0, 0][0]])
     by, because = choose_views(config, data, views.transform)
-    epochs, batch_size = config.epochs or 1, config.batch_size or 1
-    return Parts(config, epochs, batch_size, data, built.trait, weights, method, augmentation, views, by, because)
+    sizes = config.epochs or 1, config.batch_size or 1
+    return Parts(config, *sizes, data, labelled, built.trait, weights, method, augmentation, views, by, because)
 
 
 def untrained_backbone(config: RunConfig, data: DataSet) -> Built:
     """Create the backbone of a configuration, fitted to the training images if it depends on them."""
     built = build_backbone(config.backbone or "", data.image_size, config.set.get("backbone"))
     if isinstance(built.network, Backbone):
-        some = data.train.take(torch.arange(len(data.train))[:: max(1, len(data.train) // FITTED_ON)][:FITTED_ON])
+        some = data.train.some(FITTED_ON)
         with torch.no_grad():
             built.network.fit(torch.cat([images for images, _ in evaluation_batches(data, some)]))
     return built
@@ -235,8 +238,8 @@ def choose_views(config: RunConfig, data: DataSet, transform: Any) -> tuple[Devi
     if data.train.pixels is None:
         if config.views == "device":
             raise UsageError(
-                f"--views device needs images in memory, but those of {data.name} have more than {IN_MEMORY} px and "
-                "stay on disk: use --views loader"
+                f"--views device needs images in memory, but those of {data.name} stay on disk, because they have more "
+                f"than {IN_MEMORY} px or would take more than {MEMORY / 1e9:g} GB: use --views loader"
             )
         return None, "the images stay on disk"
     try:
@@ -291,4 +294,37 @@ def read_data(config: RunConfig, *, quiet: bool = False) -> DataSet:
     )
     for note in () if quiet else data.notes:
         log.info(f"Note: {note}.")
-    return data.held_out() if config.evaluate_on == "validation" else data
+    held = config.evaluate_on == "validation" and config.eval_data is None and data.labelled
+    return data.held_out() if held else data
+
+
+def read_labelled(config: RunConfig, data: DataSet) -> DataSet | None:
+    """Return the data set that a run is evaluated on.
+
+    Args:
+        config: Configuration, resolved or not.
+        data: Data set from `read_data`, which gives the image size and the normalisation.
+
+    Returns:
+        The data set of `eval_data`, or else `data` if it has labels. None without labels.
+
+    Raises:
+        DataError: The data set has no labels or is too small.
+    """
+    if config.eval_data is None:
+        found = data if data.labelled else None
+    else:
+        found = load_data(
+            config.eval_data,
+            data_dir=config.data_dir,
+            image_size=data.image_size,
+            test_fraction=config.test_fraction,
+            normalize=data.normalize,
+            progress=progress,
+        )
+        for note in found.notes:
+            log.info(f"Note: {found.name}: {note}.")
+        found = found.held_out() if config.evaluate_on == "validation" else found
+    if found is not None:
+        require_labelled(found)
+    return found

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,35 +17,33 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, Timer, TQDMProgressBar
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from idaa_lightly.batchnorm import strip_dual_batchnorm
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.bench.features import (
-    KNN_K,
-    KNN_TEMPERATURE,
-    features_and_projections,
-    features_of,
-    knn_accuracy,
-    training_features_of,
-)
 from idaa_lightly.bench.record import SCHEMA, environment, open_folder, write_json
 from idaa_lightly.bench.run.checkpoint import LAST, CheckpointFiles, last_checkpoint
 from idaa_lightly.bench.run.cost import estimate, flops_per_image, in_words
+from idaa_lightly.bench.run.evaluation import evaluator, protocol
 from idaa_lightly.bench.run.figures import save_curves, save_views
 from idaa_lightly.bench.run.fitting import fit, fit_context
 from idaa_lightly.bench.run.health import warnings_of
-from idaa_lightly.bench.run.setup import Parts, make_augmentation, make_parts, make_trainer, read_data, resolve
+from idaa_lightly.bench.run.setup import (
+    Parts,
+    make_augmentation,
+    make_parts,
+    make_trainer,
+    read_data,
+    read_labelled,
+    resolve,
+)
 from idaa_lightly.bench.schema import Record
+from idaa_lightly.data import DataSet
 from idaa_lightly.errors import UsageError
-from idaa_lightly.evaluation.linear import linear_probe
 from idaa_lightly.evaluation.search import backend
-from idaa_lightly.evaluation.unlabelled import spread
 from idaa_lightly.files import atomic_write, claim, save_tensors
-from idaa_lightly.libraries import SMALL
 from idaa_lightly.loading import require_trainable
-from idaa_lightly.plugin import Method
 from idaa_lightly.training import LOG_EVERY, Evaluation, MetricsCSV, SelfSupervised
 
 log = logging.getLogger(__name__)
@@ -78,7 +75,7 @@ def run(config: RunConfig, out: Path, *, resume: bool = False) -> Record | None:
     data = read_data(config)
     require_trainable(data, config.batch_size or 1)
     config = replace(config, image_size=data.image_size)
-    parts = make_parts(config, augmentation, data)
+    parts = make_parts(config, augmentation, data, read_labelled(config, data))
     if int(os.environ.get("LOCAL_RANK", "0")) > 0:  # The first process has already checked the directory.
         return None if (out / "record.json").exists() else _run(parts, out, start)
     open_folder(out, config, resume=resume)  # Checked before locking, so that a refusal leaves no lock file behind.
@@ -123,7 +120,7 @@ def _run(parts: Parts, out: Path, start: tuple[float, float]) -> Record | None:
 def _fitted(parts: Parts, out: Path, resumed: dict[str, Any]) -> _Training:
     """Log what will be run, fit the augmentation and set up the training."""
     config, steps = parts.config, len(parts.views) // parts.batch_size
-    evaluation, timer = Evaluation(_evaluator(parts), parts.epochs), Timer()
+    evaluation, timer = Evaluation(evaluator(parts), parts.epochs), Timer()
     trainer = _trainer(config, out, [evaluation, timer], steps, resumed.get("global_step", 0))
     device, ranks = trainer.strategy.root_device, trainer.world_size
     if parts.batch_size % ranks:
@@ -168,25 +165,16 @@ def _export(parts: Parts, training: _Training, out: Path) -> dict[str, Tensor]:
 
 
 def _record(parts: Parts, training: _Training, resumed_at: int | None, start: tuple[float, float]) -> Record:
-    data, history = parts.data, training.evaluation.history
+    data, labelled, history = parts.data, parts.labelled, training.evaluation.history
     fitted = parts.augmentation.fitted()
     train_s = training.timer.time_elapsed("train") - training.evaluation.seconds
-    best = max(history, key=lambda entry: entry["knn_validation"])
-    record = {
+    record: dict[str, Any] = {
         "schema": SCHEMA,
         "config": parts.config.to_dict(),
         "initial": history[0],
         "last": history[-1],
-        "best": {"epoch": best["epoch"], "knn": best["knn_validation"], "selected_on": "the validation images"},
         "history": history,
-        "evaluation": {
-            "knn_k": min(KNN_K, len(data.train)),
-            "knn_temperature": KNN_TEMPERATURE,
-            "knn_backend": backend(len(data.test) * parts.method.num_features),
-            "features": "backbone, in eval mode, of images without augmentation",
-            "knn_projection": "on what the loss compares: the projection, or the prediction if there is one",
-            "linear": "L-BFGS on standardised features, L2 strength chosen on a tenth of train",
-        },
+        "evaluation": protocol(parts),
         "time": {
             "train_s": round(train_s, 2),
             "images_per_s": round(parts.epochs * training.steps * parts.batch_size / train_s, 1),
@@ -204,46 +192,20 @@ def _record(parts: Parts, training: _Training, resumed_at: int | None, start: tu
         },
         **environment(training.trainer.strategy.root_device, training.trainer.world_size),
     }
+    if labelled is not None:
+        best = max(history, key=lambda entry: entry["knn_validation"])
+        record["best"] = {"epoch": best["epoch"], "knn": best["knn_validation"], "selected_on": "the validation images"}
+        record |= {} if labelled is data else {"eval_data": labelled.facts()}
     return cast(Record, record)
-
-
-def _evaluator(parts: Parts) -> Callable[[Method, int], dict[str, float]]:
-    """Return a function that evaluates a method, given the number of finished epochs.
-
-    It computes kNN accuracy on the validation images. Before the first and after the last epoch it also evaluates on
-    the test images: by kNN on features and on projections, and by the linear probe.
-    """
-    data = parts.data
-    held = parts.config.evaluate_on == "validation"  # The test images are the validation images then.
-
-    def evaluate(method: Method, epoch: int) -> dict[str, float]:
-        if epoch in (0, parts.epochs):
-            features, projections = features_and_projections(method, data)
-            probe = linear_probe(*features)
-            metrics = {"knn": knn_accuracy(features), "knn_projection": knn_accuracy(projections)}
-            metrics |= {"linear": probe.accuracy, "linear_l2": probe.l2}
-            metrics["knn_validation"] = knn_accuracy(features if held else features.held_out())
-            if len(data.test) > 1:
-                metrics["embedding_spread"] = spread(projections.test_features)
-        else:
-            found = features_of(method.backbone, data) if held else training_features_of(method.backbone, data)
-            metrics = {"knn_validation": knn_accuracy(found)}
-        if epoch == 0 and data.image_size <= SMALL:
-            metrics["knn_pixels"] = knn_accuracy(features_of(nn.Flatten(), data))
-        log.info(f"epoch {epoch}/{parts.epochs}: kNN on validation {100 * metrics['knn_validation']:.2f} %")
-        return metrics
-
-    return evaluate
 
 
 def _announce(parts: Parts, out: Path, duration: str, resumed_at: int | None) -> None:
     config, data = parts.config, parts.data
     trait = f" with {parts.trait}" * bool(parts.trait)
     log.info(
-        f"{config.method} × {config.aug} on {config.data}: {len(data.train)} training and {len(data.test)} test images "
-        f"of {data.image_size} px in {len(data.classes)} classes; {config.backbone}{trait}; {parts.epochs} epochs of "
-        f"{len(parts.views) // parts.batch_size} steps, {parts.batch_size} images each; "
-        f"kNN by {backend(len(data.test) * parts.method.num_features)}."
+        f"{config.method} × {config.aug} on {config.data}: {_counted(data)}; "
+        f"{config.backbone}{trait}; {parts.epochs} epochs of {len(parts.views) // parts.batch_size} steps, "
+        f"{parts.batch_size} images each; {_evaluated(parts)}."
     )
     by = "the device, in batches" if parts.device_views else "the loader, image by image"
     log.info(f"Views by {by} ({parts.views_reason}).")
@@ -254,6 +216,22 @@ def _announce(parts: Parts, out: Path, duration: str, resumed_at: int | None) ->
         log.info(f"Resuming after epoch {resumed_at + 1}. The whole run would take about {duration}.")
     else:
         log.info(f"Takes about {duration}. Run directory: {out}")
+
+
+def _counted(data: DataSet) -> str:
+    if not data.labelled:
+        return f"{len(data.train)} images of {data.image_size} px without labels"
+    return (
+        f"{len(data.train)} training and {len(data.test)} test images of {data.image_size} px in {len(data.classes)} "
+        "classes"
+    )
+
+
+def _evaluated(parts: Parts) -> str:
+    if parts.labelled is None:
+        return "evaluated without labels, since neither --data nor --eval-data has any"
+    where = "" if parts.labelled is parts.data else f"evaluated on {parts.labelled.name}: {_counted(parts.labelled)}; "
+    return f"{where}kNN by {backend(len(parts.labelled.test) * parts.method.num_features)}"
 
 
 def _trainer(config: RunConfig, out: Path, callbacks: list[pl.Callback], steps: int, resumed_at: int) -> pl.Trainer:

@@ -150,4 +150,7 @@ def _last_line(log: Path) -> str:
 
 
 def _result(run: Run) -> str:
-    return f"finished, kNN {100 * read_record(run.folder)['last']['knn']:.2f} %"
+    last = read_record(run.folder)["last"]
+    return (
+        f"finished, kNN {100 * last['knn']:.2f} %" if "knn" in last else f"finished, RankMe {last.get('rankme', 0):.1f}"
+    )

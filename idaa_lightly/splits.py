@@ -1,0 +1,71 @@
+"""Deterministic choices of images that are balanced over their classes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from idaa_lightly.errors import DataError
+
+VALIDATION = 0.1  # fraction of each class of the training images
+
+
+def validation_split(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Split training images into those that stay and a tenth of each class for validation.
+
+    The choice is deterministic. A class with a single image stays. Every other class has at least one image on both
+    sides.
+
+    Args:
+        labels: Class indices (N,) of the training images.
+
+    Returns:
+        Indices of the images that stay, and of the validation images, in ascending order.
+
+    Raises:
+        DataError: Each class has a single image.
+    """
+    return split(labels, VALIDATION)
+
+
+def split(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """Split images into those that stay and a fraction of each class; see `validation_split`.
+
+    Args:
+        labels: Class indices (N,).
+        fraction: Fraction of each class that does not stay, in (0, 1).
+
+    Returns:
+        Indices of the images that stay, and of the others, in ascending order.
+
+    Raises:
+        DataError: Each class has a single image.
+    """
+    turn, counts = _turns(labels), labels.bincount()
+    wanted = (counts * fraction).round().clamp_min(1).minimum(counts - 1)
+    held = turn < wanted[labels]
+    if not held.any():
+        raise DataError(
+            f"{len(labels)} image(s) cannot be split, because each class has a single one: expected two or more in some"
+        )
+    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+
+
+def balanced(labels: Tensor, count: int) -> Tensor:
+    """Return the indices of `count` samples, taken from each class in turn.
+
+    Args:
+        labels: Class indices (N,).
+        count: Number of samples. All are returned if there are fewer.
+    """
+    return _turns(labels).argsort(stable=True)[:count]
+
+
+def _turns(labels: Tensor) -> Tensor:
+    """Return each sample's position (N,), from 0, in a deterministic shuffle of its class."""
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    turns = torch.empty(len(labels), dtype=torch.long)
+    for label in range(int(labels.max()) + 1):
+        members = shuffled[labels[shuffled] == label]
+        turns[members] = torch.arange(len(members))
+    return turns
