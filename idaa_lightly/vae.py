@@ -11,9 +11,10 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -26,6 +27,8 @@ from idaa_lightly.files import atomic_write, clear_leftovers, load_tensors, save
 from idaa_lightly.options import Count, NonNegative, checked
 
 log = logging.getLogger(__name__)
+MEAN_IMAGE = 1.0
+"""Mean squared error of the mean image, if the images are normalised."""
 
 
 class VAE(nn.Module):
@@ -196,7 +199,7 @@ def vae_loss(
 @checked
 def fit_vae(
     vae: VAE,
-    batches: Iterable[Tensor],
+    batches: Iterable[Any],
     *,
     epochs: Count,
     beta: NonNegative = 0.1,
@@ -207,12 +210,15 @@ def fit_vae(
     """Train a VAE in place, on its own device, and leave it in eval mode.
 
     The recipe follows the paper's appendix: AdamW with betas (0, 0.9), and a learning rate that falls linearly to 0. It
-    is updated after each epoch and is `lr / epochs` in the last one.
+    is updated after each epoch and is `lr / epochs` in the last one. A VAE that ends worse than the mean image is
+    logged as a warning.
 
     Args:
         vae: VAE to train.
-        batches: Iterable of batches of images (N, C, H, W), iterated once per epoch. The images are augmented and
-            normalised like the self-supervised method's views.
+        batches: Batches of images, such as a DataLoader, iterated once per epoch. An iterator, such as a generator, is
+            read once, and its images are kept in memory. A batch is a tensor (N, C, H, W), or a tuple or list that
+            starts with one: (images, labels), or Lightly's (views, labels, names), of which the first view is taken.
+            The images are augmented and normalised like the self-supervised method's views.
         epochs: Number of passes through `batches`. The paper takes 300.
         beta: Weight of the KL term.
         lr: Learning rate of the first epoch.
@@ -223,7 +229,7 @@ def fit_vae(
         One dict per epoch, with the means of `loss`, `mse` and `kl`.
 
     Raises:
-        DataError: `batches` yielded no batch, as an exhausted iterator does.
+        DataError: `batches` yielded no batch, as an exhausted iterator does, or batches without images.
         NonFiniteError: The loss became NaN or infinite.
     """
     device = next(vae.parameters()).device
@@ -233,9 +239,11 @@ def fit_vae(
     optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, betas=(0.0, 0.9), fused=True)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1 / epochs, total_iters=max(1, epochs - 1))
     history, flops = [], 0.0
+    if isinstance(batches, Iterator):
+        batches = [_images(batch) for batch in batches]
     for epoch in range(1, epochs + 1):
         sums, count = torch.zeros(3, device=device), 0
-        for images in batches:
+        for images in map(_images, batches):
             counter = nullcontext() if flops else FlopCounterMode(display=False)
             with counter:
                 losses = vae_loss(vae, images.to(device), beta, generator)
@@ -257,7 +265,41 @@ def fit_vae(
     vae.eval()
     seconds = round(time.perf_counter() - begun, 2)
     vae.fitted = {"epochs": epochs, "seconds": seconds, "flops": round(flops * count * epochs), **history[-1]}
+    if fault := worse_than_mean(vae.fitted):
+        log.warning(f"Warning: {fault}.")
     return history
+
+
+def worse_than_mean(fitted: dict[str, float]) -> str | None:
+    """Return a warning if a VAE reconstructs no better than the mean image, else None.
+
+    Args:
+        fitted: Record of `fit_vae`.
+    """
+    if fitted.get("mse", 0) < MEAN_IMAGE:
+        return None
+    return (
+        f"the VAE's mean squared error is {fitted['mse']:.2f} after epoch {fitted['epochs']}, but the mean image has "
+        f"about {MEAN_IMAGE:g}: fit it for more epochs, and check that the images are normalised"
+    )
+
+
+def _images(batch: Any) -> Tensor:
+    """Return the images of a batch: itself, or the first tensor in nested tuples and lists.
+
+    Raises:
+        DataError: The batch holds no images (N, C, H, W) of floats.
+    """
+    first = batch
+    while isinstance(first, (tuple, list)) and first:
+        first = first[0]
+    if isinstance(first, Tensor) and first.ndim == 4 and first.is_floating_point():
+        return first
+    got = f"{first.dtype} of shape {tuple(first.shape)}" if isinstance(first, Tensor) else type(first).__name__
+    raise DataError(
+        f"fit_vae got a batch with {got}, but expected normalised images (N, C, H, W), (images, labels) or "
+        "(views, labels, names): give the data set a transform that ends in a normalisation"
+    )
 
 
 def cached_vae(key: dict[str, object], directory: Path, fit: Callable[[], VAE]) -> VAE:

@@ -39,10 +39,18 @@ def rows(*losses: float, name: str = "loss/clean_epoch") -> list[dict[str, Any]]
     ],
 )
 def test_warnings(entries: list[dict[str, Any]], logged: list[dict[str, Any]], words: list[str]) -> None:
-    found = warnings_of(entries, logged)
+    found = warnings_of(entries, logged, {})
     assert len(found) == len(words)
     assert all(word in text for word, text in zip(words, found, strict=True))
-    assert found == warnings_of(entries, [{key: str(value) for key, value in row.items()} for row in logged])
+    assert found == warnings_of(entries, [{key: str(value) for key, value in row.items()} for row in logged], {})
+
+
+def test_a_vae_that_is_worse_than_the_mean_image() -> None:
+    """The VAE may come from the cache, so every run that uses it warns."""
+    for mse, words in ((0.99, []), (1.25, ["the VAE's mean squared error is 1.25 after epoch 3, but the mean image"])):
+        found = warnings_of(history(0.2, 0.5), rows(3.0), {"vae": {"epochs": 3, "mse": mse}})
+        assert len(found) == len(words)
+        assert all(word in text for word, text in zip(words, found, strict=True))
 
 
 def test_a_run_that_learned_nothing_says_so_everywhere(folder: Path) -> None:

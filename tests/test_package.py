@@ -102,9 +102,15 @@ def test_the_readmes_first_lines_run() -> None:
     assert all(part.grad is not None for part in scope["model"].parameters())
 
 
+def test_the_readmes_vae() -> None:
+    loader = DataLoader(TensorDataset(torch.randn(8, 3, 32, 32), torch.zeros(8)), 8)
+    exec(readme_code(1).replace("epochs=300", "epochs=1"), {"dataloader": loader})
+    assert VAE.load("vae.pt").fitted["epochs"] == 1
+
+
 def test_the_readmes_device_views() -> None:
     scope: dict[str, Any] = {}
-    exec(readme_code(1), scope)
+    exec(readme_code(2), scope)
     assert scope["x0"].shape == scope["x1"].shape == (256, 3, 32, 32)
 
 
@@ -131,7 +137,7 @@ def test_the_readmes_evaluations() -> None:
     loader = DataLoader(samples, 20)
     scope: dict[str, Any] = {"train_loader": loader, "test_loader": loader, "loader": loader, "model": Small()}
     quiet = "accelerator='cpu', logger=False, enable_checkpointing=False, enable_progress_bar=False"
-    for index in (2, 3):
+    for index in (3, 4):
         scope["backbone"] = scope["model"].backbone
         code = readme_code(index).replace("max_epochs=100", f"max_epochs=10, {quiet}")
         exec(code.replace("Trainer(max_epochs=1)", f"Trainer(max_epochs=1, {quiet})"), scope)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from lightly.data import LightlyDataset
+from lightly.transforms import SimCLRTransform
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from idaa_lightly import VAE, fit_vae
@@ -75,7 +80,63 @@ def test_beta_presses_on_the_divergence() -> None:
     assert ends[1] < 0.5 * ends[0]
 
 
+class Views(Dataset[Any]):
+    """Data set of two views, a label and a name per image, like a LightlyDataset."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Any:
+        return [self.images[index], -self.images[index]], index, f"{index}.png"
+
+
+def test_batches_come_in_many_forms(folder: Path) -> None:
+    """The first view is fitted, whatever stands beside it, and a generator serves all epochs."""
+    images = torch.randn(12, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    batches = images.split(6)
+    forms: dict[str, Any] = {
+        "tensors": list(batches),
+        "images and labels": DataLoader(TensorDataset(images, torch.arange(12)), 6),
+        "views, labels and names": DataLoader(Views(images), 6),
+        "a generator": (batch for batch in batches),
+        "a generator of tuples": (((batch, -batch), torch.zeros(6)) for batch in batches),
+    }
+    histories = {}
+    for name, form in forms.items():
+        torch.manual_seed(0)
+        histories[name] = fit_vae(VAE(16, bottleneck_dim=4, width=4), form, epochs=2)
+    assert all(history == histories["tensors"] for history in histories.values()), histories
+
+    data = LightlyDataset(str(folder / "train"), transform=SimCLRTransform(16))
+    vae = VAE(16, bottleneck_dim=4, width=4)
+    assert len(fit_vae(vae, DataLoader(data, 12), epochs=1)) == 1
+
+
+def test_a_vae_that_is_worse_than_the_mean_image_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """The first epoch's error is above 1, since the last BatchNorm gives images of unit variance."""
+    batches = [torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(1))]
+    fit_vae(VAE(16, bottleneck_dim=4, width=4), batches, epochs=1)
+    (message,) = caplog.messages
+    assert re.fullmatch(
+        r"Warning: the VAE's mean squared error is [12]\.\d\d after epoch 1, .*: fit it for more .*", message
+    )
+    fit_vae(VAE(16, bottleneck_dim=4, width=4), [0.1 * batches[0]], epochs=30, lr=0.1)
+    assert len(caplog.messages) == 1
+
+
 def test_fitting_refuses() -> None:
+    text = r"fit_vae got a batch with {}, but expected normalised images \(N, C, H, W\), .* ends in a normalisation"
+    for batch, got in (
+        ({"images": torch.zeros(2, 3, 16, 16)}, "dict"),
+        ([], "list"),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), r"torch.uint8 of shape \(2, 3, 16, 16\)"),
+        (torch.zeros(3, 16, 16), r"torch.float32 of shape \(3, 16, 16\)"),
+    ):
+        with pytest.raises(DataError, match=text.format(got)):
+            fit_vae(VAE(16, width=4), [batch], epochs=1)
     with pytest.raises(DataError, match="got no batches: pass a list or a DataLoader"):
         fit_vae(VAE(16, width=4), iter([]), epochs=1)
     with pytest.raises(UsageError, match="epochs is 0"):

@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from idaa_lightly.vae import worse_than_mean
+
 LOST_POINTS = 1.0
 """Points of kNN accuracy that training may cost before the run is warned of."""
 COLLAPSED = 0.1
 """Embeddings with a smaller spread count as collapsed; see `idaa_lightly.evaluation.unlabelled.spread`."""
 
 
-def warnings_of(history: Sequence[Mapping[str, Any]], rows: Iterable[Mapping[str, Any]]) -> list[str]:
+def warnings_of(
+    history: Sequence[Mapping[str, Any]], rows: Iterable[Mapping[str, Any]], fitted: Mapping[str, Any]
+) -> list[str]:
     """Return warnings about a finished training, a sentence without its full stop each.
 
     Args:
         history: Evaluations of the run, from epoch 0.
         rows: Rows of metrics.csv.
+        fitted: Facts about the fitting before training, such as that of the VAE.
     """
     first, last, found = history[0], history[-1], []
+    if fault := worse_than_mean(fitted.get("vae", {})):
+        found.append(fault)
     by_name: dict[str, list[float]] = {"loss/clean_epoch": [], "loss/total_epoch": []}
     for row in rows:
         for name, values in by_name.items():

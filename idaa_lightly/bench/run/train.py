@@ -184,7 +184,7 @@ def _record(parts: Parts, training: _Training, resumed_at: int | None, start: tu
             "cpu_s": round(time.process_time() - start[1], 2),
             "resumed_at_epoch": resumed_at,
         },
-        "warnings": warnings_of(history, cast(MetricsCSV, training.trainer.logger).rows),
+        "warnings": warnings_of(history, cast(MetricsCSV, training.trainer.logger).rows, fitted),
         "fitted": fitted | parts.weights,
         "data": {
             **data.facts(),
