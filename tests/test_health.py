@@ -54,7 +54,7 @@ def test_a_vae_that_is_worse_than_the_mean_image() -> None:
 
 
 def test_a_run_that_learned_nothing_says_so_everywhere(folder: Path) -> None:
-    text = done(run(folder, "--lr", 1e6, "--epochs", 3, "--out", "out")).stdout
+    text = done(run(folder, "--lr", 1e6, "--epochs", 3, "--views", "loader", "--out", "out")).stdout
     warnings = json.loads(Path("out/record.json").read_text())["warnings"]
     assert any("the loss never fell" in warning for warning in warnings)
     for warning in warnings:
