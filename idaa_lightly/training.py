@@ -1,24 +1,19 @@
-"""The LightningModule that trains every method, with an evaluation callback and a CSV logger."""
+"""The LightningModule that trains every method, with an evaluation callback."""
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from idaa_lightly.ascent import Noise
 from idaa_lightly.batchnorm import dual_batchnorm
-from idaa_lightly.errors import FileFormatError, ModelError, NonFiniteError, UsageError
+from idaa_lightly.errors import ModelError, NonFiniteError, UsageError
 from idaa_lightly.evaluation.identity import batch_figures
-from idaa_lightly.files import atomic_write, require_file
 from idaa_lightly.outputs import embedding_of
 from idaa_lightly.plugin import Augmentation, Method
 from idaa_lightly.seeding import STREAMS, seed_of
@@ -50,6 +45,7 @@ class SelfSupervised(pl.LightningModule):
         augmentation: Augmentation whose `fit` has been called.
         epochs: Number of epochs of the whole training.
         steps_per_epoch: Optimiser steps per epoch.
+        accumulate: Batches per optimiser step.
         seed: Seed of the run. The seed and the epoch determine the random state at the start of each epoch, so that
             a resumed run equals an uninterrupted one.
         device_views: Makes views from batches of pixels. None if the batches hold views already.
@@ -65,6 +61,7 @@ class SelfSupervised(pl.LightningModule):
         *,
         epochs: int,
         steps_per_epoch: int,
+        accumulate: int = 1,
         seed: int,
         device_views: DeviceViews | None = None,
     ) -> None:
@@ -78,7 +75,7 @@ class SelfSupervised(pl.LightningModule):
             if isinstance(part, Noise):
                 part.seed = seed  # Otherwise all runs would share their random directions.
         self.objective_lr = augmentation.lr
-        self.schedule, self.seed = (epochs, steps_per_epoch), seed
+        self.schedule, self.accumulate, self.seed = (epochs, steps_per_epoch), accumulate, seed
         self.sums: dict[str, Tensor] = {}
         self.gradient_seen = False
         self.register_buffer("first_bad_step", torch.tensor(-1), persistent=False)
@@ -119,7 +116,8 @@ class SelfSupervised(pl.LightningModule):
         views: list[Tensor] = batch[0]
         if self.device_views is not None:
             views = self.device_views(batch[0], self.seed, self.current_epoch, index, self.global_rank)
-        self.method.before_step(self.global_step, *self.schedule)
+        if index % self.accumulate == 0:
+            self.method.before_step(self.global_step, *self.schedule)
         output = self.losses(*views)
         total: Tensor = output.total
         bad = ~total.detach().isfinite() & (self.first_bad_step < 0)
@@ -163,7 +161,7 @@ class SelfSupervised(pl.LightningModule):
         Raises:
             NonFiniteError: A loss, parameter or buffer is NaN or infinite.
         """
-        last = index + 1 == self.schedule[1]
+        last = index + 1 == self.schedule[1] * self.accumulate
         if last:
             floats = [part for part in (*self.parameters(), *self.buffers()) if part.is_floating_point()]
             broken = ~torch.stack([part.isfinite().all() for part in floats]).all() & (self.first_bad_step < 0)
@@ -179,10 +177,12 @@ class SelfSupervised(pl.LightningModule):
 
         Lightning would log them after the checkpoint. A run that is killed in between would lose them.
         """
-        if self.logger is not None:
-            means = {f"{name}_epoch": float(value) / self.schedule[1] for name, value in self.sums.items()}
-            self.logger.log_metrics(means, self.global_step - 1)
-            self.logger.finalize("epoch")
+        means = {
+            f"{name}_epoch": float(value) / (self.schedule[1] * self.accumulate) for name, value in self.sums.items()
+        }
+        for logger in self.loggers:
+            logger.log_metrics(means, self.global_step - 1)
+            logger.save()
 
 
 class Evaluation(pl.Callback):
@@ -195,7 +195,7 @@ class Evaluation(pl.Callback):
     """
 
     def __init__(self, evaluate: Callable[[Method, int], dict[str, float]], epochs: int) -> None:
-        self.evaluate, self.every = evaluate, max(1, round(epochs / 10))
+        self.evaluate, self.epochs, self.every = evaluate, epochs, max(1, round(epochs / 10))
         self.history: list[dict[str, float]] = []
         self.seconds = 0.0
 
@@ -207,16 +207,28 @@ class Evaluation(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Evaluate after each tenth of the training, and after the last epoch."""
         epoch = trainer.current_epoch + 1
-        if epoch % self.every == 0 or epoch == trainer.max_epochs:
+        if self._due(epoch):
             self._evaluate(trainer, module.method, epoch)
+
+    def expected(self, finished: int) -> tuple[int, float]:
+        """Return the number of evaluations to come, and the mean seconds of those during the training so far.
+
+        Args:
+            finished: Finished epochs.
+        """
+        later = [epoch for epoch in range(finished + 1, self.epochs + 1) if self._due(epoch)]
+        return len(later), self.seconds / max(1, len(self.history) - 1)
+
+    def _due(self, epoch: int) -> bool:
+        return epoch % self.every == 0 or epoch == self.epochs
 
     def _evaluate(self, trainer: pl.Trainer, method: Any, epoch: int) -> None:
         start = time.perf_counter()
         if trainer.is_global_zero:
             metrics = self.evaluate(method, epoch)
             self.history.append({"epoch": epoch, **metrics})
-            if trainer.logger is not None:
-                trainer.logger.log_metrics({"epochs_done": epoch, **metrics}, max(0, trainer.global_step - 1))
+            for logger in trainer.loggers:
+                logger.log_metrics({"epochs_done": epoch, **metrics}, max(0, trainer.global_step - 1))
         trainer.strategy.barrier()
         self.seconds += time.perf_counter() - start if epoch else 0.0  # included in Lightning's Timer
 
@@ -227,58 +239,3 @@ class Evaluation(pl.Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the history and the evaluation time from a checkpoint."""
         self.history, self.seconds = state["history"], state["seconds"]
-
-
-class MetricsCSV(Logger):
-    """Logger that writes a CSV file with one row per logged step, and appends to it when a run is resumed.
-
-    The file is written after each epoch. Lightning's CSVLogger would delete the rows of an interrupted process.
-
-    Args:
-        path: CSV file to write.
-        resume_at: Optimiser steps in the checkpoint that is resumed. Later rows of the file are dropped. 0 starts a
-            new file.
-    """
-
-    def __init__(self, path: Path, resume_at: int = 0) -> None:
-        super().__init__()
-        self.path = path
-        self.rows: list[dict[str, Any]] = []
-        require_file(path, "the metrics of a run")
-        if resume_at and path.exists():
-            try:
-                with path.open(newline="") as file:
-                    self.rows = [row for row in csv.DictReader(file) if int(row["step"]) < resume_at]
-                for value in (value for row in self.rows for value in row.values() if value):
-                    float(value)
-            except (ValueError, KeyError, TypeError, csv.Error) as error:
-                raise FileFormatError(f"{path} is damaged ({error}): delete it to resume without its rows") from error
-
-    @property
-    def name(self) -> str:
-        """Name of the CSV file."""
-        return self.path.name
-
-    @property
-    def version(self) -> str:
-        """Unused: runs are not versioned."""
-        return ""
-
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: hyperparameters are in config.toml."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add metrics to the row of a step. The file is written by `finalize`."""
-        if not self.rows or int(self.rows[-1]["step"]) != step:
-            self.rows.append({"step": step})
-        self.rows[-1] |= {name: float(value) for name, value in metrics.items()}
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Write the CSV file."""
-        names = ["step", "epoch", *sorted({name for row in self.rows for name in row} - {"step", "epoch"})]
-        with atomic_write(self.path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(self.rows)

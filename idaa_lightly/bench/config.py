@@ -18,7 +18,7 @@ from annotated_types import Ge
 
 from idaa_lightly.errors import FileFormatError, UsageError, suggestion
 from idaa_lightly.files import require_file
-from idaa_lightly.options import Count, ImageSize, NonNegativeInt, Option, Seed, Share
+from idaa_lightly.options import Count, ImageSize, NonNegativeInt, Option, Positive, Seed, Share
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -90,7 +90,7 @@ class RunConfig:
     )
     epochs: Count | None = _option(None, "Epochs to train. Default: the method's recipe; 15 for digits.")
     batch_size: Annotated[int, Ge(2)] | None = _option(
-        None, "Images per step, summed over all devices; 2 or more. Default: the method's recipe; 128 for digits."
+        None, "Images per batch, summed over all devices; 2 or more. Default: the method's recipe; 128 for digits."
     )
     lr: float | None = _option(None, "Learning rate of the method. Short for --set method.lr=...")
     vae: str | None = _option(None, "VAE file written by `idaa-bench vae`. Short for --set aug.vae=...")
@@ -104,13 +104,27 @@ class RunConfig:
         multiple=True,
         metavar="KEY=VALUE",
     )
+    logger: str = _option(
+        "csv",
+        "Loggers besides metrics.csv: tensorboard, wandb and mlflow, separated by commas. Can be repeated.",
+        multiple=True,
+    )
     accelerator: str = _option("auto", "Accelerator of Lightning's Trainer: auto, cpu, gpu or mps.")
     devices: str = _option("1", "Devices of Lightning's Trainer: their number, or a list such as 0,1.")
+    num_nodes: Count = _option(1, "Machines that train together; see docs/clusters.md.")
     strategy: str = _option("auto", "Strategy of Lightning's Trainer: auto, ddp, ...")
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = _option(
-        "32-true", "Precision of Lightning's Trainer: 32-true, bf16-mixed or 16-mixed."
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "auto"] = _option(
+        "32-true",
+        "Precision of Lightning's Trainer: 32-true, bf16-mixed or 16-mixed. auto: bf16-mixed on GPUs that compute in "
+        "bfloat16, else 32-true.",
     )
-    compile: bool = _option(False, "Compile the backbone with torch.compile.")
+    compile: bool = _option(
+        False, "Compile the backbone with torch.compile. Left out with a note if there is no C++ compiler."
+    )
+    accumulate: Count = _option(
+        1, "Batches per optimiser step. Their gradients are averaged; each batch is contrasted on its own."
+    )
+    clip: Positive | None = _option(None, "Largest norm of the gradient. Larger ones are scaled down. Default: any.")
     views: Literal["auto", "loader", "device"] = _option(
         "auto",
         "Where views are made. loader: one image at a time, by Lightly's transform. device: whole batches on the "
@@ -139,8 +153,8 @@ class RunConfig:
         return values | {f"{kind}.{key}": value for kind, items in options.items() for key, value in items.items()}
 
     def canonical(self) -> RunConfig:
-        """Return the configuration with defaults for the fields that change no result: `data_dir` and `workers`."""
-        return replace(self, data_dir="data", workers=None)
+        """Return the configuration with defaults for fields that change no result: `data_dir`, `logger`, `workers`."""
+        return replace(self, data_dir="data", logger="csv", workers=None)
 
     def key(self) -> str:
         """Return a hash of six hexadecimal digits. Runs that differ only in their seed share it."""

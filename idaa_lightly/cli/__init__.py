@@ -12,6 +12,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from idaa_lightly.bench.ranks import is_first_process
 from idaa_lightly.cli.compare import compare
 from idaa_lightly.cli.embed import embed
 from idaa_lightly.cli.export import export
@@ -21,6 +22,7 @@ from idaa_lightly.cli.knn import knn
 from idaa_lightly.cli.linear import linear
 from idaa_lightly.cli.plugins import plugins
 from idaa_lightly.cli.report import report
+from idaa_lightly.cli.requeue import requeue
 from idaa_lightly.cli.run import run
 from idaa_lightly.cli.sweep import sweep
 from idaa_lightly.cli.table import table
@@ -75,7 +77,8 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. Print errors and interruptions as one sentence."""
-        ctx.obj = Console(markup=False)
+        ctx.obj, arguments = Console(markup=False), list(ctx.args)
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # Read by torch when it is imported.
         try:
             with messages_on(ctx.obj), machine_errors(), _signals_interrupt():
                 return super().invoke(ctx)
@@ -100,8 +103,11 @@ class Commands(click.Group):
             }
             number = stop.number if isinstance(stop, Terminated) else signal.SIGINT
             name = f" by {signal.Signals(number).name}" * isinstance(stop, Terminated)
-            if os.environ.get("LOCAL_RANK", "0") == "0":  # With DDP, all processes come here.
-                click.echo(f"Interrupted{name}." + hints.get(ctx.invoked_subcommand or "", ""), err=True)
+            hint = hints.get(ctx.invoked_subcommand or "", "")
+            if number == getattr(signal, "SIGUSR1", 0) and ctx.invoked_subcommand == "run" and "--resume" in arguments:
+                hint = requeue() or hint
+            if is_first_process():  # With DDP, all processes come here.
+                click.echo(f"Interrupted{name}.{hint}", err=True)
             ctx.exit(128 + number)  # 130 after Ctrl-C and 143 after SIGTERM, as in shells.
 
 

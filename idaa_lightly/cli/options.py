@@ -63,6 +63,7 @@ def configs(given: dict[str, Any], file: str | None, *, several: bool = True) ->
         options.setdefault(kind, {}).update(items)
     seeds = given.pop("seed", ()) or (values.pop("seed", 0),)
     values.pop("seed", None)
+    given["logger"] = ",".join(given.pop("logger", None) or ()) or None
     values |= {name: value for name, value in given.items() if value is not None}
     if len(set(seeds)) < len(seeds) or (len(seeds) > 1 and not several):
         raise UsageError(

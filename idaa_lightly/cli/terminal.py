@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Column, Table
 
+from idaa_lightly.bench.ranks import is_first_process
 from idaa_lightly.errors import IDAAError, MachineError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def messages_on(terminal: Console) -> Iterator[None]:
     """
     logger, handler = logging.getLogger("idaa_lightly"), Messages(terminal)
     level = logger.level
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+    if is_first_process():
         logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:

@@ -30,7 +30,8 @@ from idaa_lightly.bench.evaluate.store import Family, Result, evaluated, find_ru
 from idaa_lightly.bench.evaluate.targets import load_backbone
 from idaa_lightly.bench.features import EVALUATION_BATCH
 from idaa_lightly.bench.progress import progress
-from idaa_lightly.bench.run.setup import make_trainer, untrained_backbone
+from idaa_lightly.bench.run.setup import untrained_backbone
+from idaa_lightly.bench.run.trainer import make_trainer
 from idaa_lightly.data import DataSet, Images
 from idaa_lightly.errors import NonFiniteError, UsageError
 from idaa_lightly.evaluation.embed import embed

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from idaa_lightly.bench.run.evaluation import MEASURED
 from idaa_lightly.bench.run.fitting import fit
 from idaa_lightly.bench.run.setup import Parts
+from idaa_lightly.bench.run.trainer import HALF
 from idaa_lightly.plugin import Augmentation, FitContext
 from idaa_lightly.training import SelfSupervised
 
@@ -55,12 +56,14 @@ def estimate(parts: Parts, context: FitContext) -> Estimate:
         module = SelfSupervised(
             copy.deepcopy(parts.method), augmentation, epochs=epochs, steps_per_epoch=1, seed=parts.config.seed
         ).to(device)
-        optimizer = module.configure_optimizers()["optimizer"]
+        optimizer, half = module.configure_optimizers()["optimizer"], HALF.get(parts.config.precision)
 
         def step() -> None:
             module.method.before_step(0, *module.schedule)
             optimizer.zero_grad()
-            module.losses(*batches).total.backward()
+            with torch.autocast(device.type, half, enabled=half is not None):
+                total = module.losses(*batches).total
+            total.backward()
             optimizer.step()
 
         @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Construction of a run's parts from its configuration: data, method, augmentation, views and trainer."""
+"""Construction of a run's parts from its configuration: data, method, augmentation and views."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import os
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader
 
 from idaa_lightly.backbones import Built, build_backbone, create_backbone
 from idaa_lightly.bench.config import SCOPES, RunConfig, check
 from idaa_lightly.bench.progress import progress
+from idaa_lightly.bench.run.loggers import logger_names
+from idaa_lightly.bench.run.trainer import compiler_missing, on_cpu, resolved_precision
 from idaa_lightly.data import IMAGENET, IN_MEMORY, MEMORY, DataSet, load_data
 from idaa_lightly.errors import UsageError
 from idaa_lightly.libraries import features_of_a_batch
@@ -44,7 +44,7 @@ class Parts:
     Attributes:
         config: Resolved configuration.
         epochs: Epochs to train.
-        batch_size: Images per training step, over all devices.
+        batch_size: Images per batch, over all devices.
         data: Data set to train on.
         labelled: Data set to evaluate on. None if there are no labels.
         trait: Property of the backbone that its name does not tell, such as "the CIFAR stem". May be empty.
@@ -73,6 +73,16 @@ class Parts:
     def view_size(self) -> int:
         """Height and width of a training view, in pixels."""
         return self.config.view_size or self.data.image_size
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps per epoch. Batches that do not fill a step are left out."""
+        return len(self.views) // self.batch_size // self.config.accumulate
+
+    @property
+    def images_per_step(self) -> int:
+        """Images per optimiser step, over all devices."""
+        return self.batch_size * self.config.accumulate
 
     def loader(self, batch_size: int, *, ranks: int = 1, rank: int = 0) -> DataLoader[Any]:
         """Return a shuffling data loader of (views, labels), or of (pixels, labels) if the device makes the views.
@@ -103,10 +113,14 @@ def resolve(config: RunConfig) -> RunConfig:
     """
     check({item.name: getattr(config, item.name) for item in fields(config)})
     method, augmentation = load("method", config.method), load("augmentation", config.aug)
+    logger_names(config.logger)
     if reason := augmentation.refuses(method):
         raise UsageError(f"{config.aug!r} does not go with {config.method!r}: {reason}")
     if config.compile and not augmentation.compiles:
         raise UsageError(f"{config.aug!r} does not work with torch.compile: leave --compile out")
+    if config.compile and compiler_missing():
+        log.info("Note: there is no C++ compiler, so --compile is left out.")
+        config = replace(config, compile=False)
     digits = DIGITS if config.data == "digits" else {"aug": {}}
     given = {kind: dict(config.set.get(kind, {})) for kind in SCOPES}
     name_of_backbone = config.backbone or digits.get("backbone", "resnet18")
@@ -123,7 +137,8 @@ def resolve(config: RunConfig) -> RunConfig:
         backbone=name_of_backbone,
         epochs=config.epochs or digits.get("epochs", method.epochs),
         batch_size=config.batch_size or digits.get("batch_size", method.batch_size),
-        workers=(0 if _on_cpu(config) else min(12, os.cpu_count() or 1)) if config.workers is None else config.workers,
+        workers=(0 if on_cpu(config) else min(12, os.cpu_count() or 1)) if config.workers is None else config.workers,
+        precision=resolved_precision(config),
         lr=None,
         vae=None,
         set={
@@ -215,10 +230,6 @@ def _require_all_sizes(config: RunConfig, backbone: nn.Module, sizes: list[int])
             ) from error
 
 
-def _on_cpu(config: RunConfig) -> bool:
-    return config.accelerator == "cpu" or not torch.cuda.is_available()
-
-
 def choose_views(config: RunConfig, data: DataSet, transform: Any) -> tuple[DeviceViews | None, str]:
     """Decide between views on the device and views from the data loader.
 
@@ -249,32 +260,6 @@ def choose_views(config: RunConfig, data: DataSet, transform: Any) -> tuple[Devi
             raise UsageError(f"{error}, by --views loader") from error
         return None, str(error)
     return made, "as asked for" if config.views == "device" else "the default with images in memory"
-
-
-def make_trainer(config: RunConfig, **options: Any) -> pl.Trainer:
-    """Return Lightning's Trainer on the devices of a configuration.
-
-    Args:
-        config: Configuration with accelerator, devices, strategy and precision.
-        options: Further arguments of the Trainer.
-
-    Raises:
-        UsageError: The devices do not exist, or do not go with the strategy or the precision.
-    """
-    try:
-        return pl.Trainer(
-            accelerator=config.accelerator,
-            devices=int(config.devices) if config.devices.isdigit() else config.devices,
-            strategy=config.strategy,
-            precision=config.precision,
-            enable_model_summary=False,
-            **options,
-        )
-    except (ValueError, TypeError, ImportError, RuntimeError, MisconfigurationException) as error:
-        raise UsageError(
-            f"accelerator {config.accelerator}, devices {config.devices}, strategy {config.strategy} and precision "
-            f"{config.precision} do not work here: {error}"
-        ) from error
 
 
 def read_data(config: RunConfig, *, quiet: bool = False) -> DataSet:

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
-import signal
-import sys
-import threading
 import time
 import warnings
 from dataclasses import dataclass, replace
@@ -16,12 +12,13 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint, Timer, TQDMProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint, Timer
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from idaa_lightly.batchnorm import strip_dual_batchnorm
 from idaa_lightly.bench.config import RunConfig
+from idaa_lightly.bench.ranks import is_first_process
 from idaa_lightly.bench.record import SCHEMA, environment, open_folder, write_json
 from idaa_lightly.bench.run.checkpoint import LAST, CheckpointFiles, last_checkpoint
 from idaa_lightly.bench.run.cost import estimate, flops_per_image, in_words
@@ -29,22 +26,17 @@ from idaa_lightly.bench.run.evaluation import evaluator, protocol
 from idaa_lightly.bench.run.figures import save_curves, save_views
 from idaa_lightly.bench.run.fitting import fit, fit_context
 from idaa_lightly.bench.run.health import warnings_of
-from idaa_lightly.bench.run.setup import (
-    Parts,
-    make_augmentation,
-    make_parts,
-    make_trainer,
-    read_data,
-    read_labelled,
-    resolve,
-)
+from idaa_lightly.bench.run.loggers import MetricsCSV, begin, finish, make_loggers
+from idaa_lightly.bench.run.pace import Progression
+from idaa_lightly.bench.run.setup import Parts, make_augmentation, make_parts, read_data, read_labelled, resolve
+from idaa_lightly.bench.run.trainer import KeepHandler, choices, make_trainer, quiet_lightning
 from idaa_lightly.bench.schema import Record
 from idaa_lightly.data import DataSet
 from idaa_lightly.errors import UsageError
 from idaa_lightly.evaluation.search import backend
 from idaa_lightly.files import atomic_write, claim, save_tensors
 from idaa_lightly.loading import require_trainable
-from idaa_lightly.training import LOG_EVERY, Evaluation, MetricsCSV, SelfSupervised
+from idaa_lightly.training import LOG_EVERY, Evaluation, SelfSupervised
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +65,10 @@ def run(config: RunConfig, out: Path, *, resume: bool = False) -> Record | None:
     config = resolve(config)
     augmentation = make_augmentation(config)  # so that a bad option is reported before any data is read
     data = read_data(config)
-    require_trainable(data, config.batch_size or 1)
+    require_trainable(data, (config.batch_size or 1) * config.accumulate)
     config = replace(config, image_size=data.image_size)
     parts = make_parts(config, augmentation, data, read_labelled(config, data))
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0:  # The first process has already checked the directory.
+    if not is_first_process():  # The first process has already checked the directory.
         return None if (out / "record.json").exists() else _run(parts, out, start)
     open_folder(out, config, resume=resume)  # Checked before locking, so that a refusal leaves no lock file behind.
     with claim(out):
@@ -89,20 +81,19 @@ def run(config: RunConfig, out: Path, *, resume: bool = False) -> Record | None:
 
 @dataclass
 class _Training:
-    """Module to train, with its trainer, callbacks, steps per epoch and operations per image."""
+    """Module to train, with its trainer, callbacks and operations per image."""
 
     module: SelfSupervised
     trainer: pl.Trainer
     evaluation: Evaluation
     timer: Timer
-    steps: int
     flops: int
 
 
 def _run(parts: Parts, out: Path, start: tuple[float, float]) -> Record | None:
     resumed = last_checkpoint(out)
     with warnings.catch_warnings():
-        _quiet_lightning()
+        quiet_lightning()
         training = _fitted(parts, out, resumed)
         _train(parts, training, out, resumed=bool(resumed))
     rows = _export(parts, training, out)  # All processes take part, because the loss may gather over them.
@@ -112,6 +103,7 @@ def _run(parts: Parts, out: Path, start: tuple[float, float]) -> Record | None:
     save_views(out / "views.png", rows, parts.data.normalize)
     record = _record(parts, training, resumed.get("epoch"), start)
     write_json(out / "record.json", record)
+    finish(training.trainer.loggers, parts.config, out, record, training.trainer.global_step)
     for warning in record.get("warnings", []):
         log.info(f"Warning: {warning}.")
     return record
@@ -119,24 +111,26 @@ def _run(parts: Parts, out: Path, start: tuple[float, float]) -> Record | None:
 
 def _fitted(parts: Parts, out: Path, resumed: dict[str, Any]) -> _Training:
     """Log what will be run, fit the augmentation and set up the training."""
-    config, steps = parts.config, len(parts.views) // parts.batch_size
+    config = parts.config
     evaluation, timer = Evaluation(evaluator(parts), parts.epochs), Timer()
-    trainer = _trainer(config, out, [evaluation, timer], steps, resumed.get("global_step", 0))
+    trainer = _trainer(parts, out, evaluation, timer, resumed.get("global_step", 0))
     device, ranks = trainer.strategy.root_device, trainer.world_size
     if parts.batch_size % ranks:
         raise UsageError(f"batch_size is {parts.batch_size}, but {ranks} devices need a multiple of {ranks}")
     context = fit_context(parts, device)
+    log.info(choices(config, trainer))
     _announce(parts, out, in_words(sum(estimate(parts, context))), resumed.get("epoch"))
     fit(parts.augmentation, context, config.precision)
     module = SelfSupervised(
         parts.method,
         parts.augmentation,
         epochs=parts.epochs,
-        steps_per_epoch=steps,
+        steps_per_epoch=parts.steps,
+        accumulate=config.accumulate,
         seed=config.seed,
         device_views=parts.device_views,
     )
-    return _Training(module, trainer, evaluation, timer, steps, flops_per_image(parts, module, device))
+    return _Training(module, trainer, evaluation, timer, flops_per_image(parts, module, device))
 
 
 def _train(parts: Parts, training: _Training, out: Path, *, resumed: bool) -> None:
@@ -148,6 +142,7 @@ def _train(parts: Parts, training: _Training, out: Path, *, resumed: bool) -> No
     if trainer.is_global_zero:  # Written only now, so that a refused command leaves the directory unused.
         with atomic_write(out / "config.toml") as temporary:
             temporary.write_text(config.to_toml())
+    begin(trainer.loggers, config, out)
     checkpoint = out / "checkpoints" / LAST if resumed else None
     try:
         trainer.fit(training.module, loader, ckpt_path=checkpoint, weights_only=True)
@@ -177,7 +172,7 @@ def _record(parts: Parts, training: _Training, resumed_at: int | None, start: tu
         "evaluation": protocol(parts),
         "time": {
             "train_s": round(train_s, 2),
-            "images_per_s": round(parts.epochs * training.steps * parts.batch_size / train_s, 1),
+            "images_per_s": round(parts.epochs * parts.steps * parts.images_per_step / train_s, 1),
             "flops_per_image": training.flops,
             "fit_flops": sum(part.get("flops", 0) for part in fitted.values()),
             "wall_s": round(time.perf_counter() - start[0], 2),
@@ -204,8 +199,8 @@ def _announce(parts: Parts, out: Path, duration: str, resumed_at: int | None) ->
     trait = f" with {parts.trait}" * bool(parts.trait)
     log.info(
         f"{config.method} × {config.aug} on {config.data}: {_counted(data)}; "
-        f"{config.backbone}{trait}; {parts.epochs} epochs of {len(parts.views) // parts.batch_size} steps, "
-        f"{parts.batch_size} images each; {_evaluated(parts)}."
+        f"{config.backbone}{trait}; {parts.epochs} epochs of {parts.steps} steps, "
+        f"{parts.images_per_step} images each; {_evaluated(parts)}."
     )
     by = "the device, in batches" if parts.device_views else "the loader, image by image"
     log.info(f"Views by {by} ({parts.views_reason}).")
@@ -234,41 +229,22 @@ def _evaluated(parts: Parts) -> str:
     return f"{where}kNN by {backend(len(parts.labelled.test) * parts.method.num_features)}"
 
 
-def _trainer(config: RunConfig, out: Path, callbacks: list[pl.Callback], steps: int, resumed_at: int) -> pl.Trainer:
+def _trainer(parts: Parts, out: Path, evaluation: Evaluation, timer: Timer, resumed_at: int) -> pl.Trainer:
+    config = parts.config
     saving = ModelCheckpoint(out / "checkpoints", filename="last", enable_version_counter=False)
-    bar = sys.stderr.isatty()
+    progression = Progression(parts.images_per_step, parts.epochs, parts.steps, evaluation)
     return make_trainer(
         config,
-        max_epochs=config.epochs,
-        logger=MetricsCSV(out / "metrics.csv", resumed_at),
-        callbacks=[_KeepHandler(), *callbacks, saving, *([TQDMProgressBar(refresh_rate=LOG_EVERY)] if bar else [])],
-        enable_progress_bar=bar,
-        log_every_n_steps=min(LOG_EVERY, steps),
+        max_epochs=parts.epochs,
+        limit_train_batches=parts.steps * config.accumulate,
+        accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=config.clip,
+        logger=make_loggers(config, out, resumed_at),
+        callbacks=[KeepHandler(), progression, evaluation, timer, saving],
+        enable_progress_bar=False,
+        log_every_n_steps=min(LOG_EVERY, parts.steps),
         plugins=[CheckpointFiles()],
     )
-
-
-class _KeepHandler(pl.Callback):
-    """Callback that undoes Lightning's handler of SIGTERM if the process has its own, as the command line has.
-
-    Lightning's waits for a broadcast inside the handler, which never comes while another process waits in a gradient
-    reduction. Without it, the process ends as after Ctrl-C.
-    """
-
-    def __init__(self) -> None:
-        self.handler = signal.getsignal(signal.SIGTERM)
-
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Restore the handler, which Lightning has replaced by now."""
-        if callable(self.handler) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self.handler)
-
-
-def _quiet_lightning() -> None:
-    """Silence Lightning's hints that do not concern our users, such as those on workers and checkpoint directories."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for text in ("does not have many workers", "Checkpoint directory .* exists", "The dirpath has changed", "LeafSpec"):
-        warnings.filterwarnings("ignore", message=f".*{text}")
 
 
 def _view_rows(parts: Parts, module: SelfSupervised) -> dict[str, Tensor]:

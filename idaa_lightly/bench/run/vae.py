@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.run.fitting import fit, fit_context
-from idaa_lightly.bench.run.setup import make_augmentation, make_parts, make_trainer, read_data, resolve
+from idaa_lightly.bench.run.setup import make_augmentation, make_parts, read_data, resolve
+from idaa_lightly.bench.run.trainer import make_trainer
 
 log = logging.getLogger(__name__)
 
