@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 from records import a_record
@@ -277,3 +278,23 @@ def test_nothing_there() -> None:
     (folder / "record.json").write_text('{"schema": 1}')
     with pytest.raises(FileFormatError, match=r"record.json is damaged: config: Field required"):
         compare([Path("runs")])
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_narrow_terminal_cuts_no_figure(width: int) -> None:
+    for seed in (0, 1):
+        write(f"none-{seed}", seed=seed, knn=0.5 + 0.01 * seed)
+        write(f"clae-{seed}", seed=seed, aug="clae", knn=0.525 + 0.005 * seed, options={"eps": 0.1 + 0.2})
+    terminal = CliRunner(env={"TTY_COMPATIBLE": "1", "COLUMNS": str(width), "NO_COLOR": "1"})
+    output = click.unstyle(terminal.invoke(main, ["compare", "runs"]).output)
+    table = [line for line in output.splitlines() if line[:1] in "┏┃┡│└"]
+    assert max(map(len, table)) <= width
+    assert "…" not in output
+    figures = ["50.50 ± 0.71", "52.75 ± 0.35", "60.50 ± 0.71", "62.75 ± 0.35", "+2.25 [-0.93, +5.43]"]
+    assert all(any(f" {figure} " in line for line in table) for figure in figures)
+    assert "All groups: method simclr, seeds 2, not shown at this width: images/s; " in output
+
+
+def test_a_pipe_gets_markdown_at_full_width() -> None:
+    write("none")
+    assert bench("runs").splitlines()[0].startswith("| method | aug | seeds | kNN, % | kNN on the projection, % |")

@@ -20,7 +20,7 @@ ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex"}
     "form",
     type=click.Choice(list(ENDINGS.values())),
     help="Format of the table, for a README, a spreadsheet or a paper. Default: the suffix of --out decides; without "
-    "--out, a table for the terminal.",
+    "--out, a table that fits the terminal, or Markdown if the output is piped.",
 )
 @click.option(
     "--against", default="none", show_default=True, help="Augmentation of the baseline, such as none or random."
@@ -51,7 +51,8 @@ def compare(runs: tuple[Path, ...], form: str | None, against: str, plot: Path |
       idaa-bench compare runs --against random --plot forest.svg
       idaa-bench compare runs/eps runs/none --format latex --out table.tex
     """
-    form = form or (ENDINGS.get(out.suffix) if out else "terminal")
+    shown = "terminal" if console().is_terminal else "markdown"
+    form = form or (ENDINGS.get(out.suffix) if out else shown)
     if form is None:
         raise UsageError(f"--out is {out}, but expected a name that ends in {', '.join(ENDINGS)}; or add --format")
     from idaa_lightly.bench.compare import text as tables
@@ -68,12 +69,17 @@ def compare(runs: tuple[Path, ...], form: str | None, against: str, plot: Path |
             raise UsageError(f"--plot has nothing to draw: no run shares its seed and options with one of {against!r}")
         save_forest(contrasts, plot)
     if form == "terminal":
-        header, rows = tables.cells(comparison)
-        table = Table(*header)
-        for row in rows:
-            table.add_row(*row)
-        console().print(table)
-        for line in (f"All groups: {comparison.shared}.", *comparison.notes):
+        terminal = console()
+        parts, facts = tables.fit(comparison, terminal.width)
+        for part in parts:
+            table = Table()
+            for column in part:
+                width = tables.least_width(column, comparison.rows) if column.number else None
+                table.add_column(column.title, width=width, overflow="fold")
+            for row in comparison.rows:
+                table.add_row(*(column.text(row) for column in part))
+            terminal.print(table)
+        for line in (f"All groups: {', '.join([*facts, comparison.shared])}.", *comparison.notes):
             click.echo(line)
         return
     text = {"markdown": tables.to_markdown, "csv": tables.to_csv, "latex": tables.to_latex}[form](comparison)

@@ -25,6 +25,11 @@ LATEX = str.maketrans({
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "Δ": r"$\Delta$",
     "−": "$-$", "–": "--", "<": "$<$", ">": "$>$",
 })  # fmt: skip
+DISPENSABLE = (
+    "images_per_s", "alignment", "uniformity", "embedding_spread", "knn_projection", "time_relative", "train_s",
+    "flops", "knn_at_budget", "flops_relative",
+)  # fmt: skip
+"""Keys of columns that a narrow terminal leaves out, in this order."""
 Row = dict[str, Any]
 
 
@@ -49,12 +54,12 @@ class Column:
 
 def columns(comparison: Comparison) -> list[Column]:
     """Return the columns that are not empty in all rows. Figures without labels are shown if a row has no accuracy."""
-    first, against = comparison.rows[0], comparison.against
+    against = comparison.against
     to = "" if against == BASELINE else f" to {against}"
     budgets = {row["budget_flops"] for row in comparison.rows}
     budget = next(iter(budgets)) if len(budgets) == 1 else None
     at = f"at {quantity(budget)}" if len(budgets) == 1 else "at equal FLOPs"
-    names = list(first)[: list(first).index("seeds") + 1]
+    names = _names(comparison)
     every = [
         *(Column(name, name, partial(_word, name), name * (name == "seeds")) for name in names),
         *(
@@ -75,6 +80,51 @@ def columns(comparison: Comparison) -> list[Column]:
         Column("knn_at_budget", f"kNN {at}, %", lambda row: _at_budget(row, budget), "knn_at_budget_mean"),
     ]
     return [column for column in every if any(column.text(row) for row in comparison.rows)]
+
+
+def fit(comparison: Comparison, width: int) -> tuple[list[list[Column]], list[str]]:
+    """Choose the columns of tables that are at most so wide. A cell with a figure is never wrapped or cut.
+
+    Words that all rows share are left out. If the rest is too wide, columns are dropped in the order of `DISPENSABLE`.
+    If that does not suffice, the figures are spread over several tables, each with the words that identify its rows.
+
+    Args:
+        comparison: Comparison to show.
+        width: Characters in a line.
+
+    Returns:
+        The columns of each table, and facts for its caption: words that are shared, and titles that were dropped.
+    """
+    shown, rows = columns(comparison), comparison.rows
+    words = [column for column in shown if column.key in _names(comparison)]
+    shared = [column for column in words[1:] if len(rows) > 1 and len({column.text(row) for row in rows}) == 1]
+    if len(rows) > 1 and len({words[0].text(row) for row in rows}) == 1 and len(words) > len(shared) + 1:
+        shared.insert(0, words[0])
+    facts = [f"{column.title} {column.text(rows[0])}" for column in shared]
+    words = [column for column in words if column not in shared]
+    figures = [column for column in shown if column not in shared and column not in words]
+    dropped = []
+    for key in DISPENSABLE:
+        if _width(words + figures, rows) > width and (found := [c for c in figures if c.key == key]):
+            figures.remove(found[0])
+            dropped.append(found[0].title)
+    tables = [words]
+    for column in figures:
+        if len(tables[-1]) > len(words) and _width([*tables[-1], column], rows) > width:
+            tables.append(words)
+        tables[-1] = [*tables[-1], column]
+    return tables, facts + ([f"not shown at this width: {'; '.join(dropped)}"] if dropped else [])
+
+
+def least_width(column: Column, rows: list[Row]) -> int:
+    """Return the width of a column in which its title and words wrap at spaces, and its figures do not wrap."""
+    texts = [column.title.split(), *([cell] if column.number else cell.split() for cell in map(column.text, rows))]
+    return max(len(part) for text in texts for part in text)
+
+
+def _width(shown: list[Column], rows: list[Row]) -> int:
+    """Return the least width of a table with these columns, with its lines."""
+    return sum(least_width(column, rows) for column in shown) + 3 * len(shown) + 1
 
 
 def difference_column(measure: Measure, to: str = "") -> Column:
@@ -118,6 +168,12 @@ def to_csv(comparison: Comparison) -> str:
     writer.writeheader()
     writer.writerows(comparison.rows)
     return text.getvalue()
+
+
+def _names(comparison: Comparison) -> list[str]:
+    """Return the keys of the columns that identify a row."""
+    keys = list(comparison.rows[0])
+    return keys[: keys.index("seeds") + 1]
 
 
 def _word(name: str, row: Row) -> str:
