@@ -148,5 +148,5 @@ def test_the_report_draws_the_figures(runs: Path) -> None:
 
 def test_a_collapse_without_labels_is_warned_of() -> None:
     history = [{"epoch": 0, "embedding_spread": 0.9}, {"epoch": 9, "embedding_spread": 0.02}]
-    (warning,) = warnings_of(history, [])
+    (warning,) = warnings_of(history, [], {})
     assert warning.startswith("the embeddings have collapsed: their standard deviation is 0.02 of 1/sqrt(D)")
