@@ -163,16 +163,16 @@ def gradient(value: Value, delta: Tensor) -> Tensor:
     """Return the gradient of `value` at `delta`, without computing or changing the gradient of any parameter.
 
     Args:
-        value: Function that maps a perturbation to a scalar.
+        value: Function that maps a perturbation to a scalar, or to a tensor with one element.
         delta: Perturbation, (N, ...).
 
     Raises:
-        UsageError: `value` does not return a scalar with a gradient.
+        UsageError: `value` does not return one number with a gradient.
     """
     with torch.enable_grad():
         delta = delta.detach().requires_grad_()
         scalar = value(delta)
-        if scalar.ndim != 0 or not scalar.requires_grad:
+        if scalar.numel() != 1 or not scalar.requires_grad:
             raise UsageError(
                 f"the objective returned a tensor of shape {tuple(scalar.shape)} "
                 f"{'with' if scalar.requires_grad else 'without'} a gradient, but an attack needs a scalar that "

@@ -10,10 +10,12 @@ nothing would ever read them.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -21,6 +23,8 @@ from idaa_lightly.errors import ModelError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+log = logging.getLogger(__name__)
 
 
 class DualBatchNorm(nn.Module):
@@ -159,6 +163,52 @@ def require_dual_batchnorm(module: nn.Module) -> None:
                 "would disturb its running statistics: call idaa_lightly.dual_batchnorm(model) before the optimiser "
                 "is made."
             )
+
+
+class TrainingWatch:
+    """Warns once if the optimiser trains the clean branches but not the adversarial ones.
+
+    After 5 steps, the branches are compared with those of the first step. The comparison is repeated after twice as
+    many steps until one of them has changed. Other steps read no values, so they do not wait for the device.
+    """
+
+    def __init__(self) -> None:
+        self.steps, self.check_at = 0, 5
+        self.start: list[tuple[Tensor, Tensor]] = []  # clean and adversarial; empty after the last comparison
+
+    def step(self, network: nn.Module) -> None:
+        """Count a training step, before its forward pass.
+
+        Args:
+            network: Module that `dual_batchnorm` has converted.
+        """
+        if self.steps == 0:
+            self.start = [(clean.clone(), adversarial.clone()) for clean, adversarial in _branches(network)]
+        elif self.start and self.steps == self.check_at:
+            self.check_at *= 2
+            moved = [
+                [not torch.equal(before, now.to(before.device)) for before, now in zip(old, new, strict=True)]
+                for old, new in zip(self.start, _branches(network), strict=False)
+            ]
+            clean, adversarial = (any(branch) for branch in zip(*moved, strict=True))
+            if clean and not adversarial:
+                log.warning(
+                    f"Warning: the adversarial branches of the BatchNorms have not changed in {self.steps} steps, but "
+                    "the clean ones have: call dual_batchnorm(model) before the optimiser is made, or add them to it "
+                    'by optimizer.add_param_group({"params": list(adversarial_parameters(model))}).'
+                )
+            if clean or adversarial:
+                self.start = []
+        self.steps += 1
+
+
+def _branches(network: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the trainable parameters of the clean branches, each with its adversarial counterpart."""
+    for dual in network.modules():
+        if isinstance(dual, DualBatchNorm):
+            for clean, adversarial in zip(dual.clean.parameters(), dual.adversarial.parameters(), strict=True):
+                if clean.requires_grad:
+                    yield clean.detach(), adversarial.detach()
 
 
 def _replace(module: nn.Module, kind: type[nn.Module], make: Callable[[Any], nn.Module]) -> nn.Module:

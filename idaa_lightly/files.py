@@ -82,8 +82,8 @@ def atomic_write(path: str | Path, *, previous: Path | None = None) -> Iterator[
             _sync(target.parent)
     except OSError as error:
         raise RunFolderError(
-            f"{path} cannot be written ({error.strerror or error}): make room or choose another path, then repeat the "
-            "command, with --resume for a run that has begun"
+            f"{path} cannot be written ({error.strerror or error}): make room or choose another path, then try again "
+            "(a run that has begun can be resumed)"
         ) from error
     finally:
         with suppress(OSError):
@@ -157,9 +157,13 @@ def claim(folder: Path, timeout: float = 5.0) -> Iterator[None]:
         place.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=timeout)
     except Timeout as error:
-        raise BusyError(f"{folder} is being run by another process: wait for it, or choose another --out") from error
+        raise BusyError(
+            f"{folder} is being run by another process: wait for it, or choose another output directory"
+        ) from error
     except OSError as error:
-        raise RunFolderError(f"{lock.lock_file} cannot be written ({error}): choose another --out") from error
+        raise RunFolderError(
+            f"{lock.lock_file} cannot be written ({error}): choose another output directory"
+        ) from error
     try:
         yield
     finally:

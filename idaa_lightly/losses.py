@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from idaa_lightly.batchnorm import adversarial_batchnorm, require_dual_batchnorm
+from idaa_lightly.batchnorm import TrainingWatch, adversarial_batchnorm, require_dual_batchnorm
 from idaa_lightly.isolation import module_of, preserved_buffers
 from idaa_lightly.outputs import detached
 
@@ -39,6 +39,15 @@ class AdversarialOutput(NamedTuple):
     views: Tensor
     outputs: tuple[Any, Any, Any]
 
+    def __getattr__(self, name: str) -> Any:
+        """Explain a missing attribute of a tensor, such as `backward`.
+
+        Raises:
+            AttributeError: Always.
+        """
+        hint = f": use `.total.{name}`, since the output holds several losses" if hasattr(Tensor, name) else ""
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}")
+
 
 class AdversarialLoss(nn.Module):
     """Clean self-supervised loss plus a weighted loss on adversarial views.
@@ -48,7 +57,8 @@ class AdversarialLoss(nn.Module):
 
     Args:
         criterion: Pair loss with Lightly's signature, `forward(out0, out1) -> scalar`, or a function of one output per
-            view. An output is whatever the model returns: a tensor, or a tuple, list or dict of tensors.
+            view. An output is whatever the model returns: a tensor, or a tuple, list or dict of tensors. A tensor with
+            one element counts as a scalar.
         generator: View generator such as `IDAA(vae)`, called as `generator(images, objective)`. If its attribute
             `starts_at_input` is True, it must evaluate the objective at `images` first.
         weight: Weight of the adversarial term, α in the paper.
@@ -59,6 +69,7 @@ class AdversarialLoss(nn.Module):
     def __init__(self, criterion: Callable[..., Tensor], generator: Callable[..., Tensor], weight: float = 1.0) -> None:
         super().__init__()
         self.criterion, self.generator, self.weight = criterion, generator, weight
+        self.watch = TrainingWatch()
 
     def forward(self, model: Callable[[Tensor], Any], x0: Tensor, x1: Tensor, *others: Tensor) -> AdversarialOutput:
         """Compute both terms. The adversarial view is made from `x0` and replaces `x1` in the adversarial term.
@@ -73,16 +84,27 @@ class AdversarialLoss(nn.Module):
         Raises:
             ModelError: The model has a BatchNorm that `dual_batchnorm` has not converted.
         """
-        self._require(module_of(model))
+        self._check(module_of(model))
         anchor, positive, *rest = [model(x) for x in (x0, x1, *others)]
         return self._terms(model, anchor, positive, rest, self._attack(model, x0, detached(rest)))
+
+    def _check(self, network: nn.Module) -> None:
+        """Check that adversarial branches exist, and warn once if they are not trained."""
+        self._require(network)
+        if self.weight and torch.is_grad_enabled():
+            self.watch.step(network)
+
+    def _loss(self, *outputs: Any) -> Tensor:
+        """Return the criterion as a scalar. Some of Lightly's losses, such as SwaVLoss, have the shape (1,)."""
+        loss = self.criterion(*outputs)
+        return loss.squeeze() if loss.numel() == 1 else loss
 
     def _terms(self, model: Any, anchor: Any, positive: Any, rest: list[Any], views: Tensor) -> AdversarialOutput:
         with self._adversarial(model):
             output = model(views)
-            adversarial = self.criterion(anchor, output, *rest)
+            adversarial = self._loss(anchor, output, *rest)
         # The clean term comes last because it updates queues and centres. The adversarial term reads their old values.
-        clean = self.criterion(anchor, positive, *rest)
+        clean = self._loss(anchor, positive, *rest)
         total = clean + self.weight * adversarial
         return AdversarialOutput(total, *detached((clean, adversarial, views, (anchor, positive, output))))
 
@@ -102,7 +124,7 @@ class AdversarialLoss(nn.Module):
             elif anchor is None:
                 with torch.no_grad():
                     anchor = model(x0)
-            return self.criterion(anchor, output, *rest)
+            return self._loss(anchor, output, *rest)
 
         with self._adversarial(model), torch.random.fork_rng([x0.device] if x0.is_cuda else []):
             return self.generator(x0, objective)

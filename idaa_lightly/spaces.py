@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from os import PathLike
 from typing import Annotated, Protocol
 
 import torch
 from annotated_types import Interval
 from torch import Tensor, nn
 
-from idaa_lightly.errors import require_extra
+from idaa_lightly.errors import UsageError, require_extra
 from idaa_lightly.options import Fraction, checked
+from idaa_lightly.vae import VAE
 
 Render = Callable[[Tensor], Tensor]
 Degrees = Annotated[float, Interval(ge=0, le=180)]
@@ -69,11 +71,23 @@ class LatentSpace:
     Source: IDAA, Yang et al., ICML 2022, Sec. 3.3.
 
     Args:
-        vae: VAE with the methods of `Autoencoder`. An nn.Module is moved to the device of the images on each call.
+        vae: VAE with the methods of `Autoencoder`, or a file that `VAE.save` wrote. An nn.Module is moved to the device
+            of the images on each call.
         decompose: Add R(x). False gives the paper's ablation, x' = D(z + δ).
+
+    Raises:
+        FileFormatError: The file is missing or is not a VAE.
+        UsageError: `vae` is neither an autoencoder nor a path.
     """
 
-    def __init__(self, vae: Autoencoder, *, decompose: bool = True) -> None:
+    def __init__(self, vae: Autoencoder | str | PathLike[str], *, decompose: bool = True) -> None:
+        if isinstance(vae, str | PathLike):
+            vae = VAE.load(vae)
+        if not all(callable(getattr(vae, name, None)) for name in ("encode", "decode")):
+            raise UsageError(
+                f"vae is a {type(vae).__name__}, but expected one with encode(x) and decode(z), such as VAE, or the "
+                "file of one"
+            )
         self.vae = vae.requires_grad_(False) if isinstance(vae, nn.Module) else vae
         self.starts_at_input = decompose
 

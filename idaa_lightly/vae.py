@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ class VAE(nn.Module):
         save_tensors({"idaa_lightly.VAE": self.config, "state": self.state_dict(), "fitted": self.fitted}, path)
 
     @classmethod
-    def load(cls, path: str | Path) -> VAE:
+    def load(cls, path: str | PathLike[str]) -> VAE:
         """Load a VAE from a file that `save` wrote. No code in the file is executed.
 
         Args:
@@ -146,7 +147,7 @@ class VAE(nn.Module):
         Raises:
             FileFormatError: The file is missing or is not a VAE.
         """
-        state = load_tensors(path, "a VAE written by VAE.save or `idaa-bench vae`")
+        state = load_tensors(Path(path), "a VAE written by VAE.save or `idaa-bench vae`")
         try:
             vae = cls(**state["idaa_lightly.VAE"])
             vae.load_state_dict(state["state"])

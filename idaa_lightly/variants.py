@@ -39,7 +39,7 @@ class ReusedGraphLoss(AdversarialLoss):
             ModelError: The model has a BatchNorm that `dual_batchnorm` has not converted.
             UsageError: The generator evaluates the objective twice, or does not start at the input.
         """
-        self._require(module_of(model))
+        self._check(module_of(model))
         rest = [model(x) for x in others]
         anchor: Any = None
 
@@ -53,7 +53,7 @@ class ReusedGraphLoss(AdversarialLoss):
             leaf = images.detach().requires_grad_()
             anchor = model(leaf.view_as(leaf))  # A view, because the FLOP counter's hooks reject leaf tensors.
             with preserved_buffers(module_of(self.criterion)):
-                loss = self.criterion(detached(anchor), anchor, *detached(rest))
+                loss = self._loss(detached(anchor), anchor, *detached(rest))
             (slope,) = torch.autograd.grad(loss, leaf, retain_graph=True)
             return (images * slope).sum()
 
@@ -73,8 +73,8 @@ class HalfBatchLoss(AdversarialLoss):
         first, second, others = (first_samples(part, len(views)) for part in (anchor, positive, rest))
         with self._adversarial(model):
             output = model(views)
-            adversarial = self.criterion(first, output, *others)
-        clean = self.criterion(anchor, positive, *rest)
+            adversarial = self._loss(first, output, *others)
+        clean = self._loss(anchor, positive, *rest)
         total = clean + self.weight * adversarial
         return AdversarialOutput(total, *detached((clean, adversarial, views, (first, second, output))))
 

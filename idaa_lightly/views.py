@@ -6,6 +6,7 @@ A generator receives images and an objective. It never sees the model, the crite
 from __future__ import annotations
 
 from collections.abc import Callable
+from os import PathLike
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,10 @@ class ViewGenerator(nn.Module):
     def __init__(self, space: Space, ascent: Ascent) -> None:
         super().__init__()
         self.space, self.ascent = space, ascent
+
+    def __repr__(self) -> str:
+        """Return the space and the search, with their settings."""
+        return f"{type(self).__name__}({_described(self.space)}, {_described(self.ascent)})"
 
     @property
     def starts_at_input(self) -> bool:
@@ -67,15 +72,31 @@ class ViewGenerator(nn.Module):
         return delta, render(start + delta)
 
 
-def IDAA(vae: Autoencoder, eps: float = 0.15) -> ViewGenerator:
+def _described(part: object) -> str:
+    """Return the class of a space, a search or a VAE, with its settings."""
+    config = getattr(part, "config", None)
+    settings = {
+        name: value
+        for name, value in (config if isinstance(config, dict) else vars(part)).items()
+        if isinstance(value, int | float | str | tuple) and name != "training"
+    }
+    inside = [_described(part.vae)] if hasattr(part, "vae") else []
+    return f"{type(part).__name__}({', '.join(inside + [f'{name}={value!r}' for name, value in settings.items()])})"
+
+
+def IDAA(vae: Autoencoder | str | PathLike[str], eps: float = 0.15) -> ViewGenerator:
     """Identity-disentangled adversarial augmentation: FGSM on the bottleneck of a VAE, plus the identity residual.
 
     Source: Yang et al., "Identity-Disentangled Adversarial Augmentation for Self-Supervised Learning", ICML 2022,
     Sec. 3.3. The paper takes one FGSM step and studies ε from 0.1 to 0.3. The default here is 0.15.
 
     Args:
-        vae: Autoencoder with `encode(x) -> (mean, log-variance)` and `decode(z)`.
+        vae: Autoencoder with `encode(x) -> (mean, log-variance)` and `decode(z)`, or a file that `VAE.save` wrote.
         eps: Radius of the L∞ ball, in bottleneck units. Must be >= 0.
+
+    Raises:
+        FileFormatError: The file is missing or is not a VAE.
+        UsageError: `vae` is neither an autoencoder nor a path.
     """
     return ViewGenerator(LatentSpace(vae), FGSM(eps))
 

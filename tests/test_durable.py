@@ -227,8 +227,8 @@ def test_a_full_disk_is_one_sentence_and_the_run_resumes() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert full.exit_code == 1
     assert full.stderr.endswith(
-        "run/checkpoints/last.ckpt cannot be written (File too large): make room or choose another path, then repeat "
-        "the command, with --resume for a run that has begun\n"
+        "run/checkpoints/last.ckpt cannot be written (File too large): make room or choose another path, then try "
+        "again (a run that has begun can be resumed)\n"
     )
     assert [path.name for path in Path("run/checkpoints").iterdir()] == ["last.ckpt"]
     assert "Resuming after epoch 1." in done("--out", "run", "--resume")

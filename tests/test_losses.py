@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from lightly.loss import NegativeCosineSimilarity, NTXentLoss, TiCoLoss
+from lightly.loss import NegativeCosineSimilarity, NTXentLoss, SwaVLoss, TiCoLoss
 from lightly.models.modules import SimCLRProjectionHead
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,12 +20,17 @@ from idaa_lightly import (
     PGD,
     VAE,
     AdversarialLoss,
+    DualBatchNorm,
+    HalfBatchLoss,
     LatentSpace,
     RandomDirection,
+    ReusedGraphLoss,
     ViewGenerator,
     adversarial_batchnorm,
+    adversarial_parameters,
     dual_batchnorm,
 )
+from idaa_lightly.errors import UsageError
 from idaa_lightly.spaces import PixelSpace
 
 
@@ -242,6 +247,62 @@ def test_many_views_and_outputs_of_any_kind() -> None:
     out.total.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     assert torch.equal((out.views != images()).any(), torch.tensor(True))
+
+
+@pytest.mark.parametrize("loss", [AdversarialLoss, ReusedGraphLoss, HalfBatchLoss])
+def test_a_loss_of_one_element_is_a_scalar(loss: type[AdversarialLoss]) -> None:
+    """SwaVLoss has the shape (1,)."""
+    criterion, model = SwaVLoss(), dual_batchnorm(small_model())
+    views = images(), images(seed=3), images(seed=4, size=8)
+    outputs = []
+    for reduced in (lambda loss: loss, lambda loss: loss[0]):
+        adversarial = loss(lambda a, b, *rest, r=reduced: r(criterion([a, b], list(rest))), CLAE())
+        outputs.append(adversarial(model, *views))
+        assert [part.shape for part in outputs[-1][:3]] == [()] * 3
+    torch.testing.assert_close(outputs[0].total, outputs[1].total, rtol=0, atol=0)
+    torch.testing.assert_close(outputs[0].views, outputs[1].views, rtol=0, atol=0)
+    assert (outputs[0].views != images()[: len(outputs[0].views)]).any()
+
+
+def test_a_loss_of_several_elements_is_refused() -> None:
+    criterion = AdversarialLoss(lambda a, b: (a - b).square().sum(1), CLAE())
+    with pytest.raises(UsageError, match=r"a tensor of shape \(8,\) with a gradient, but an attack needs a scalar"):
+        criterion(dual_batchnorm(small_model()), images(), images(seed=3))
+
+
+def test_total_that_is_forgotten() -> None:
+    loss = AdversarialLoss(NTXentLoss(), CLAE())(dual_batchnorm(small_model()), images(), images(seed=3))
+    with pytest.raises(AttributeError, match=r"^AdversarialOutput has no attribute 'backward': use `.total.backward`,"):
+        loss.backward()
+    with pytest.raises(AttributeError, match=r"^AdversarialOutput has no attribute 'loss'$"):
+        loss.loss  # noqa: B018
+
+
+WATCHED = "not changed in 5 steps, but the clean ones have: call dual_batchnorm(model) before the optimiser is made, or"
+
+
+@pytest.mark.parametrize(
+    ("order", "warned"), [("before", False), ("after", True), ("added", False), ("frozen", False), ("rarely", True)]
+)
+def test_adversarial_branches_that_are_not_trained(order: str, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+    model = small_model() if order != "before" else dual_batchnorm(small_model())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    dual_batchnorm(model)
+    if order == "added":
+        optimizer.add_param_group({"params": list(adversarial_parameters(model))})
+    if order == "frozen":
+        for part in model.modules():
+            if isinstance(part, DualBatchNorm):
+                part.requires_grad_(False)
+    criterion = AdversarialLoss(NTXentLoss(), CLAE())
+    for step in range(24):
+        criterion(model, images(), images(seed=3)).total.backward()
+        if order != "rarely" or step % 8 == 7:  # accumulated gradients
+            optimizer.step()
+            optimizer.zero_grad()
+    assert len(caplog.messages) == warned
+    text = WATCHED.replace("in 5", "in 10") if order == "rarely" else WATCHED
+    assert all(text in message for message in caplog.messages)
 
 
 def test_any_callable_without_batchnorm() -> None:

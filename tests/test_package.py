@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import re
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,21 @@ def test_public_names() -> None:
     assert idaa_lightly.__all__ == sorted(idaa_lightly.__all__)
     for name in idaa_lightly.__all__:
         assert inspect.getdoc(getattr(idaa_lightly, name)), name
+    assert idaa_lightly.__version__ == version("idaa-lightly")
+
+
+def test_messages_of_the_library_name_no_options_of_the_command_line() -> None:
+    """Only docstrings do. The modules are those of the public names and what they import."""
+    code = f"import sys, idaa_lightly; [getattr(idaa_lightly, name) for name in {idaa_lightly.__all__}]"
+    code += "; print(*[getattr(m, '__file__', '') for n, m in sys.modules.items() if n.startswith('idaa_lightly.')])"
+    paths = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert len(paths) > 20
+    for path in paths:
+        tree = ast.parse(Path(path).read_text())
+        docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+                assert not re.search(r"(^|\s)--[a-z]", node.value), f"{path}:{node.lineno}: {node.value}"
 
 
 @pytest.mark.slow

@@ -170,7 +170,7 @@ def test_a_folder_that_another_process_runs_in_is_refused() -> None:
     with claim(Path("run")):
         done = CliRunner().invoke(main, arguments)
     assert (done.exit_code, done.stderr) == (
-        75, "Error: run is being run by another process: wait for it, or choose another --out\n",
+        75, "Error: run is being run by another process: wait for it, or choose another output directory\n",
     )  # fmt: skip
     assert CliRunner().invoke(main, arguments).exit_code == 0
     assert [path.name for path in Path().iterdir()] == ["run"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from idaa_lightly import CLAE, FGSM, IDAA, PGD, VAE, LatentSpace, PixelSpace, RandomDirection, ViewGenerator
 from idaa_lightly.ascent import Ascent, Noise, Norm, lengths, project
-from idaa_lightly.errors import UsageError
+from idaa_lightly.errors import FileFormatError, UsageError
 
 X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -183,3 +184,26 @@ def test_extreme_gradients_stay_in_the_l2_ball(scale: float) -> None:
 def test_a_bad_step_size() -> None:
     with pytest.raises(UsageError, match="step_size is nan, but expected float, 0 or more"):
         PGD(0.1, steps=2, step_size=math.nan)
+
+
+def test_a_vae_is_also_a_file() -> None:
+    saved = vae()
+    saved.save("vae.pt")
+    expected = IDAA(saved.eval())(X, rising)
+    for path in ("vae.pt", Path("vae.pt")):
+        assert torch.equal(IDAA(path)(X, rising), expected)
+    with pytest.raises(FileFormatError, match=r"^other.pt does not exist; expected a VAE written by VAE.save"):
+        IDAA("other.pt")
+    for wrong in (nn.Identity(), None):
+        text = f"vae is a {type(wrong).__name__}, but expected one with encode\\(x\\) and decode\\(z\\)"
+        with pytest.raises(UsageError, match=text):
+            IDAA(wrong)  # type: ignore[arg-type]
+
+
+def test_generators_say_what_they_are() -> None:
+    latent = "LatentSpace(VAE(image_size=16, channels=3, bottleneck_dim=6, width=4), starts_at_input=True)"
+    assert repr(IDAA(vae())) == f"ViewGenerator({latent}, FGSM(eps=0.15, norm='linf'))"
+    assert repr(IDAA(vae()).control()) == f"ViewGenerator({latent}, RandomDirection(eps=0.15, norm='linf'))"
+    pgd = "PGD(eps=0.1, norm='l2', steps=2, step_size=0.05, random_start=False)"
+    text = repr(ViewGenerator(PixelSpace(), PGD(0.1, steps=2, step_size=0.05, norm="l2")))
+    assert text == f"ViewGenerator(PixelSpace(), {pgd})"
