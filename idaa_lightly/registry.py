@@ -1,16 +1,25 @@
-"""Registry of plugins, found by name through entry points. Listing them does not import them."""
+"""Registry of plugins, found by name through entry points or in files. Listing entry points does not import them."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import importlib.util
+import inspect
+import re
 import sys
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from idaa_lightly.errors import PluginError, suggestion
+from idaa_lightly.files import require_file
 
 Kind = Literal["method", "augmentation", "backbone"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+_files: dict[Path, tuple[str, dict[Kind, list[Entry]]]] = {}
+"""Hash and plugins of the files that `add_file` has imported."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +29,8 @@ class Entry:
     Attributes:
         name: Name of the plugin.
         target: Class of the plugin, as "module:attribute".
-        distribution: Name of the distribution that declares it, or "unknown".
-        version: Version of that distribution, or an empty string.
+        distribution: Name of the distribution that declares it, or of the file that holds it, or "unknown".
+        version: Version of that distribution, hash of that file, or an empty string.
     """
 
     name: str
@@ -31,13 +40,68 @@ class Entry:
 
 
 def entries(kind: Kind, name: str | None = None) -> list[Entry]:
-    """Return the entry points of all installed plugins of a kind, sorted by name.
+    """Return the entry points of all installed plugins of a kind, sorted by name, and the plugins of added files.
 
     Args:
         kind: Kind of the plugins.
         name: Restrict the result to plugins of this name. There are two if two distributions claim the name.
     """
-    return [entry for entry in _scanned(kind, tuple(sys.path)) if name in (None, entry.name)]
+    found = _scanned(kind, tuple(sys.path)) + [entry for _, made in _files.values() for entry in made[kind]]
+    return [entry for entry in found if name in (None, entry.name)]
+
+
+def add_file(path: Path) -> None:
+    """Import a Python file, and add the plugin classes that it defines.
+
+    The code of the file is executed, so the path must come from the user and never from a run directory. The name of a
+    plugin is its class name in lower case, with hyphens between words: `MyViews` becomes "my-views". Adding a file
+    twice has no effect.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileFormatError: The path is no regular file.
+        PluginError: The file is missing, cannot be imported, or defines no plugin class.
+    """
+    from idaa_lightly.plugin import Augmentation, Backbone, Method
+
+    path = path.resolve()
+    if path in _files:
+        return
+    require_file(path, "a Python file with plugins")
+    digest, module = "", f"idaa_lightly_file_{re.sub(r'[^0-9a-zA-Z]', '_', path.stem)}_{len(_files)}"
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        spec = importlib.util.spec_from_file_location(module, path)
+        if spec is None or spec.loader is None:
+            raise ImportError("its name does not end in .py")
+        sys.modules[module] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[module])
+    except (Exception, SystemExit) as error:  # The file may raise anything.
+        raise PluginError(f"the plugins of {path} cannot be imported: {type(error).__name__}: {error}") from error
+    bases: dict[Kind, type] = {"method": Method, "augmentation": Augmentation, "backbone": Backbone}
+    made: dict[Kind, list[Entry]] = {kind: [] for kind in KINDS}
+    for name, found in inspect.getmembers(sys.modules[module], inspect.isclass):
+        for kind, base in bases.items():
+            if found.__module__ == module and issubclass(found, base) and not inspect.isabstract(found):
+                made[kind].append(Entry(_hyphenated(name), f"{module}:{name}", path.name, digest[:9]))
+    if not any(made.values()):
+        wanted = ", ".join(base.__name__ for base in bases.values())
+        raise PluginError(
+            f"{path} defines no plugin, but expected a subclass of {wanted} from idaa_lightly.plugin with all its "
+            "abstract methods"
+        )
+    _files[path] = digest, made
+
+
+def added_files() -> dict[Path, str]:
+    """Return the SHA-256 of the files that `add_file` has added."""
+    return {path: digest for path, (digest, _) in _files.items()}
+
+
+def _hyphenated(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()
 
 
 @cache

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -227,3 +229,56 @@ def test_a_refused_pair_is_refused_in_a_sentence(install):
     done = CliRunner().invoke(main, ["run", "--method", "simclr", "--aug", "picky"])
     assert done.exit_code == 2
     assert done.output == "Error: 'picky' does not go with 'simclr': it wants batches of at least 512\n"
+
+
+@pytest.fixture
+def plugin_file(tmp_path, monkeypatch):
+    """Return the path of a file with an augmentation, and forget the files of other tests."""
+    monkeypatch.setattr(registry, "_files", {})
+    path = tmp_path / "my_views.py"
+    path.write_text(
+        "from idaa_lightly.plugin import Augmentation\n"
+        "from idaa_lightly_plugins.augmentations.clae import CLAE\n\n\n"
+        'class RGBNoise(CLAE):\n    """Noise."""\n'
+    )
+    return path
+
+
+def test_a_file_is_a_plugin(plugin_file):
+    before = names("augmentation")
+    result = CliRunner().invoke(main, ["plugins", "show", "rgb-noise", "--plugin", str(plugin_file)])
+    assert result.exit_code == 0, result.output
+    assert "augmentation rgb-noise: Noise." in result.output
+    assert [name for name in names("augmentation") if name not in before] == ["rgb-noise"], "CLAE is only imported"
+    registry.add_file(plugin_file)
+    assert names("augmentation").count("rgb-noise") == 1
+    assert list(registry.added_files().values()) == [hashlib.sha256(plugin_file.read_bytes()).hexdigest()]
+
+
+def test_a_run_records_the_hash_of_a_plugin_file_but_never_its_path(plugin_file):
+    options = ["--aug", "rgb-noise", "--limit-train", "64", "--backbone", "resnet9-w4", "--epochs", "1"]
+    options += ["--batch-size", "32", "--accelerator", "cpu", "--out", "run"]
+    refused = CliRunner().invoke(main, ["run", *options])
+    assert "no augmentation 'rgb-noise'" in refused.stderr
+    result = CliRunner().invoke(main, ["run", *options, "--plugin", str(plugin_file)])
+    assert result.exit_code == 0, result.output
+    record = json.loads(Path("run/record.json").read_text())
+    digest = hashlib.sha256(plugin_file.read_bytes()).hexdigest()
+    assert record["versions"]["plugin my_views.py"] == f"sha256 {digest}"
+    assert "my_views" not in Path("run/config.toml").read_text()
+    assert f"plugin files my_views.py {digest[:9]}" in CliRunner().invoke(main, ["compare", "run"]).output
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, "cannot be imported: FileNotFoundError"),
+        ("x = (", "cannot be imported: SyntaxError"),
+        ("raise SystemExit(3)", "cannot be imported: SystemExit: 3"),
+        ("from idaa_lightly.plugin import Augmentation", "my_views.py defines no plugin, but expected a subclass of"),
+    ],
+)
+def test_a_file_that_is_no_plugin(plugin_file, content, text):
+    plugin_file.unlink() if content is None else plugin_file.write_text(content)
+    result = CliRunner().invoke(main, ["plugins", "--plugin", str(plugin_file)])
+    assert (result.exit_code, text in " ".join(result.stderr.split())) == (2, True), result.stderr

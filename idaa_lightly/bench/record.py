@@ -17,6 +17,7 @@ from idaa_lightly.bench.config import RunConfig, check, read_toml
 from idaa_lightly.bench.schema import Record, read_json
 from idaa_lightly.errors import FileFormatError, RunFolderError, UsageError
 from idaa_lightly.files import atomic_write, clear_leftovers, is_temporary, require_file
+from idaa_lightly.registry import added_files
 
 SCHEMA = 3
 """Version of records and checkpoints. It is raised when random streams change, because a resumed run would differ."""
@@ -123,6 +124,7 @@ def environment(device: torch.device, count: int) -> dict[str, Any]:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
+    versions |= {f"plugin {path.name}": f"sha256 {digest}" for path, digest in added_files().items()}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return {
         "versions": versions,

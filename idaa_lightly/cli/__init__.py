@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -21,6 +22,7 @@ from idaa_lightly.cli.identity import identity
 from idaa_lightly.cli.knn import knn
 from idaa_lightly.cli.linear import linear
 from idaa_lightly.cli.plugins import plugins
+from idaa_lightly.cli.plugins import show as plugins_show
 from idaa_lightly.cli.report import report
 from idaa_lightly.cli.requeue import requeue
 from idaa_lightly.cli.run import run
@@ -30,6 +32,7 @@ from idaa_lightly.cli.terminal import machine_errors, messages_on
 from idaa_lightly.cli.transfer import transfer
 from idaa_lightly.cli.vae import vae
 from idaa_lightly.errors import IDAAError
+from idaa_lightly.registry import add_file
 
 
 class Terminated(KeyboardInterrupt):
@@ -147,6 +150,23 @@ def main() -> None:
     """
 
 
+def _add_files(ctx: click.Context, option: click.Parameter, paths: tuple[Path, ...]) -> None:
+    for path in paths:
+        add_file(path)
+
+
+PLUGIN = click.Option(
+    ["--plugin"],
+    multiple=True,
+    expose_value=False,
+    is_eager=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=_add_files,
+    metavar="FILE.py",
+    help="Python file whose plugin classes become names: the class MyViews is my-views. The code of the file is run, "
+    "so a run directory never names one. Can be repeated.",
+)
+
 for command in (
     table,
     run,
@@ -164,3 +184,5 @@ for command in (
     plugins,
 ):
     main.add_command(command)
+for command in {*main.commands.values(), plugins_show} - {compare, report}:
+    command.params.append(PLUGIN)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import click
 from rich.table import Table
 
@@ -11,7 +9,7 @@ from idaa_lightly import registry
 from idaa_lightly.cli.terminal import console
 from idaa_lightly.errors import UsageError, suggestion
 
-KINDS: tuple[registry.Kind, ...] = get_args(registry.Kind)
+KINDS = registry.KINDS
 
 
 @click.group(invoke_without_command=True)

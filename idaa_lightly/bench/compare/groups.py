@@ -33,6 +33,11 @@ MARKS: dict[str, Callable[[Record], str]] = {
     ),
     "epochs": lambda record: str(record["config"]["epochs"]),
     "commit": lambda record: _short(record["git_commit"]) or f"version {record['versions']['idaa-lightly']}",
+    "plugin files": lambda record: ", ".join(
+        f"{name.removeprefix('plugin ')} {text[-64:][:9]}"
+        for name, text in record["versions"].items()
+        if name.startswith("plugin ")
+    ),
     "device": lambda record: "{count} × {name}, {torch_threads} CPU threads".format(**record["device"]),
 }
 """Properties that make groups hard to compare if they differ."""
@@ -138,7 +143,7 @@ def read_groups(targets: Iterable[Path], *, by_commit: bool = True) -> tuple[lis
         record = read_record(folder)
         own = config_of(record)
         config, seed = replace(own.canonical(), seed=0), own.seed
-        commit = MARKS["commit"](record) if by_commit else ""
+        commit = MARKS["commit"](record) + MARKS["plugin files"](record) if by_commit else ""
         key = json.dumps(
             [config.to_dict(), MARKS["data"](record), record["data"]["fingerprint"], commit], sort_keys=True
         )
@@ -242,7 +247,7 @@ def compare(targets: Iterable[Path], *, by_commit: bool = True, against: str = B
         ]
         row |= _spread("knn_at_budget", at_budget)
         rows.append(row)
-    shared = [f"{name} {groups[0].mark(name)}" for name in MARKS if name not in differing]
+    shared = [f"{name} {mark}" for name in MARKS if name not in differing and (mark := groups[0].mark(name))]
     notes = [f"Warning: the groups differ in {name}: see its column." for name in differing]
     notes += [
         f"Warning: {group.folders[seed].name}: {warning}."
