@@ -17,6 +17,7 @@ from records import a_record
 from torch import Tensor, nn
 
 from idaa_lightly.backbones import create_backbone
+from idaa_lightly.bench.evaluate.state_dicts import Given
 from idaa_lightly.bench.evaluate.targets import load_backbone
 from idaa_lightly.cli import main
 
@@ -70,6 +71,53 @@ def test_features_of_a_foreign_checkpoint(folder: Path) -> None:
     assert accuracies("deep/features.npz") == accuracies("x.pth", *options)
 
 
+def arrays_of(path: str) -> dict[str, Any]:
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def test_an_exported_state_dict_is_evaluated_as_the_run_is(run: Path, folder: Path) -> None:
+    """The JSON file beside it says what the run was trained with; the data set alone would say something else."""
+    record = json.loads((run / "record.json").read_text())
+    bench("export", run, "--out", "x.pth")
+    note = json.loads(Path("x.pth.json").read_text())
+    assert note == {"backbone": "resnet9-w2", "options": {}, "image_size": 16, **record["data"]["normalize"]}
+    shutil.copytree(folder / "train", "other/train", ignore=shutil.ignore_patterns("red"))
+    shutil.copytree(folder / "test", "other/test", ignore=shutil.ignore_patterns("red"))
+    bench("embed", run, "--data", "folder:other", "--out", "a.npz")
+    text = bench("embed", "x.pth", "--data", "folder:other", "--out", "b.npz").stdout
+    mean, std = ([round(value, 4) for value in note[name]] for name in ("mean", "std"))
+    assert f"x.pth: resnet9-w2, images of 16 px, less mean {mean}, divided by std {std}\n" in text
+    ours, theirs = arrays_of("a.npz"), arrays_of("b.npz")
+    assert all(np.array_equal(values, theirs[name]) for name, values in ours.items())
+
+    Path("x.pth.json").unlink()
+    options = ["--backbone", "resnet9-w2", "--data", "folder:other"]
+    text = bench("embed", "x.pth", *options, "--out", "c.npz").stdout
+    assert "; assumed from the data set: --image-size, --mean, --std\n" in text
+    assert not np.allclose(ours["test_features"], arrays_of("c.npz")["test_features"], rtol=1e-3)
+    given = [f"--{name}={','.join(map(str, note[name]))}" for name in ("mean", "std")]
+    text = bench("embed", "x.pth", *options, *given, "--out", "d.npz").stdout
+    assert "; assumed from the data set: --image-size\n" in text
+    np.testing.assert_allclose(ours["test_features"], arrays_of("d.npz")["test_features"], rtol=1e-5)
+    text = bench("embed", "x.pth", *options, "--image-size", 24, "--out", "e.npz").stdout
+    assert "x.pth: resnet9-w2, images of 24 px" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--mean", "0.5"], "--mean is 0.5, but expected three numbers: red, green, blue"),
+        (["--std", "0.1,0.2,0"], "--std is 0.1,0.2,0.0, but expected three numbers above 0: red, green, blue"),
+        (["--std", "a"], "'a'; expected numbers, separated by commas"),
+    ],
+)
+def test_normalisations_that_are_refused(folder: Path, options: list[str], text: str) -> None:
+    torch.save(create_backbone("resnet9-w2", 16)[0].state_dict(), "x.pth")
+    target = ["x.pth", "--backbone", "resnet9-w2", "--data", f"folder:{folder}"]
+    assert text in bench("embed", *target, *options, "--out", "x.npz", code=2).stderr
+
+
 def test_features_of_other_images(run: Path, folder: Path) -> None:
     bench("embed", run, "--data", f"folder:{folder / 'test'}", "--out", "features.npz")
     with np.load("features.npz") as arrays:
@@ -80,7 +128,7 @@ def test_a_network_meets_other_images_as_it_was_trained(run: Path, folder: Path)
     """Two of three classes have other means, but the same images must give the same features as before."""
     shutil.copytree(folder / "train", "other/train", ignore=shutil.ignore_patterns("red"))
     shutil.copytree(folder / "test", "other/test", ignore=shutil.ignore_patterns("red"))
-    _, data = load_backbone(run, data="folder:other")
+    _, data = load_backbone(run, Given(data="folder:other"))
     assert data.normalize == json.loads((run / "record.json").read_text())["data"]["normalize"]
     own, whole = (bench_features(path) for path in ("folder:other", f"folder:{folder}"))
     np.testing.assert_allclose(own, whole[:8], rtol=1e-5)  # Blue and green come first.
@@ -92,6 +140,7 @@ def test_a_network_meets_other_images_as_it_was_trained(run: Path, folder: Path)
         (["run", "--out", "x.pt"], 2, "--out is x.pt, but expected a file whose name ends in .npz"),
         (["x.npz", "--out", "y.npz"], 2, "x.npz holds features already: expected a network"),
         (["nowhere", "--out", "x.npz"], 1, "nowhere does not exist; expected a run directory"),
+        (["run", "--image-size", "8", "--out", "x.npz"], 2, "own settings: leave out --image-size"),
         (["run", "--backbone", "resnet18", "--out", "x.npz"], 2, "nothing says which images to embed: add --data"),
     ],
 )

@@ -616,7 +616,7 @@ def test_a_checkpoint_of_anybodys(name, folder):
         (["--k", "1,0"], "k is 1, 0 and temperature 0.1, but k must be 1 or more"),
         (["--temperature", "0.1;0.2"], "'0.1;0.2'; expected numbers, separated by commas"),
         (["--heatmap", "x.gif"], "--heatmap is x.gif, but expected a file whose name ends in .png"),
-        (["--data", "digits"], "x.npz holds features already: leave out --backbone and --data"),
+        (["--data", "digits"], "x.npz holds features already: leave out --data"),
         (["--index", "nonsense"], "FAISS cannot build the index 'nonsense' for 300 features of 16 dimensions"),
     ],
 )

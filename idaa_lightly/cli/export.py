@@ -19,7 +19,8 @@ import click
 def export(run: Path, out: Path, form: str | None) -> None:
     """Write a run's backbone as a plain state dict.
 
-    RUN is the directory of a finished run. The command also prints the Python lines that load the file.
+    RUN is the directory of a finished run. The command also prints the Python lines that load the file. A
+    JSON file beside it, such as resnet18.pth.json, holds image size and normalisation for `knn`, `linear` and `embed`.
 
     The network has no classifier. For images of up to 64 px, it was changed: a 3×3 convolution as stem
     and no max-pooling for ResNets, smaller patches for ViT, Swin and ConvNeXt. The printed lines make these changes to

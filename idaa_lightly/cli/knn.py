@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Column, Table
 
+from idaa_lightly.cli.options import network_options, numbers
 from idaa_lightly.cli.terminal import console, mean_label
 from idaa_lightly.errors import UsageError
 
@@ -17,36 +17,20 @@ if TYPE_CHECKING:
     from idaa_lightly.bench.evaluate.store import Family
 
 
-def _list_of(kind: type[int] | type[float]) -> Callable[[click.Context, click.Parameter, str], tuple[Any, ...]]:
-    """Return a parser of numbers separated by commas."""
-
-    def parse(context: click.Context, parameter: click.Parameter, text: str) -> tuple[Any, ...]:
-        try:
-            return tuple(kind(part) for part in text.split(","))
-        except ValueError as error:
-            expected = "whole numbers" if kind is int else "numbers"
-            raise click.BadParameter(f"{text!r}; expected {expected}, separated by commas") from error
-
-    return parse
-
-
 @click.command()
 @click.argument("targets", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--k", default="200", show_default=True, callback=_list_of(int), help="Numbers of neighbours, such as 1,5,20,200."
+    "--k", default="200", show_default=True, callback=numbers(int), help="Numbers of neighbours, such as 1,5,20,200."
 )
 @click.option(
     "--temperature",
     default="0.1",
     show_default=True,
-    callback=_list_of(float),
+    callback=numbers(float),
     help="Temperatures, such as 0.07,0.1,0.5. A vote weighs exp(cosine / temperature). One search serves all "
     "combinations of k and temperature.",
 )
-@click.option("--backbone", help="Network that a state dict belongs to: a ResNet from torchvision or timm.")
-@click.option(
-    "--data", help="Data set to embed, as for `idaa-bench run --data`, instead of a run's. Results are then not kept."
-)
+@network_options("Data set to embed, as for `idaa-bench run --data`, instead of a run's. Results are then not kept.")
 @click.option(
     "--index",
     help="FAISS index for an approximate search in banks of millions: a string for its index factory, with settings, "
@@ -58,10 +42,9 @@ def knn(
     targets: tuple[Path, ...],
     k: tuple[int, ...],
     temperature: tuple[float, ...],
-    backbone: str | None,
-    data: str | None,
     index: str | None,
     heatmap: Path | None,
+    **given: Any,
 ) -> None:
     """Evaluate frozen features by weighted kNN.
 
@@ -69,7 +52,9 @@ def knn(
     TARGETS can be:
       - run directories, or directories that hold runs at any depth
       - checkpoints/last.ckpt of a run
-      - state dicts from torchvision or timm, with --backbone and --data
+      - state dicts from torchvision or timm, with --backbone and --data, and with --image-size, --mean and --std if
+        they were trained with others than the data set's
+      - state dicts from `idaa-bench export`, with --data; the JSON file beside them holds the rest
       - .npz files with train_features (N, D), train_labels (N,), test_features (M, D) and test_labels (M,)
       - directories with these four arrays as .npy files, which may be larger than the memory
 
@@ -88,8 +73,9 @@ def knn(
     if heatmap and (heatmap.suffix != ".png" or heatmap.is_dir()):
         raise UsageError(f"--heatmap is {heatmap}, but expected a file whose name ends in .png")
     from idaa_lightly.bench.evaluate.knn import evaluate_knn
+    from idaa_lightly.bench.evaluate.state_dicts import Given
 
-    families = evaluate_knn(targets, k, temperature, index=index, backbone=backbone, data=data)
+    families = evaluate_knn(targets, k, temperature, index=index, given=Given(**given))
     found = {target: results["knn"] for family in families for target, results in family.results.items()}
     if heatmap and len(found) > 1:
         raise UsageError(f"--heatmap draws one target, but there are {len(found)}: pass one of them")

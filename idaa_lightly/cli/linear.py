@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from idaa_lightly.cli.options import SEED
+from idaa_lightly.cli.options import SEED, network_options
 from idaa_lightly.cli.terminal import Value, accuracy_table, console
 
 
@@ -28,17 +29,13 @@ from idaa_lightly.cli.terminal import Value, accuracy_table, console
     show_default=True,
     help="Seed of the validation split, the initial weights and the batches.",
 )
-@click.option("--backbone", help="Network that a state dict belongs to: a ResNet from torchvision or timm.")
-@click.option(
-    "--data", help="Data set to embed, as for `idaa-bench run --data`, instead of a run's. Results are then not kept."
-)
+@network_options("Data set to embed, as for `idaa-bench run --data`, instead of a run's. Results are then not kept.")
 def linear(
     targets: tuple[Path, ...],
     protocol: str,
     epochs: int | None,
     seed: int,
-    backbone: str | None,
-    data: str | None,
+    **given: Any,
 ) -> None:
     """Evaluate frozen features by a linear layer.
 
@@ -55,9 +52,10 @@ def linear(
       idaa-bench linear resnet50.pth --backbone resnet50 --data folder:PATH
     """
     from idaa_lightly.bench.evaluate.linear import EPOCHS, evaluate_linear
+    from idaa_lightly.bench.evaluate.state_dicts import Given
 
     protocols = [name.strip() for name in protocol.split(",")]
-    families = evaluate_linear(targets, protocols, seed=seed, epochs=epochs, backbone=backbone, data=data)
+    families = evaluate_linear(targets, protocols, seed=seed, epochs=epochs, given=Given(**given))
     columns: dict[str, Value] = {"top-1, %": lambda entry: entry["accuracy"]}
     caption = "on the test images"
     if EPOCHS.keys() & protocols:

@@ -42,6 +42,56 @@ def config_options(*names: str) -> Callable[[Any], Any]:
     return decorate
 
 
+def numbers(kind: type[int] | type[float]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """Return a parser of numbers separated by commas, for Click's `callback`.
+
+    Args:
+        kind: Type of the numbers.
+    """
+
+    def parse(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[Any, ...] | None:
+        try:
+            return None if text is None else tuple(kind(part) for part in text.split(","))
+        except ValueError as error:
+            expected = "whole numbers" if kind is int else "numbers"
+            raise click.BadParameter(f"{text!r}; expected {expected}, separated by commas") from error
+
+    return parse
+
+
+def network_options(data_help: str) -> Callable[[Any], Any]:
+    """Return a decorator that adds the options about a network and its images, the fields of `Given`.
+
+    Args:
+        data_help: Help of --data.
+    """
+    options: dict[str, dict[str, Any]] = {
+        "--backbone": {"help": "Network that a state dict belongs to, as for `idaa-bench run --backbone`."},
+        "--data": {"help": data_help},
+        "--image-size": {
+            "type": click.IntRange(8),
+            "help": "Image size that a state dict was trained with, in pixels. Default: the data set's.",
+        },
+        "--mean": {
+            "callback": numbers(float),
+            "help": "Mean of red, green and blue that a state dict was trained with, such as 0.485,0.456,0.406. "
+            "Default: the data set's.",
+        },
+        "--std": {
+            "callback": numbers(float),
+            "help": "Standard deviations that a state dict was trained with, such as 0.229,0.224,0.225. Default: the "
+            "data set's.",
+        },
+    }
+
+    def decorate(command: Any) -> Any:
+        for name, settings in reversed(options.items()):
+            command = click.option(name, **settings)(command)
+        return command
+
+    return decorate
+
+
 def configs(given: dict[str, Any], file: str | None, *, several: bool = True) -> list[RunConfig]:
     """Return the configurations that options and a TOML file ask for, one per seed. Options override the file.
 

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from idaa_lightly.backbones import create_backbone
+from idaa_lightly.bench.evaluate.state_dicts import note_path
 from idaa_lightly.bench.evaluate.targets import load_weights
-from idaa_lightly.bench.record import config_of, read_record
+from idaa_lightly.bench.record import config_of, read_record, write_json
 from idaa_lightly.bench.schema import Record
 from idaa_lightly.errors import MissingExtraError, UsageError, require_extra
 from idaa_lightly.files import load_tensors, save_tensors
@@ -40,6 +41,8 @@ def run_backbone(folder: Path) -> tuple[nn.Module, Record]:
 def export(folder: Path, out: Path, form: str | None = None) -> str:
     """Write a run's backbone as a state dict that torchvision's or timm's own network can load.
 
+    A JSON file beside it, `out` with ".json" appended, holds the backbone, the image size and the normalisation.
+
     Args:
         folder: Directory of a finished run.
         out: File to write.
@@ -66,10 +69,10 @@ def export(folder: Path, out: Path, form: str | None = None) -> str:
     if form and form not in plans:
         others = [f"export it with --format {other}" for other in plans] or ["leave --format out for create_backbone's"]
         raise UsageError(f"{form} has no {name} with these weights: {others[0]}")
+    options = record["config"]["set"].get("backbone", {})
     if plans:
         lines = plans[form or next(iter(plans))].code()
     else:
-        options = record["config"]["set"].get("backbone")
         made = f"create_backbone({backbone!r}, {image_size}{f', {options!r}' if options else ''})"
         lines = ["import torch", "from idaa_lightly.backbones import create_backbone", f"model, num_features = {made}"]
     normalize = record["data"]["normalize"]
@@ -79,6 +82,7 @@ def export(folder: Path, out: Path, form: str | None = None) -> str:
         f"# RGB in [0, 1], {image_size} px, less mean {normalize['mean']}, divided by std {normalize['std']}",
     ]
     save_tensors(state, out)
+    write_json(note_path(out), {"backbone": backbone, "options": options, "image_size": image_size, **normalize})
     return "\n".join(lines)
 
 

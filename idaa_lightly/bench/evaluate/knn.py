@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from idaa_lightly.bench.evaluate.state_dicts import NOTHING, Given
 from idaa_lightly.bench.evaluate.store import Evaluation, Family, Result, evaluate_features
 from idaa_lightly.bench.features import Features
 from idaa_lightly.evaluation.knn import knn_sweep, neighbours_that_vote
@@ -30,8 +31,7 @@ def evaluate_knn(
     temperature: Sequence[float],
     *,
     index: str | None = None,
-    backbone: str | None = None,
-    data: str | None = None,
+    given: Given = NOTHING,
 ) -> list[Family]:
     """Compute top-1 and top-5 accuracy for every pair of k and temperature, with one search per target.
 
@@ -40,8 +40,7 @@ def evaluate_knn(
         k: Numbers of neighbours that vote.
         temperature: Temperatures of the votes.
         index: FAISS index string for an approximate search; see `knn_sweep`. Default: exact search.
-        backbone: Name of the network that a state dict belongs to.
-        data: Data set to embed instead of a run's. Features and results are then not kept.
+        given: Options about networks and images. If there are any, features and results are not kept.
 
     Returns:
         Families of runs that differ only in their seed, and other targets. Each has the result "knn".
@@ -53,7 +52,7 @@ def evaluate_knn(
     neighbours_that_vote(k, temperature, max(k))  # so that a bad value is refused before anything is embedded
     options = {"k": list(k), "temperature": list(temperature), "index": index}
     evaluation = Evaluation(options, lambda features: (_search(features, k, temperature, index), torch.device("cpu")))
-    return evaluate_features(targets, "knn.json", {"knn": evaluation}, backbone=backbone, data=data)
+    return evaluate_features(targets, "knn.json", {"knn": evaluation}, given)
 
 
 def _search(features: Features, k: Sequence[int], temperature: Sequence[float], index: str | None) -> Result:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from idaa_lightly.bench.evaluate.state_dicts import NOTHING, Given
 from idaa_lightly.bench.evaluate.store import Evaluation, Family, Result, evaluate_features
 from idaa_lightly.bench.features import Features, pick_device
 from idaa_lightly.bench.progress import progress
@@ -47,8 +48,7 @@ def evaluate_linear(
     *,
     seed: int = 0,
     epochs: int | None = None,
-    backbone: str | None = None,
-    data: str | None = None,
+    given: Given = NOTHING,
 ) -> list[Family]:
     """Train linear layers on frozen features, one per target and protocol.
 
@@ -57,8 +57,7 @@ def evaluate_linear(
         protocols: Names from `PROTOCOLS`.
         seed: Seed of the validation split, the initial weights and the batches.
         epochs: Epochs of the protocols paper and sgd. Default: 1000 and 90.
-        backbone: Name of the network that a state dict belongs to.
-        data: Data set to embed instead of a run's. Features and results are then not kept.
+        given: Options about networks and images. If there are any, features and results are not kept.
 
     Returns:
         Families of runs that differ only in their seed, and other targets, with results by protocol.
@@ -75,7 +74,7 @@ def evaluate_linear(
             raise UsageError(f"no protocol {name!r}; known: {', '.join(PROTOCOLS)}.{suggestion(name, PROTOCOLS)}")
         options = {"seed": seed, "epochs": (epochs or EPOCHS[name]) if name in EPOCHS else None}
         evaluations[name] = Evaluation(options, partial(_probe, name, options))
-    return evaluate_features(targets, "linear.json", evaluations, backbone=backbone, data=data)
+    return evaluate_features(targets, "linear.json", evaluations, given)
 
 
 def _probe(name: str, options: dict[str, Any], features: Features) -> tuple[Result, torch.device]:

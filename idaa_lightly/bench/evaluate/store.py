@@ -33,6 +33,7 @@ import torch
 
 from idaa_lightly.bench.compare.groups import Group, read_groups
 from idaa_lightly.bench.config import read_toml
+from idaa_lightly.bench.evaluate.state_dicts import NOTHING, Given
 from idaa_lightly.bench.evaluate.targets import load_backbone, read_features
 from idaa_lightly.bench.features import Features, features_of
 from idaa_lightly.bench.record import environment, read_record, write_json
@@ -86,9 +87,7 @@ def evaluate_features(
     targets: Iterable[Path],
     file: str,
     evaluations: Mapping[str, Evaluation],
-    *,
-    backbone: str | None = None,
-    data: str | None = None,
+    given: Given = NOTHING,
 ) -> list[Family]:
     """Evaluate the frozen features of runs, checkpoints or feature files.
 
@@ -99,8 +98,7 @@ def evaluate_features(
         targets: Targets of `read_features`, and directories that hold runs at any depth.
         file: Name of the file in the run directory that keeps the results, such as "linear.json".
         evaluations: Evaluations by name.
-        backbone: Name of the network that a state dict belongs to.
-        data: Data set to embed instead of a run's. Features and results are then not kept.
+        given: Options about networks and images. If there are any, features and results are not kept.
 
     Returns:
         Families of runs that differ only in their seed, and other targets, with results by name of the evaluation.
@@ -112,11 +110,11 @@ def evaluate_features(
     families = find_runs(targets)
     for family in families:
         for target, results in family.results.items():
-            kept = family.group is not None and not (backbone or data)
+            kept = family.group is not None and given == NOTHING
             if kept:
                 features, source = run_features(target)
             else:
-                features, source = read_features(target, backbone=backbone, data=data), ""
+                features, source = read_features(target, given), ""
             for name, evaluation in evaluations.items():
                 compute, place = partial(evaluation.compute, features), file if kept else None
                 results[name] = evaluated(target, place, name, evaluation.options, source, compute)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.config import RunConfig, read_toml
+from idaa_lightly.bench.evaluate.state_dicts import NOTHING, Given, load_state_dict, note_path
 from idaa_lightly.bench.features import Features, features_of, pick_device
 from idaa_lightly.bench.record import read_record
 from idaa_lightly.bench.run.fitting import fit, fit_context
@@ -21,22 +22,18 @@ from idaa_lightly.data import DataSet
 from idaa_lightly.errors import FileFormatError, UsageError
 from idaa_lightly.files import load_tensors, require_file
 from idaa_lightly.training import SelfSupervised
-from idaa_lightly.weights import load_pretrained
 
 CLASSES = 10_000_000
 """Largest number of classes. Memory is needed for each number below the largest label."""
 
 
-def read_features(
-    target: Path, *, backbone: str | None = None, data: str | None = None, labelled: bool = True
-) -> Features:
+def read_features(target: Path, given: Given = NOTHING, *, labelled: bool = True) -> Features:
     """Return the features of a target. Features are read from a file, or computed if the target is a network.
 
     Args:
         target: A run directory, its checkpoints/last.ckpt, a state dict from torchvision or timm, an .npz file with
             the arrays of `Features`, or a directory with one .npy file per array. The .npy files are memory-mapped.
-        backbone: Name of the network that a state dict belongs to.
-        data: Data set to embed; see `load_backbone`.
+        given: Options about the network and its images; see `load_backbone`.
         labelled: Refuse images without labels. Such images have no test features.
 
     Raises:
@@ -44,14 +41,10 @@ def read_features(
         UsageError: An option does not go with the target, or the images have no labels.
     """
     arrays = holds_features(target)
-    if (backbone or data) and arrays:
-        raise UsageError(f"{target} holds features already: leave out --backbone and --data")
-    if backbone and not data:
-        raise UsageError(f"--backbone is {backbone}, but nothing says which images to embed: add --data")
-    if arrays:
-        features = _arrays(target)
-    else:
-        features = features_of(*load_backbone(target, backbone=backbone, data=data, labelled=labelled))
+    if arrays and given != NOTHING:
+        options = " and ".join(_named(given))
+        raise UsageError(f"{target} holds features already: leave out {options}")
+    features = _arrays(target) if arrays else features_of(*load_backbone(target, given, labelled=labelled))
     for split in ("train", "test") if labelled else ("train",):
         rows, labels = getattr(features, f"{split}_features"), getattr(features, f"{split}_labels")
         shapes = f"{target}: {split}_features has shape {tuple(rows.shape)}"
@@ -64,6 +57,11 @@ def read_features(
         if int(labels.max()) >= CLASSES:
             raise FileFormatError(f"{target}: {split}_labels has {int(labels.max())}, but expected less than {CLASSES}")
     return features
+
+
+def _named(given: Given) -> list[str]:
+    """Return the options of the command line that were given."""
+    return [f"--{name.replace('_', '-')}" for name, value in given._asdict().items() if value is not None]
 
 
 def holds_features(target: Path) -> bool:
@@ -92,16 +90,13 @@ def _arrays(path: Path) -> Features:
         raise FileFormatError(f"{path} is not a file of features ({error}): expected {', '.join(names)}") from error
 
 
-def load_backbone(
-    target: Path, *, backbone: str | None = None, data: str | None = None, labelled: bool = True
-) -> tuple[nn.Module, DataSet]:
+def load_backbone(target: Path, given: Given = NOTHING, *, labelled: bool = True) -> tuple[nn.Module, DataSet]:
     """Load the backbone of a run or of another checkpoint, and the data set to evaluate it on.
 
     Args:
-        target: A run directory, its checkpoints/last.ckpt, or a state dict from torchvision or timm.
-        backbone: Name of the network that a state dict belongs to. Default: the run's.
-        data: Data set, as for `idaa-bench run --data`. Default: the run's `eval_data`, or else its `data`. For a run's
-            network, the images are always normalised as in the run.
+        target: A run directory, its checkpoints/last.ckpt, or a state dict from torchvision, timm or `export`.
+        given: Options. `data` defaults to the run's `eval_data`, or else its `data`. For a run's network, the images
+            are always normalised as in the run. All others are for state dicts; see `load_state_dict`.
         labelled: Refuse images without labels.
 
     Returns:
@@ -109,37 +104,41 @@ def load_backbone(
 
     Raises:
         FileFormatError: The target is none of these, or its weights do not fit the backbone.
-        UsageError: The images have no labels.
+        UsageError: The images have no labels, or an option does not go with the target.
     """
     if not target.exists():
         raise FileFormatError(f"{target} does not exist; expected a run directory, a checkpoint or an .npz file")
-    folder = target if target.is_dir() else target.parent.parent
-    state = None if backbone else _backbone_weights(target)
-    if backbone is None and not (folder / "config.toml").exists():
-        raise FileFormatError(f"{folder} has no config.toml, so nothing says which network and data {target} is for")
-    own = config = RunConfig() if backbone else RunConfig(**read_toml(folder / "config.toml"))
-    if not data and config.eval_data is not None:  # limit_train is about the images to train on.
-        data, config = config.eval_data, replace(config, limit_train=None, eval_data=None)
-    config = replace(config, backbone=backbone or config.backbone, data=data or config.data)
-    images = read_data(config)
+    foreign = given.backbone or note_path(target).exists()
+    network, images = (load_state_dict if foreign else _load_run_backbone)(target, given)
     if labelled and not images.labelled:
         raise UsageError(
-            f"{config.data} of {target} has no labels, which this evaluation needs: name a data set that has some by "
+            f"{images.name} of {target} has no labels, which this evaluation needs: name a data set that has some by "
             "--data of `idaa-bench knn` or `linear`, by --to of `idaa-bench transfer`, or by --eval-data of the run"
         )
-    if data and not backbone:  # The run's network expects the normalisation that it was trained with.
+    return network.to(pick_device()), images
+
+
+def _load_run_backbone(target: Path, given: Given) -> tuple[nn.Module, DataSet]:
+    """Load the backbone of a run directory or its checkpoint, and the data set to evaluate it on."""
+    folder = target if target.is_dir() else target.parent.parent
+    state = _backbone_weights(target)
+    if not (folder / "config.toml").exists():
+        raise FileFormatError(f"{folder} has no config.toml, so nothing says which network and data {target} is for")
+    if others := _named(given._replace(data=None)):
+        raise UsageError(f"{target} is of a run, which holds its own settings: leave out {' and '.join(others)}")
+    own = config = RunConfig(**read_toml(folder / "config.toml"))
+    data = given.data
+    if not data and config.eval_data is not None:  # limit_train is about the images to train on.
+        data, config = config.eval_data, replace(config, limit_train=None, eval_data=None)
+    images = read_data(replace(config, data=data or config.data))
+    if data:  # The run's network expects the normalisation that it was trained with.
         finished = (folder / "record.json").exists()
         images = replace(
             images, normalize=read_record(folder)["data"]["normalize"] if finished else read_data(own).normalize
         )
     network, _ = create_backbone(config.backbone or "", images.image_size, config.set.get("backbone"))
-    if state is not None:
-        load_weights(network, state, target, f"the backbone {config.backbone}")
-    elif missing := load_pretrained(network, str(target))[0].missing:
-        raise FileFormatError(
-            f"{target} does not fit the backbone {backbone}: it has no {missing[0]} of the same shape"
-        )
-    return network.to(pick_device()), images
+    load_weights(network, state, target, f"the backbone {config.backbone}")
+    return network, images
 
 
 def _backbone_weights(target: Path) -> dict[str, Tensor]:
