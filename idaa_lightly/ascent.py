@@ -3,6 +3,10 @@
 An ascent is called with `value`, a function that maps a perturbation to the scalar to raise, and with the point to
 perturb, of shape (N, ...). It returns the perturbation. Each sample has its own ball. The radius `eps` bounds the
 largest coordinate (linf) or the length (l2), in the units of the space.
+
+If the gradient of a sample is infinite or NaN, as after an overflow in half precision, its search is lost, and its
+perturbation is NaN. A `ViewGenerator` then returns the unchanged image and counts it. The searches of other samples are
+not affected, unless the objective itself is NaN.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ class Ascent(Protocol):
     random_start: bool
 
     def __call__(self, value: Value, point: Tensor) -> Tensor:
-        """Return the perturbation of `point`, (N, ...).
+        """Return the perturbation of `point`, (N, ...). It is NaN for samples whose search is lost.
 
         Args:
             value: Function that maps a perturbation to the scalar to raise.
@@ -97,10 +101,13 @@ class PGD(nn.Module):
             drawn = self.noise.like(point)
             uniform = self.eps * torch.erf(drawn / math.sqrt(2))
             delta = uniform if self.norm == "linf" else self.eps * direction(drawn, "l2")
+        lost = torch.zeros_like(point, dtype=torch.bool)
         for _ in range(self.steps):
             step = direction(gradient(value, delta), self.norm)
-            delta = project(delta + self.step_size * step, self.eps, self.norm)
-        return delta
+            lost = lost | ~finite(step)
+            # A lost sample waits at the start, because NaN would reach the others through the objective.
+            delta = project(delta + self.step_size * step, self.eps, self.norm).masked_fill(lost, 0)
+        return delta.masked_fill(lost, math.nan)
 
 
 class RandomDirection(nn.Module):
@@ -184,14 +191,16 @@ def gradient(value: Value, delta: Tensor) -> Tensor:
 
 
 def direction(gradient: Tensor, norm: Norm) -> Tensor:
-    """Return a unit step along `gradient`: its sign (linf), or each sample scaled to length 1 (l2). Zero stays zero.
+    """Return a unit step along `gradient`: its sign (linf), or each sample scaled to length 1 (l2).
+
+    Zero stays zero. Infinity and NaN become NaN.
 
     Args:
         gradient: Gradient, (N, ...).
         norm: Norm of the step, "linf" or "l2".
     """
     if norm == "linf":
-        return gradient.sign()
+        return gradient.sign() + 0 * gradient
     return gradient / lengths(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
 
 
@@ -207,6 +216,15 @@ def project(delta: Tensor, eps: float, norm: Norm) -> Tensor:
         return delta.clamp(-eps, eps)
     length = lengths(delta)
     return torch.where(length > eps, delta * (eps / length.clamp_min(torch.finfo(delta.dtype).tiny)), delta)
+
+
+def finite(values: Tensor) -> Tensor:
+    """Return whether all values of each sample are finite, with shape (N, 1, ...) to broadcast against `values`.
+
+    Args:
+        values: Tensor, (N, ...).
+    """
+    return values.flatten(1).isfinite().all(1).view(-1, *[1] * (values.ndim - 1))
 
 
 def lengths(delta: Tensor) -> Tensor:

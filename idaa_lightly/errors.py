@@ -62,6 +62,21 @@ class SweepError(IDAAError):
     """Some runs of a sweep failed. The others are complete."""
 
 
+class RankError(IDAAError):
+    """A process of a run on several devices failed, or lost the connection to another one.
+
+    Args:
+        message: What happened.
+        exit_code: Exit code of the command.
+    """
+
+    exit_code = 76  # EX_PROTOCOL of sysexits.h
+
+    def __init__(self, message: str, exit_code: int = exit_code) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class MachineError(IDAAError, OSError):
     """The operating system refused a file, or the memory does not suffice."""
 

@@ -52,6 +52,8 @@ class AdversarialOutput(NamedTuple):
 class AdversarialLoss(nn.Module):
     """Clean self-supervised loss plus a weighted loss on adversarial views.
 
+    It works under autocast. Samples whose attack overflows keep their clean view x0; see `ViewGenerator.fallbacks`.
+
     Source: Yang et al., ICML 2022, Sec. 3.3. The two terms and the split BatchNorm follow Ho & Vasconcelos, NeurIPS
     2020, Sec. 3.3.
 

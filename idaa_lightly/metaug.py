@@ -132,11 +132,13 @@ class MetAugLoss(nn.Module):
     def _terms(self, *outputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Return the contrast of the embeddings, the contrast with augmented embeddings, and the margin."""
         z0, z1 = (embedding_of(output) for output in outputs)
-        made0, made1 = (generator(z) for generator, z in zip(self.generators, (z0, z1), strict=True))
-        augmented = self.contrast(z0, z1, made0, made1)
-        together = torch.stack([z0, z1, made0, made1])
-        far = margin(*(gathered(together) if self.gather_distributed else together))
-        return self.contrast(z0, z1), augmented, far
+        with torch.autocast(z0.device.type, enabled=False):  # Half precision is too coarse for second derivatives.
+            z0, z1 = (z.to(torch.promote_types(z.dtype, torch.float32)) for z in (z0, z1))
+            made0, made1 = (generator(z) for generator, z in zip(self.generators, (z0, z1), strict=True))
+            augmented = self.contrast(z0, z1, made0, made1)
+            together = torch.stack([z0, z1, made0, made1])
+            far = margin(*(gathered(together) if self.gather_distributed else together))
+            return self.contrast(z0, z1), augmented, far
 
 
 def margin(z0: Tensor, z1: Tensor, made0: Tensor, made1: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from idaa_lightly.outputs import embedding_of
 from idaa_lightly.plugin import Augmentation, Method
 from idaa_lightly.seeding import STREAMS, seed_of
 from idaa_lightly.transforms.device import DeviceViews
+from idaa_lightly.views import ViewGenerator
 
 LOG_EVERY = 10  # steps between logs; scalars are copied to the host only then
 
@@ -77,6 +78,7 @@ class SelfSupervised(pl.LightningModule):
         self.objective_lr = augmentation.lr
         self.schedule, self.accumulate, self.seed = (epochs, steps_per_epoch), accumulate, seed
         self.sums: dict[str, Tensor] = {}
+        self.fallbacks = 0
         self.gradient_seen = False
         self.register_buffer("first_bad_step", torch.tensor(-1), persistent=False)
 
@@ -102,8 +104,17 @@ class SelfSupervised(pl.LightningModule):
 
         Raises:
             ModelError: The total has no gradient.
+            UsageError: A BatchNorm gets a single sample.
         """
-        output = self.objective(self.method, *views)
+        try:
+            output = self.objective(self.method, *views)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UsageError(
+                f"a BatchNorm got one sample ({str(error).rpartition('got ')[2]}), but needs 2 or more: use a larger "
+                "batch size per device, 4 or more if half of the batch is attacked"
+            ) from error
         if torch.is_grad_enabled() and not output.total.requires_grad:
             raise ModelError(
                 f"the loss of {type(self.method).__name__} with {type(self.objective).__name__} has no gradient, but "
@@ -173,15 +184,18 @@ class SelfSupervised(pl.LightningModule):
             )
 
     def on_train_epoch_end(self) -> None:
-        """Log the mean losses of the epoch.
+        """Log the mean losses of the epoch, and how many samples lost their attack (see `ViewGenerator.fallbacks`).
 
         Lightning would log them after the checkpoint. A run that is killed in between would lose them.
         """
-        means = {
+        figures = {
             f"{name}_epoch": float(value) / (self.schedule[1] * self.accumulate) for name, value in self.sums.items()
         }
+        if searches := [part for part in self.objective.modules() if isinstance(part, ViewGenerator)]:
+            before, self.fallbacks = self.fallbacks, sum(search.fallbacks for search in searches)
+            figures["attack/fallbacks"] = self.fallbacks - before
         for logger in self.loggers:
-            logger.log_metrics(means, self.global_step - 1)
+            logger.log_metrics(figures, self.global_step - 1)
             logger.save()
 
 

@@ -11,7 +11,7 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
-from idaa_lightly.ascent import FGSM, Ascent, RandomDirection
+from idaa_lightly.ascent import FGSM, Ascent, RandomDirection, finite
 from idaa_lightly.spaces import Autoencoder, LatentSpace, PixelSpace, Space
 
 Objective = Callable[[Tensor], Tensor]
@@ -20,6 +20,9 @@ Objective = Callable[[Tensor], Tensor]
 
 class ViewGenerator(nn.Module):
     """Generator of adversarial views: an ascent over a space.
+
+    If the perturbation or the view of a sample is not finite, its view is the image itself, and `fallbacks` counts it.
+    If the space starts at the input, a perturbation of exactly 0 also gives the image itself, to the bit.
 
     Args:
         space: Space that is perturbed, such as `LatentSpace(vae)`.
@@ -33,6 +36,15 @@ class ViewGenerator(nn.Module):
     def __init__(self, space: Space, ascent: Ascent) -> None:
         super().__init__()
         self.space, self.ascent = space, ascent
+        self._fallbacks: list[Tensor] = []  # No buffer, because buffers are restored after an attack.
+
+    @property
+    def fallbacks(self) -> int:
+        """Number of views since construction that are the image itself because a value was infinite or NaN.
+
+        The number is kept on the device of the images. Reading it waits for the device.
+        """
+        return int(sum(self._fallbacks))
 
     def __repr__(self) -> str:
         """Return the space and the search, with their settings."""
@@ -65,11 +77,19 @@ class ViewGenerator(nn.Module):
             objective: Function that maps images to the scalar to raise.
 
         Returns:
-            The perturbations, in the units and shape of the space, and the views, (N, C, H, W).
+            The perturbations, in the units and shape of the space, and the views, (N, C, H, W). The perturbation of
+            a sample that fell back is 0.
         """
-        start, render = self.space.at(x.detach())
+        x = x.detach()
+        start, render = self.space.at(x)
         delta = self.ascent(lambda delta: objective(render(start + delta)), start)
-        return delta, render(start + delta)
+        usable = finite(delta)
+        delta = delta.where(usable, 0)
+        views = render(start + delta)
+        lost = ~(usable.flatten() & finite(views).flatten())
+        self._fallbacks = [sum(self._fallbacks, lost.sum())]
+        clean = lost | ~delta.flatten(1).any(1) if self.space.starts_at_input else lost
+        return delta, torch.where(clean.view(-1, 1, 1, 1), x, views)
 
 
 def _described(part: object) -> str:

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from lightly.transforms.simclr_transform import SimCLRTransform
 from PIL import Image
 from scipy.io import savemat
@@ -663,10 +665,15 @@ def test_loader_gives_the_labels_of_its_images_and_full_batches_only() -> None:
         assert torch.equal(numbers % 3, labels)
 
 
-def test_ranks_share_the_images() -> None:
-    views = ViewDataset(numbered(36), level, seed=0)
-    halves = [order(view_loader(views, 9, ranks=2, rank=rank), 1) for rank in range(2)]
-    assert sorted(halves[0] + halves[1]) == list(range(36))
+@settings(max_examples=20)
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 6), st.integers(0, 2))
+def test_ranks_share_the_images(count: int, ranks: int, batch_size: int, epoch: int) -> None:
+    """All ranks take as many steps as one process with the whole batch. What fills no batch waits for another epoch."""
+    views = ViewDataset(numbered(count), level, seed=0)
+    shares = [order(view_loader(views, batch_size, ranks=ranks, rank=rank), epoch) for rank in range(ranks)]
+    steps = count // (ranks * batch_size)
+    assert [len(share) for share in shares] == [steps * batch_size] * ranks
+    assert len({number for share in shares for number in share}) == steps * batch_size * ranks
 
 
 # describe

@@ -22,6 +22,8 @@ from idaa_lightly import (
     OUCLLoss,
     dual_batchnorm,
 )
+from idaa_lightly.batchnorm import DualBatchNorm
+from idaa_lightly.training import SelfSupervised
 
 WORLD = 2
 
@@ -40,6 +42,7 @@ def work(rank: int, store: str) -> None:
     for broadcast in (False, True):
         averaged(rank, broadcast)
     objectives(rank)
+    branches(rank)
     distributed.destroy_process_group()
 
 
@@ -51,9 +54,7 @@ def averaged(rank: int, broadcast: bool) -> None:
     found = gradients(DistributedDataParallel(network, broadcast_buffers=broadcast), network, rank)
     torch.testing.assert_close(found, expected)
     for gradient in found:
-        everyones = [torch.empty_like(gradient) for _ in range(WORLD)]
-        distributed.all_gather(everyones, gradient)
-        assert torch.equal(*everyones)
+        assert torch.equal(*everyones(gradient))
     torch.testing.assert_close(network[1].clean.num_batches_tracked, torch.tensor(2))
     if not broadcast:
         torch.testing.assert_close(network.state_dict(), alone[rank].state_dict())
@@ -96,6 +97,39 @@ def objectives(rank: int) -> None:
         torch.testing.assert_close({name: part.grad for name, part in step.named_parameters()}, expected)
 
 
+def branches(rank: int) -> None:
+    """Check that both branches of real BatchNorms stay in step in training, as the runner trains them.
+
+    Parameters are equal on all ranks, to the bit. Running statistics are those of each rank's share after a step. DDP
+    replaces them by those of rank 0 before the next one, and rank 0 also writes the checkpoint.
+    """
+    module = SelfSupervised(make_method("simclr"), make_augmentation("clae"), epochs=1, steps_per_epoch=3, seed=0)
+    wrapped = DistributedDataParallel(Objective(module.train()))
+    optimizer = module.configure_optimizers()["optimizer"]
+    entered = []
+    norms = [part for part in module.modules() if isinstance(part, DualBatchNorm)]
+    norms[0].register_forward_pre_hook(lambda norm, _: entered.append(norm.clean.running_mean.clone()))
+    for step in range(3):
+        entered.clear()
+        loss = wrapped(*views(WORLD * step + rank))
+        assert torch.equal(*everyones(entered[0]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert not torch.equal(*everyones(norms[0].clean.running_mean))
+    for name, parameter in module.named_parameters():
+        assert torch.equal(*everyones(parameter.detach())), name
+    for norm in norms:
+        assert not torch.equal(norm.clean.weight, norm.adversarial.weight)
+        assert list(norm.adversarial.buffers()) == []
+
+
+def everyones(tensor: Tensor) -> list[Tensor]:
+    found = [torch.empty_like(tensor) for _ in range(WORLD)]
+    distributed.all_gather(found, tensor)
+    return found
+
+
 @pytest.mark.slow
 def test_gradients_are_averaged_over_the_ranks(tmp_path: Path) -> None:
     """Both settings of `broadcast_buffers` are tested. The ranks are forks of one process, which imports torch once."""
@@ -111,5 +145,7 @@ def test_gradients_are_averaged_over_the_ranks(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     from forks import failed
+    from test_ddp_methods import Objective
+    from test_matrix import make_augmentation, make_method, views
 
     sys.exit(failed(lambda rank: work(rank, sys.argv[1]), WORLD))

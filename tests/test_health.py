@@ -36,6 +36,12 @@ def rows(*losses: float, name: str = "loss/clean_epoch") -> list[dict[str, Any]]
             ["have collapsed: their standard deviation is 0.09"],
         ),
         (history(0.2, 0.5, embedding_spread=0.11), rows(3.0, 2.0), []),
+        (history(0.2, 0.5), [*rows(3.0, 2.0), {"attack/fallbacks": 0.0}], []),
+        (
+            history(0.2, 0.5),
+            [*rows(3.0, 2.0), {"attack/fallbacks": 2.0}, {"attack/fallbacks": 3.0}],
+            ["the attack became NaN or infinite for 5 samples, counting repeats across epochs, which kept their"],
+        ),
     ],
 )
 def test_warnings(entries: list[dict[str, Any]], logged: list[dict[str, Any]], words: list[str]) -> None:

@@ -258,6 +258,15 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
+def test_a_precision_that_lightning_would_replace_is_refused() -> None:
+    refused = CliRunner().invoke(main, ["run", *TINY, "--aug", "none", "--precision", "16-mixed", "--out", "half"])
+    assert (refused.exit_code, refused.stderr) == (
+        2,
+        "Error: precision is 16-mixed, but this device trains in bf16-mixed instead: use --precision bf16-mixed\n",
+    )
+    assert not Path("half").exists()
+
+
 @pytest.mark.slow
 def test_two_devices() -> None:
     """Several runs share one pair of processes. The first run fits the VAE before Lightning starts rank 1."""

@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 
 from idaa_lightly.bench.ranks import is_first_process
+from idaa_lightly.bench.run.ranks import supervisor
 from idaa_lightly.cli.compare import compare
 from idaa_lightly.cli.embed import embed
 from idaa_lightly.cli.export import export
@@ -28,7 +29,7 @@ from idaa_lightly.cli.requeue import requeue
 from idaa_lightly.cli.run import run
 from idaa_lightly.cli.sweep import sweep
 from idaa_lightly.cli.table import table
-from idaa_lightly.cli.terminal import machine_errors, messages_on
+from idaa_lightly.cli.terminal import ARGUMENTS, machine_errors, messages_on
 from idaa_lightly.cli.transfer import transfer
 from idaa_lightly.cli.vae import vae
 from idaa_lightly.errors import IDAAError
@@ -78,10 +79,16 @@ def _signals_interrupt() -> Iterator[None]:
 class Commands(click.Group):
     """Command group that turns errors into one sentence and an exit code."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments. Keep them for commands that repeat themselves in other processes."""
+        ctx.meta[ARGUMENTS] = list(args)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. Print errors and interruptions as one sentence."""
         ctx.obj, arguments = Console(markup=False), list(ctx.args)
         os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # Read by torch when it is imported.
+        supervisor()  # From here on, a rank ends with the process that watches it.
         try:
             with messages_on(ctx.obj), machine_errors(), _signals_interrupt():
                 return super().invoke(ctx)
@@ -89,11 +96,11 @@ class Commands(click.Group):
             text = str(error).strip()
             if "Original Traceback" in text:  # From a worker of the data loader. The last line is the message.
                 text = text.splitlines()[-1]
-            text = " ".join(text.split())
-            click.echo(
-                f"Error: {text.removeprefix(type(error).__module__ + '.' + type(error).__name__ + ': ')}",
-                err=True,
-            )
+            text = " ".join(text.split()).removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
+            if watching := supervisor():  # It shows one of the ranks' messages, which are often the same.
+                watching.send(text)
+            else:
+                click.echo(f"Error: {text}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt as stop:
             hints = {
@@ -107,6 +114,8 @@ class Commands(click.Group):
             number = stop.number if isinstance(stop, Terminated) else signal.SIGINT
             name = f" by {signal.Signals(number).name}" * isinstance(stop, Terminated)
             hint = hints.get(ctx.invoked_subcommand or "", "")
+            if supervisor():
+                ctx.exit(128 + number)  # The process that watches this rank prints the message.
             if number == getattr(signal, "SIGUSR1", 0) and ctx.invoked_subcommand == "run" and "--resume" in arguments:
                 hint = requeue() or hint
             if is_first_process():  # With DDP, all processes come here.

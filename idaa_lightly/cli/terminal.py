@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,11 +14,13 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from idaa_lightly.bench.ranks import is_first_process
-from idaa_lightly.errors import IDAAError, MachineError
+from idaa_lightly.errors import IDAAError, MachineError, RankError
 
 if TYPE_CHECKING:
     from idaa_lightly.bench.evaluate.store import Family
 
+ARGUMENTS = "idaa_lightly.arguments"
+"""Key of `click.Context.meta` for the arguments of this call of the command line."""
 Value = Callable[[dict[str, Any]], float | None]
 """Function from a result to a number in [0, 1], shown in percent, or to None for an empty cell."""
 
@@ -65,6 +68,8 @@ def messages_on(terminal: Console) -> Iterator[None]:
 
 NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "calculation overflowed", "numel: integer")
 """Parts of the messages of torch's RuntimeErrors if a tensor is too large."""
+LOST = ("gloo", "NCCL", "TCPStore")
+"""Parts of the messages of torch's RuntimeErrors if another process of a run on several devices is gone."""
 
 
 @contextmanager
@@ -73,6 +78,7 @@ def machine_errors() -> Iterator[None]:
 
     Raises:
         MachineError: The with-block raised an OSError, a MemoryError, or a RuntimeError that torch raises for them.
+        RankError: It raised the RuntimeError that torch raises if another process of a run on several devices is gone.
     """
     try:
         yield
@@ -92,6 +98,12 @@ def machine_errors() -> Iterator[None]:
             raise MachineError(
                 f"the memory does not suffice ({reason}): lower the batch size, the image size or the options that set "
                 "the size of a network"
+            ) from error
+        if any(part in first for part in LOST):
+            raise RankError(
+                f"rank {os.environ.get('RANK') or os.environ.get('LOCAL_RANK', '0')} lost the connection to another "
+                "rank, which failed or was killed: read the messages of the other ranks, then repeat the command with "
+                "--resume to continue after the last finished epoch"
             ) from error
         raise
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, Timer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from idaa_lightly.batchnorm import strip_dual_batchnorm
@@ -28,6 +28,7 @@ from idaa_lightly.bench.run.fitting import fit, fit_context
 from idaa_lightly.bench.run.health import warnings_of
 from idaa_lightly.bench.run.loggers import MetricsCSV, begin, finish, make_loggers
 from idaa_lightly.bench.run.pace import Progression
+from idaa_lightly.bench.run.ranks import supervisor
 from idaa_lightly.bench.run.setup import Parts, make_augmentation, make_parts, read_data, read_labelled, resolve
 from idaa_lightly.bench.run.trainer import KeepHandler, choices, make_trainer, quiet_lightning
 from idaa_lightly.bench.schema import Record
@@ -117,6 +118,11 @@ def _fitted(parts: Parts, out: Path, resumed: dict[str, Any]) -> _Training:
     device, ranks = trainer.strategy.root_device, trainer.world_size
     if parts.batch_size % ranks:
         raise UsageError(f"batch_size is {parts.batch_size}, but {ranks} devices need a multiple of {ranks}")
+    if parts.batch_size == ranks and any(isinstance(part, nn.BatchNorm1d) for part in parts.method.modules()):
+        raise UsageError(
+            f"batch_size is {ranks}, 1 image on each of {ranks} devices, but {config.method!r} has a BatchNorm1d, "
+            f"which needs 2 or more: use --batch-size {2 * ranks} or more, or fewer devices"
+        )
     context = fit_context(parts, device)
     log.info(choices(config, trainer))
     _announce(parts, out, in_words(sum(estimate(parts, context))), resumed.get("epoch"))
@@ -144,6 +150,8 @@ def _train(parts: Parts, training: _Training, out: Path, *, resumed: bool) -> No
             temporary.write_text(config.to_toml())
     begin(trainer.loggers, config, out)
     checkpoint = out / "checkpoints" / LAST if resumed else None
+    if rank == 0 and (watching := supervisor()):
+        watching.send(cast(Any, trainer.strategy).cluster_environment.main_port)  # It starts the other ranks.
     try:
         trainer.fit(training.module, loader, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as stop:  # Lightning turns KeyboardInterrupt and its subclasses into SystemExit.

@@ -13,6 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.errors import UsageError
@@ -31,21 +32,50 @@ def make_trainer(config: RunConfig, **options: Any) -> pl.Trainer:
     Raises:
         UsageError: The devices do not exist, or do not go with the strategy or the precision.
     """
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    precision = resolved_precision(config)
     try:
-        return pl.Trainer(
-            accelerator=config.accelerator,
-            devices=int(config.devices) if config.devices.isdigit() else config.devices,
-            num_nodes=config.num_nodes,
-            strategy=config.strategy,
-            precision=resolved_precision(config),
-            enable_model_summary=False,
-            **options,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*fp16 is not supported on CPU")  # It is refused below.
+            trainer = pl.Trainer(
+                accelerator=config.accelerator,
+                devices=int(config.devices) if config.devices.isdigit() else config.devices,
+                num_nodes=config.num_nodes,
+                strategy=config.strategy,
+                precision=precision,
+                enable_model_summary=False,
+                **options,
+            )
     except (ValueError, TypeError, ImportError, RuntimeError, MisconfigurationException) as error:
         raise UsageError(
             f"accelerator {config.accelerator}, devices {config.devices}, strategy {config.strategy} and precision "
             f"{config.precision} do not work here: {error}"
         ) from error
+    if trainer.precision != precision:  # Lightning replaces 16-mixed on the CPU.
+        raise UsageError(
+            f"precision is {precision}, but this device trains in {trainer.precision} instead: use --precision "
+            f"{trainer.precision}"
+        )
+    return trainer
+
+
+def ranks_to_start(config: RunConfig) -> int:
+    """Return the number of processes that a run needs. 1 if this process suffices or another program starts them.
+
+    Args:
+        config: Resolved configuration.
+
+    Raises:
+        UsageError: The devices do not exist, or do not go with the strategy or the precision.
+    """
+    if config.devices == "1" or config.num_nodes > 1 or "LOCAL_RANK" in os.environ:
+        return 1
+    if os.name == "nt":  # It cannot pass connections to processes. Lightning starts the ranks.
+        return 1
+    launcher = make_trainer(config, logger=False, enable_checkpointing=False).strategy.launcher
+    if not isinstance(launcher, _SubprocessScriptLauncher) or launcher.cluster_environment.creates_processes_externally:
+        return 1
+    return launcher.num_processes
 
 
 def on_cpu(config: RunConfig) -> bool:
@@ -99,6 +129,5 @@ class KeepHandler(pl.Callback):
 
 def quiet_lightning() -> None:
     """Silence Lightning's hints that do not concern our users, such as those on workers and checkpoint directories."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for text in ("does not have many workers", "Checkpoint directory .* exists", "The dirpath has changed", "LeafSpec"):
         warnings.filterwarnings("ignore", message=f".*{text}")

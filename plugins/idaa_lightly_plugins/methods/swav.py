@@ -67,7 +67,7 @@ class SwaV(LightlyRecipe):
     def embed(self, images: Tensor) -> Tensor:
         """Compute the scores (N, prototypes) of images (N, C, H, W)."""
         scores: Tensor = self.prototypes(F.normalize(self.project(images), dim=1))
-        return scores
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))  # The codes exceed the range of float16.
 
     def loss(self, anchor: Tensor, positive: Tensor, *others: Tensor) -> Tensor:
         """Compute the cross-entropy of the codes of each global view with the scores of all other views."""
