@@ -241,8 +241,9 @@ class Evaluation(pl.Callback):
         if trainer.is_global_zero:
             metrics = self.evaluate(method, epoch)
             self.history.append({"epoch": epoch, **metrics})
+            grouped = {f"evaluation/{name}": value for name, value in {"epochs_done": epoch, **metrics}.items()}
             for logger in trainer.loggers:
-                logger.log_metrics({"epochs_done": epoch, **metrics}, max(0, trainer.global_step - 1))
+                logger.log_metrics(grouped, max(0, trainer.global_step - 1))
         trainer.strategy.barrier()
         self.seconds += time.perf_counter() - start if epoch else 0.0  # included in Lightning's Timer
 

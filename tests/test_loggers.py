@@ -41,7 +41,7 @@ def test_tensorboard(folder: Path) -> None:
     record = json.loads(Path("run/record.json").read_text())
     logged = {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
     assert [step for step, _ in logged["loss/total_epoch"]] == [2, 5]
-    assert [value for _, value in logged["knn_validation"]] == pytest.approx(
+    assert [value for _, value in logged["evaluation/knn_validation"]] == pytest.approx(
         [entry["knn_validation"] for entry in record["history"]]
     )
     assert logged["final/linear"][0][1] == pytest.approx(record["last"]["linear"])

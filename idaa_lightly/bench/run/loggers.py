@@ -62,10 +62,10 @@ class MetricsCSV(CSVLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Add metrics to the row of a step. The file is written by `save`."""
+        """Add metrics to the row of a step. The file is written by `save`. Names have no "evaluation/" there."""
         if not self.rows or int(self.rows[-1]["step"]) != step:
             self.rows.append({"step": step})
-        self.rows[-1] |= {name: float(value) for name, value in metrics.items()}
+        self.rows[-1] |= {name.removeprefix("evaluation/"): float(value) for name, value in metrics.items()}
 
     @rank_zero_only
     def save(self) -> None:
