@@ -203,8 +203,9 @@ def load_run(folder: Path) -> tuple[Parts, SelfSupervised]:
     augmentation = make_augmentation(config)
     parts = make_parts(config, augmentation, read_data(config))
     fit(augmentation, fit_context(parts, torch.device("cpu")), config.precision)
-    steps = len(parts.views) // parts.batch_size
-    module = SelfSupervised(parts.method, augmentation, epochs=parts.epochs, steps_per_epoch=steps, seed=config.seed)
+    module = SelfSupervised(
+        parts.method, augmentation, epochs=parts.epochs, steps_per_epoch=parts.steps, seed=config.seed
+    )
     state = load_tensors(checkpoint, "a checkpoint of a run").get("state_dict")
     load_weights(module, state, checkpoint, "the method of its config.toml")
     return parts, module
