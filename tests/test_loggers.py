@@ -135,6 +135,28 @@ def test_mlflow(folder: Path) -> None:
     assert {"views.png", "curves.png"} <= set(files)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("logger", "variables"),
+    [
+        ("mlflow", {"MLFLOW_TRACKING_URI": "nonsense://here"}),
+        (
+            "wandb",
+            {"WANDB_MODE": "online", "WANDB_API_KEY": "", "WANDB_BASE_URL": "http://127.0.0.1:9", "HOME": "home"},
+        ),
+    ],
+)
+def test_servers_that_refuse(folder: Path, logger: str, variables: dict[str, str]) -> None:
+    pytest.importorskip(logger)
+    options = [sys.executable, "-m", "idaa_lightly.cli", "run", "--data", f"folder:{folder}", *TINY, "--logger", logger]
+    done = subprocess.run(
+        options, env={**os.environ, **OFFLINE, **variables}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert f"Error: --logger {logger} does not work here (" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("loggers", "text"),
     [

@@ -6,7 +6,8 @@ import csv
 import json
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.schema import Record
-from idaa_lightly.errors import FileFormatError, UsageError, require_extra, suggestion
+from idaa_lightly.errors import FileFormatError, IDAAError, UsageError, require_extra, suggestion
 from idaa_lightly.files import atomic_write, require_file
 
 PACKAGES = {"csv": "", "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
@@ -135,7 +136,25 @@ def make_loggers(config: RunConfig, out: Path, resume_at: int) -> list[Logger]:
         "wandb": wandb,
         "mlflow": mlflow,
     }
-    return [makers[name]() for name in logger_names(config.logger)]
+    loggers = []
+    for name in logger_names(config.logger):
+        with _refusals(name):
+            loggers.append(makers[name]())
+    return loggers
+
+
+@contextmanager
+def _refusals(name: str) -> Iterator[None]:
+    """Turn any exception of a logger's package into one sentence. It may raise exceptions of its own."""
+    try:
+        yield
+    except (IDAAError, OSError):
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"--logger {name} does not work here ({' '.join(str(error).split())[:300]}): check its settings, or leave "
+            "it out; a run directory that exists by now needs --resume"
+        ) from error
 
 
 @rank_zero_only
@@ -148,10 +167,11 @@ def begin(loggers: list[Logger], config: RunConfig, out: Path) -> None:
         out: The run directory.
     """
     identities = {}
-    for logger in loggers:
-        logger.log_hyperparams(config.flat())
-        if isinstance(logger, WandbLogger | MLFlowLogger):
-            identities["wandb" if isinstance(logger, WandbLogger) else "mlflow"] = logger.version
+    for name, logger in zip(logger_names(config.logger), loggers, strict=True):
+        with _refusals(name):
+            logger.log_hyperparams(config.flat())
+            if isinstance(logger, WandbLogger | MLFlowLogger):
+                identities[name] = logger.version
     if identities:
         with atomic_write(out / IDENTITIES) as temporary:
             temporary.write_text(json.dumps(identities) + "\n")
