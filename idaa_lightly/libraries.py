@@ -200,7 +200,10 @@ def _built(build: Callable[[], nn.Module]) -> nn.Module:
         warnings.simplefilter("ignore", FutureWarning)  # GoogLeNet announces another initialisation.
         try:
             return build()
-        except NotImplementedError:  # RegNets compute their widths from tensors, which have no values on "meta".
+        except RuntimeError as error:
+            if "meta" not in str(error):
+                raise
+            # RegNets and older versions of timm compute widths or rates from tensors, which have no values on "meta".
             with torch.device("cpu"):
                 return build()
 
