@@ -150,3 +150,17 @@ def test_a_collapse_without_labels_is_warned_of() -> None:
     history = [{"epoch": 0, "embedding_spread": 0.9}, {"epoch": 9, "embedding_spread": 0.02}]
     (warning,) = warnings_of(history, [], {})
     assert warning.startswith("the embeddings have collapsed: their standard deviation is 0.02 of 1/sqrt(D)")
+
+
+def test_a_run_is_not_resumed_on_other_images(own_folder: Path) -> None:
+    options = ["run", "--data", f"images:{own_folder}", *OPTIONS, "--epochs", 1, "--out", "out", "--resume"]
+    done(bench(*options))
+    first = record_of(Path("out"))
+    Path("out/record.json").unlink()
+    path = own_folder / "train/red/00.png"
+    path.rename(path.with_name("99.png"))
+    text = refused(bench(*options), 1, f"the images of images:{own_folder} have changed since this run was begun")
+    assert "restore them, or start anew with another --out" in text
+    path.with_name("99.png").rename(path)
+    done(bench(*options))
+    assert record_of(Path("out"))["history"] == first["history"]

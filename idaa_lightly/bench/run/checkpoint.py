@@ -10,8 +10,10 @@ from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning import Callback
 
-from idaa_lightly.errors import FileFormatError
+from idaa_lightly.data import DataSet
+from idaa_lightly.errors import DataError, FileFormatError
 from idaa_lightly.files import load_tensors, save_tensors
 from idaa_lightly.seeding import STREAMS
 
@@ -29,6 +31,36 @@ class CheckpointFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint, and keep the file that it replaces as previous.ckpt."""
         save_tensors(checkpoint, path, previous=Path(path).with_name(PREVIOUS))
+
+
+class SameImages(Callback):
+    """Callback that keeps the fingerprint of the training images in checkpoints.
+
+    Args:
+        data: Data set of the run.
+    """
+
+    def __init__(self, data: DataSet) -> None:
+        self.data = data
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the fingerprint for the checkpoint."""
+        return {"fingerprint": self.data.train.fingerprint}
+
+    def check(self, checkpoint: dict[str, Any]) -> None:
+        """Check that a run is resumed on the images that it was begun with.
+
+        Args:
+            checkpoint: Checkpoint to resume. It may be empty, or older than this callback.
+
+        Raises:
+            DataError: The images are others.
+        """
+        if checkpoint.get("callbacks", {}).get(self.state_key, self.state_dict()) != self.state_dict():
+            raise DataError(
+                f"the images of {self.data.name} have changed since this run was begun: restore them, or start anew "
+                "with another --out"
+            )
 
 
 def last_checkpoint(out: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from idaa_lightly.batchnorm import strip_dual_batchnorm
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.ranks import is_first_process
 from idaa_lightly.bench.record import SCHEMA, environment, open_folder, write_json
-from idaa_lightly.bench.run.checkpoint import LAST, CheckpointFiles, last_checkpoint
+from idaa_lightly.bench.run.checkpoint import LAST, CheckpointFiles, SameImages, last_checkpoint
 from idaa_lightly.bench.run.cost import estimate, flops_per_image, in_words
 from idaa_lightly.bench.run.evaluation import evaluator, protocol
 from idaa_lightly.bench.run.figures import save_curves, save_views
@@ -113,8 +113,9 @@ def _run(parts: Parts, out: Path, start: tuple[float, float]) -> Record | None:
 def _fitted(parts: Parts, out: Path, resumed: dict[str, Any]) -> _Training:
     """Log what will be run, fit the augmentation and set up the training."""
     config = parts.config
-    evaluation, timer = Evaluation(evaluator(parts), parts.epochs), Timer()
-    trainer = _trainer(parts, out, evaluation, timer, resumed.get("global_step", 0))
+    images, evaluation, timer = SameImages(parts.data), Evaluation(evaluator(parts), parts.epochs), Timer()
+    images.check(resumed)
+    trainer = _trainer(parts, out, [images, evaluation, timer], evaluation, resumed.get("global_step", 0))
     device, ranks = trainer.strategy.root_device, trainer.world_size
     if parts.batch_size % ranks:
         raise UsageError(f"batch_size is {parts.batch_size}, but {ranks} devices need a multiple of {ranks}")
@@ -237,7 +238,9 @@ def _evaluated(parts: Parts) -> str:
     return f"{where}kNN by {backend(len(parts.labelled.test) * parts.method.num_features)}"
 
 
-def _trainer(parts: Parts, out: Path, evaluation: Evaluation, timer: Timer, resumed_at: int) -> pl.Trainer:
+def _trainer(
+    parts: Parts, out: Path, callbacks: list[pl.Callback], evaluation: Evaluation, resumed_at: int
+) -> pl.Trainer:
     config = parts.config
     saving = ModelCheckpoint(out / "checkpoints", filename="last", enable_version_counter=False)
     progression = Progression(parts.images_per_step, parts.epochs, parts.steps, evaluation)
@@ -248,7 +251,7 @@ def _trainer(parts: Parts, out: Path, evaluation: Evaluation, timer: Timer, resu
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip,
         logger=make_loggers(config, out, resumed_at),
-        callbacks=[KeepHandler(), progression, evaluation, timer, saving],
+        callbacks=[KeepHandler(), progression, *callbacks, saving],
         enable_progress_bar=False,
         log_every_n_steps=min(LOG_EVERY, parts.steps),
         plugins=[CheckpointFiles()],
