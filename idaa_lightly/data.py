@@ -67,10 +67,6 @@ class Images:
         pixels = None if self.pixels is None else self.pixels[indices]
         return Images(self.labels[indices], pixels, self.paths.take(indices) if self.paths else NO_FILES)
 
-    def some(self, count: int) -> Images:
-        """Return `count` images that are spaced evenly, or all if there are fewer."""
-        return self.take(torch.arange(len(self))[:: max(1, len(self) // count)][:count])
-
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the labels, and of the pixels or of the relative paths and sizes of the files.

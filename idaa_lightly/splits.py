@@ -69,3 +69,9 @@ def _turns(labels: Tensor) -> Tensor:
         members = shuffled[labels[shuffled] == label]
         turns[members] = torch.arange(len(members))
     return turns
+
+
+def spaced(total: int, count: int) -> Tensor:
+    """Return `count` indices below `total` that are spaced evenly, or all if there are fewer."""
+    count = min(count, total)
+    return torch.arange(count) * total // max(1, count)

@@ -30,7 +30,7 @@ from torchvision import datasets
 from idaa_lightly.data import IMAGENET, DataSet, Images, load_data
 from idaa_lightly.errors import DataError
 from idaa_lightly.loading import ViewDataset, describe, evaluation_batches, view_loader
-from idaa_lightly.splits import validation_split
+from idaa_lightly.splits import spaced, validation_split
 
 Folder = Callable[..., Path]
 
@@ -363,7 +363,15 @@ def test_torchvision_without_a_network(name: str, monkeypatch: pytest.MonkeyPatc
     assert text.endswith("): give --data-dir, or a copy of it as folder:PATH")
 
 
-# limit_train
+# Choices of images
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "indices"),
+    [(7, 3, [0, 2, 4]), (4, 4, [0, 1, 2, 3]), (2, 9, [0, 1]), (5, 4, [0, 1, 2, 3]), (0, 3, [])],
+)
+def test_indices_that_are_spaced_evenly(total: int, count: int, indices: list[int]) -> None:
+    assert spaced(total, count).tolist() == indices
 
 
 @pytest.mark.parametrize("count", [10, 30, 100])

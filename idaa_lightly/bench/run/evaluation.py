@@ -28,10 +28,11 @@ from idaa_lightly.libraries import SMALL
 from idaa_lightly.loading import evaluation_batches
 from idaa_lightly.outputs import embedding_of
 from idaa_lightly.plugin import Method
+from idaa_lightly.splits import spaced
 
 log = logging.getLogger(__name__)
 MEASURED = 1024  # training images whose embeddings are measured without labels, at most
-ALIGNED = 256  # training images whose two views are compared, at most
+ALIGNED = 128  # training images whose two views are compared, at most
 
 
 def evaluator(parts: Parts) -> Callable[[Method, int], dict[str, float]]:
@@ -106,9 +107,10 @@ def unlabelled_figures(parts: Parts, method: Method) -> dict[str, float]:
         `rankme`, `uniformity`, `alignment` and `embedding_spread`, as in `idaa_lightly.bench.schema.Evaluated`. If all
         embeddings are zero, `rankme` is 0.
     """
-    network, images = _Embedding(method), parts.data.train.some(MEASURED)
+    network, total = _Embedding(method), len(parts.data.train)
+    images = parts.data.train.take(spaced(total, MEASURED))
     embeddings, _ = embed(network, evaluation_batches(parts.data, images, EVALUATION_BATCH))
-    pairs = [parts.views[parts.epochs, index][0][:2] for index in range(min(ALIGNED, len(parts.views)))]
+    pairs = [parts.views[parts.epochs, index][0][:2] for index in spaced(total, ALIGNED).tolist()]
     views = [(torch.stack(view), torch.zeros(len(view))) for view in zip(*pairs, strict=True)]
     anchors, positives = (embed(network, [batch])[0] for batch in views)
     return {

@@ -212,7 +212,7 @@ def untrained_backbone(config: RunConfig, data: DataSet) -> Built:
     """Create the backbone of a configuration, fitted to the training images if it depends on them."""
     built = build_backbone(config.backbone or "", data.image_size, config.set.get("backbone"))
     if isinstance(built.network, Backbone):
-        some = data.train.some(FITTED_ON)
+        some = data.train.take(torch.arange(len(data.train))[:: max(1, len(data.train) // FITTED_ON)][:FITTED_ON])
         with torch.no_grad():
             built.network.fit(torch.cat([images for images, _ in evaluation_batches(data, some)]))
     return built
