@@ -49,7 +49,7 @@ def test_features_and_their_number() -> None:
 def test_a_run_is_fitted_and_every_command_finds_its_weights(folder: Path) -> None:
     options = ["--data", f"folder:{folder}", "--epochs", 1, "--batch-size", 12, "--accelerator", "cpu"]
     options += ["--backbone", "whitened", "--set", "backbone.width=4", "--aug", "clae", "--out", "run"]
-    assert "whitened; 1 epochs" in bench("run", *options).output
+    assert "whitened; 1 epoch of" in bench("run", *options).output
     record = json.loads(Path("run/record.json").read_text())
     assert record["config"]["set"]["backbone"] == {"width": 4, "depth": 1}
     config = resolve(RunConfig(data=f"folder:{folder}", backbone="whitened", set={"backbone": {"width": 4}}))

@@ -133,6 +133,15 @@ def benchmarks() -> Path:
     return folder
 
 
+def test_outside_a_clone_the_command_says_what_it_needs() -> None:
+    for arguments in ([], ["laptop"], ["--render", "laptop"]):
+        result = CliRunner().invoke(main, ["table", *arguments, "--folder", "other"])
+        assert result.exit_code == 2
+        text = " has no tables.toml: tables need the directory benchmarks/ of idaa-lightly's repository, which is not"
+        assert text in result.stderr
+        assert "Change to a clone, or name that directory by --folder" in result.stderr
+
+
 def test_what_is_missing_seed_by_seed(benchmarks: Path) -> None:
     table = read_table(benchmarks, "small")
     assert [(recipe.name, seed) for recipe, seed in table.missing()] == [

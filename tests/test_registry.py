@@ -198,6 +198,25 @@ def test_help_keeps_its_examples_in_lines(command):
         assert line.count("idaa-bench ") <= 1, line
 
 
+def test_help_names_what_is_installed(install):
+    """Listing the names imports no plugin, as `test_listing_imports_neither_plugins_nor_torch` shows."""
+    install("wreck", [("method", "wreck", "wreck:X")], {"wreck": "1 / 0"})
+    done = CliRunner().invoke(main, ["run", "--help"], env={"COLUMNS": "400"})
+    text = " ".join(done.output.split())
+    for kind in ("method", "augmentation"):
+        assert f"[installed: {', '.join(names(kind))}]" in text
+    assert "wreck" in text
+    assert "cifar10" in text
+
+
+def test_the_help_of_vae_is_about_vaes():
+    text = " ".join(CliRunner().invoke(main, ["vae", "--help"], env={"COLUMNS": "400"}).output.split())
+    assert "Epochs of the VAE. The paper takes 300." in text
+    assert "Method on whose views the VAE is fitted." in text
+    assert "several runs" not in text
+    assert "Self-supervised method" not in text
+
+
 PICKY = """
 from idaa_lightly_plugins.augmentations.none import NoAugmentation
 

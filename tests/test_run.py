@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import logging
 import math
 import signal
 import subprocess
@@ -66,7 +67,7 @@ def test_the_run_folder(aug: str) -> None:
     assert 0 < record["initial"]["knn_pixels"] < 1
     assert record["last"]["epoch"] == 2
     assert ["knn" in entry for entry in record["history"]] == [True, False, True]  # test images at both ends only
-    assert record["best"]["knn"] == max(entry["knn_validation"] for entry in record["history"])
+    assert record["best"]["knn"] == max(entry["knn_validation"] for entry in record["history"][1:])
     assert 0 <= record["last"]["linear"] <= 1
     assert record["evaluation"]["knn_k"] == 96  # k is clamped to the size of the bank.
     assert record["versions"]["torch"] == torch.__version__.partition("+")[0]
@@ -172,13 +173,28 @@ def test_knn_of_a_run_a_checkpoint_and_features() -> None:
     assert f"{100 * accuracy:.2f} %" in bench("knn", "features.npz", "--k", "5").output
 
 
-def test_a_vae_alone_then_in_a_run() -> None:
-    bench("vae", "--data", "digits", "--limit-train", "64", "--epochs", "1", *SMALL_VAE, "--out", "vae.pt")
+def test_a_vae_alone_then_in_a_run(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    lightning = logging.getLogger("pytorch_lightning")
+    monkeypatch.setattr(lightning, "level", logging.INFO)
+    monkeypatch.setattr(lightning, "handlers", [caplog.handler])
+    made = bench("vae", "--data", "digits", "--limit-train", "64", "--epochs", "1", *SMALL_VAE, "--out", "vae.pt")
+    assert not [record for record in caplog.records if record.name.startswith("pytorch_lightning")]
+    first, warning, last = made.output.splitlines()
+    assert first == "VAE on 64 images of 32 px, 1 epoch"
+    assert "fit it for more epochs" in warning
+    assert last.startswith("Mean squared error of the reconstruction: ")
     record = tiny("idaa", "run", "--vae", "vae.pt")
     assert record["config"]["set"]["aug"]["vae"] == "vae.pt"
     again = CliRunner().invoke(main, ["vae", "--out", "vae.pt"])
     assert again.exit_code == 2
     assert "vae.pt exists: choose another --out, or add --force" in again.output
+
+
+def test_the_best_epoch_is_never_the_untrained_one(trained: Path) -> None:
+    record = json.loads((trained / "seed-0/record.json").read_text())
+    assert [entry["epoch"] for entry in record["history"]] == [0, 1]
+    assert record["initial"]["knn_validation"] >= record["last"]["knn_validation"]
+    assert record["best"]["epoch"] == 1
 
 
 def test_dry_run_prints_the_configuration_and_stops() -> None:

@@ -38,9 +38,9 @@ def _option(default: Any, help: str, **click: Any) -> Any:
 class RunConfig:
     """Configuration of a run. Fields that are None are filled in from the data, the method's recipe or the machine."""
 
-    method: str = _option("simclr", "Self-supervised method. `idaa-bench plugins` lists the installed ones.")
+    method: str = _option("simclr", "Self-supervised method. `idaa-bench plugins show NAME` explains it.")
     aug: str = _option(
-        "idaa", "Augmentation, or none for the method alone. `idaa-bench plugins` lists the installed ones."
+        "idaa", "Augmentation, or none for the method alone. `idaa-bench plugins show NAME` explains it."
     )
     data: str = _option(
         "digits",

@@ -1,4 +1,4 @@
-"""Progress bars for long tasks."""
+"""Progress bars for long tasks, and numbers in messages."""
 
 from __future__ import annotations
 
@@ -26,3 +26,13 @@ def progress(title: str, total: int) -> Callable[[str], None]:
             bar.close()
 
     return step
+
+
+def quantity(number: int, thing: str) -> str:
+    """Return a number with the noun that it counts, such as "1 epoch" or "2 epochs".
+
+    Args:
+        number: Number of things.
+        thing: Noun in the singular, whose plural ends in s.
+    """
+    return f"{number} {thing}{'s' * (number != 1)}"

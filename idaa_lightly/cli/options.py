@@ -8,17 +8,42 @@ from typing import Any, get_args, get_type_hints
 
 import click
 
+from idaa_lightly import registry
 from idaa_lightly.bench.config import RunConfig, parse_set, read_recipe, read_toml
 from idaa_lightly.errors import UsageError
 
 SEED = click.IntRange(0, 2**63, max_open=True)
 
 
-def config_options(*names: str) -> Callable[[Any], Any]:
+class _Installed(click.Option):
+    """Option whose help lists the installed plugins of a kind. They are listed without importing them.
+
+    Args:
+        kind: Kind of the plugins.
+        settings: Arguments of `click.Option`.
+    """
+
+    def __init__(self, *args: Any, kind: registry.Kind, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.kind = kind
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the option and its help, with the names of the plugins."""
+        if (record := super().get_help_record(ctx)) is None:
+            return None
+        names = dict.fromkeys(entry.name for entry in registry.entries(self.kind))
+        return record[0], f"{record[1]}  [installed: {', '.join(names)}]"
+
+
+KINDS: dict[str, registry.Kind] = {"method": "method", "aug": "augmentation"}
+
+
+def config_options(*names: str, **helps: str) -> Callable[[Any], Any]:
     """Return a decorator that adds a Click option for each of these fields of `RunConfig`.
 
     Args:
         names: Names of fields. None given means all fields.
+        helps: Help of a field in this command, if it differs from that of a run.
     """
     types = get_type_hints(RunConfig)
 
@@ -30,11 +55,12 @@ def config_options(*names: str) -> Callable[[Any], Any]:
             extra = {"is_flag": True} if kind is bool else {"type": kind if kind in (int, float) else str}
             flag = item.name.replace("_", "-")
             shown = f"  [default: {item.default}]" if type(item.default) in (str, int, float) else ""
+            extra |= {"cls": _Installed, "kind": KINDS[item.name]} if item.name in KINDS else {}
             command = click.option(
                 f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}",
                 item.name,
                 default=None,
-                help=item.metadata["help"] + shown,
+                help=helps.get(item.name, item.metadata["help"]) + shown,
                 **(extra | item.metadata["click"]),
             )(command)
         return command

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from idaa_lightly.cli.terminal import console
+from idaa_lightly.errors import UsageError
 
 
 @click.command()
@@ -33,7 +34,7 @@ from idaa_lightly.cli.terminal import console
 )
 @click.option("--render", is_flag=True, help="Train nothing, and only render the tables from the records.")
 def table(names: tuple[str, ...], folder: Path, out: Path, minutes: float | None, render: bool) -> None:
-    """Train and render the tables of benchmarks/.
+    """Train and render the tables of benchmarks/, in a clone of the repository.
 
     NAMES are tables in tables.toml. Without a name, the tables are listed.
 
@@ -53,6 +54,11 @@ def table(names: tuple[str, ...], folder: Path, out: Path, minutes: float | None
     """
     from idaa_lightly.bench.published import pages, recipes, tables
 
+    if not (folder / "tables.toml").exists():
+        raise UsageError(
+            f"{folder} has no tables.toml: tables need the directory benchmarks/ of idaa-lightly's repository, which "
+            "is not installed with the package. Change to a clone, or name that directory by --folder"
+        )
     terminal = console()
     if not names:
         for name in recipes.table_names(folder):

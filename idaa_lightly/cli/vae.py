@@ -10,7 +10,9 @@ import click
 from idaa_lightly.cli.options import config_options, configs
 from idaa_lightly.errors import UsageError
 
-VAE_FIELDS = (
+
+@click.command()
+@config_options(
     "method",
     "data",
     "data_dir",
@@ -20,11 +22,13 @@ VAE_FIELDS = (
     "seed",
     "set",
     "accelerator",
+    method="Method on whose views the VAE is fitted.",
+    epochs="Epochs of the VAE. The paper takes 300. Default: those of the method's recipe; 15 for digits.",
+    limit_train="Fit on this many training images only, balanced over the classes.",
+    seed="Random seed.",
+    set="Option of the VAE or of the views, such as aug.beta=0.1, aug.bottleneck_dim=512 and aug.width=128. Can be "
+    "repeated. `idaa-bench plugins show idaa` lists the options with aug.",
 )
-
-
-@click.command()
-@config_options(*VAE_FIELDS)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from idaa_lightly.batchnorm import strip_dual_batchnorm
 from idaa_lightly.bench.config import RunConfig
+from idaa_lightly.bench.progress import quantity
 from idaa_lightly.bench.ranks import is_first_process
 from idaa_lightly.bench.record import SCHEMA, environment, open_folder, write_json
 from idaa_lightly.bench.run.checkpoint import LAST, CheckpointFiles, SameImages, last_checkpoint
@@ -197,7 +198,7 @@ def _record(parts: Parts, training: _Training, resumed_at: int | None, start: tu
         **environment(training.trainer.strategy.root_device, training.trainer.world_size),
     }
     if labelled is not None:
-        best = max(history, key=lambda entry: entry["knn_validation"])
+        best = max(history[1:], key=lambda entry: entry["knn_validation"])  # The first entry is before the training.
         record["best"] = {"epoch": best["epoch"], "knn": best["knn_validation"], "selected_on": "the validation images"}
         record |= {} if labelled is data else {"eval_data": labelled.facts()}
     return cast(Record, record)
@@ -208,7 +209,7 @@ def _announce(parts: Parts, out: Path, duration: str, resumed_at: int | None) ->
     trait = f" with {parts.trait}" * bool(parts.trait)
     log.info(
         f"{config.method} × {config.aug} on {config.data}: {_counted(data)}; "
-        f"{config.backbone}{trait}; {parts.epochs} epochs of {parts.steps} steps, "
+        f"{config.backbone}{trait}; {quantity(parts.epochs, 'epoch')} of {quantity(parts.steps, 'step')}, "
         f"{parts.images_per_step} images each; {_evaluated(parts)}."
     )
     by = "the device, in batches" if parts.device_views else "the loader, image by image"

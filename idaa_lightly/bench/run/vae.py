@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import torch
 from torch.nn import functional as F
 
 from idaa_lightly.bench.config import RunConfig
+from idaa_lightly.bench.progress import quantity
 from idaa_lightly.bench.run.fitting import fit, fit_context
 from idaa_lightly.bench.run.setup import make_augmentation, make_parts, read_data, resolve
-from idaa_lightly.bench.run.trainer import make_trainer
+from idaa_lightly.bench.run.trainer import make_trainer, quiet_lightning
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +32,11 @@ def train_vae(config: RunConfig, out: Path) -> float:
     config = replace(resolve(config), backbone="resnet9-w16")  # The views do not depend on the backbone.
     augmentation = make_augmentation(config)
     parts = make_parts(config, augmentation, read_data(config))
-    context = fit_context(parts, make_trainer(config, logger=False).strategy.root_device)
-    log.info(f"VAE on {len(parts.views)} images of {parts.view_size} px, {parts.epochs} epochs")
+    with warnings.catch_warnings():
+        quiet_lightning()
+        device = make_trainer(config, logger=False).strategy.root_device
+    context = fit_context(parts, device)
+    log.info(f"VAE on {len(parts.views)} images of {parts.view_size} px, {quantity(parts.epochs, 'epoch')}")
     fit(augmentation, context, config.precision)
     vae = augmentation.generator().space.vae  # type: ignore[attr-defined]
     vae.save(out)
