@@ -174,19 +174,22 @@ def test_what_changes_no_result_splits_no_group(change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("column", "change", "shown"),
+    ("column", "change", "shown", "why"),
     [
-        ("data", {"fingerprint": "bbbbbbbb"}, "digits bbbbbb/bbbbbb"),
-        ("epochs", {"epochs": 20}, "20"),
-        ("commit", {"commit": "decade"}, "decade"),
-        ("device", {"device": "H200"}, "1 × H200, 2 CPU threads"),
+        ("data", {"fingerprint": "bbbbbbbb"}, "digits bbbbbb/bbbbbb", "and accuracies on different images cannot be"),
+        ("epochs", {"epochs": 20}, "20", "and a longer training alone can raise accuracy."),
+        ("commit", {"commit": "decade"}, "decade", "and a change of the code can change results."),
+        ("device", {"device": "H200"}, "1 × H200, 2 CPU threads", "so their times cannot be compared."),
     ],
 )
-def test_groups_that_are_hard_to_compare_are_marked(column: str, change: dict[str, Any], shown: str) -> None:
+def test_groups_that_are_hard_to_compare_are_marked(column: str, change: dict[str, Any], shown: str, why: str) -> None:
     write("none", seconds=10)
     write("clae", aug="clae", seconds=30, **change)
     comparison = compare([Path("runs")])
-    assert comparison.notes == [f"Warning: the groups differ in {column}: see its column."]
+    (note,) = comparison.notes
+    assert note.startswith(f"Warning: the groups differ in {column} (")
+    assert shown in note
+    assert f"), {why}" in note
     assert [column in row for row in comparison.rows] == [True, True]
     none, clae = comparison.rows
     assert clae[column] == shown

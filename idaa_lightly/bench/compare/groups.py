@@ -41,6 +41,14 @@ MARKS: dict[str, Callable[[Record], str]] = {
     "device": lambda record: "{count} × {name}, {torch_threads} CPU threads".format(**record["device"]),
 }
 """Properties that make groups hard to compare if they differ."""
+WHY = {
+    "data": "and accuracies on different images cannot be compared",
+    "epochs": "and a longer training alone can raise accuracy",
+    "commit": "and a change of the code can change results",
+    "plugin files": "and a change of the code can change results",
+    "device": "so their times cannot be compared",
+}
+"""Reasons why a difference in one of `MARKS` matters."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +256,7 @@ def compare(targets: Iterable[Path], *, by_commit: bool = True, against: str = B
         row |= _spread("knn_at_budget", at_budget)
         rows.append(row)
     shared = [f"{name} {mark}" for name in MARKS if name not in differing and (mark := groups[0].mark(name))]
-    notes = [f"Warning: the groups differ in {name}: see its column." for name in differing]
+    notes = [_warning(name, groups) for name in differing]
     notes += [
         f"Warning: {group.folders[seed].name}: {warning}."
         for group in groups
@@ -258,6 +266,13 @@ def compare(targets: Iterable[Path], *, by_commit: bool = True, against: str = B
     if unfinished:
         notes.append(f"Left out: {unfinished} unfinished, without a record.")
     return Comparison(rows, ", ".join(shared + [f"{key}={value}" for key, value in common.items()]), notes, against)
+
+
+def _warning(mark: str, groups: list[Group]) -> str:
+    """Return a sentence that says which values of a mark differ among the groups, and why that matters."""
+    found = sorted({group.mark(mark) or "none" for group in groups})
+    values = ", ".join(found) if len(found) < 5 else f"{len(found)} values"
+    return f"Warning: the groups differ in {mark} ({values}), {WHY[mark]}."
 
 
 def _baseline(group: Group, groups: list[Group], against: str) -> Group | None:

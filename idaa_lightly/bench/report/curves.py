@@ -112,7 +112,10 @@ def blocks(groups: list[Group]) -> list[Block]:
 
 
 def _names(groups: list[Group]) -> list[str]:
-    """Return names of method and augmentation, with the options that differ among their groups on the same data."""
+    """Return names of method and augmentation, with the options that differ among their groups on the same data.
+
+    A value that more than half of three or more such groups share is left out.
+    """
     options = [group.config.flat() | {mark: group.mark(mark) for mark in MARKS} for group in groups]
     pairs = [(group.config.method, group.config.aug, group.config.data) for group in groups]
     several = len({data for *_, data in pairs}) > 1
@@ -122,7 +125,9 @@ def _names(groups: list[Group]) -> list[str]:
         telling = [name for name, value in own.items() if any(other.get(name) != value for other in others)]
         if len(telling) > 1 and "data" in telling:  # which limit_train changes, too
             telling.remove("data")
-        parts = [f"{name}={own[name]}" for name in telling]
+        shares = {name: sum(other.get(name) == own[name] for other in others) / len(others) for name in telling}
+        usual = {name for name, share in shares.items() if share > 0.5 and len(others) > 2}
+        parts = [f"{name}={own[name]}" for name in telling if name not in usual]
         names.append(" ".join([f"{pair[0]} × {pair[1]}", *parts]) + (f" on {pair[2]}" if several else ""))
     return names
 

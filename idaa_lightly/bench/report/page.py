@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from idaa_lightly.bench.compare.forest import contrasts_of
+from idaa_lightly.bench.compare.forest import Contrast, contrasts_of
 from idaa_lightly.bench.compare.groups import Comparison, compare, read_groups
 from idaa_lightly.bench.compare.text import columns
 from idaa_lightly.bench.report.curves import (
@@ -36,6 +36,12 @@ from idaa_lightly.bench.report.svg import differences
 from idaa_lightly.bench.schema import Record, Study, Views, read_json
 from idaa_lightly.errors import FileFormatError
 from idaa_lightly.files import atomic_write
+
+TABLE = (
+    "knn", "knn_difference", "linear", "linear_difference", "rankme", "uniformity", "alignment",
+    "embedding_spread", "seeds", "epochs", "flops_relative", "knn_at_budget",
+)  # fmt: skip
+"""Keys of the columns of the page's table, in its order. Data, commits, devices and times are in the list of runs."""
 
 
 def write_report(targets: Sequence[Path], out: Path) -> list[str]:
@@ -60,7 +66,8 @@ def write_report(targets: Sequence[Path], out: Path) -> list[str]:
         "groups": groups,
         "table": table(comparison),
         "comparison": comparison,
-        "differences": _differences(comparison, groups),
+        "verdict": verdict(contrasts_of(comparison, [item.label for item in groups])),
+        "differences": _differences(comparison, parts),
         "blocks": [_curves(block, groups, missing) for block in parts],
         "sensitivity": sensitivity_figures(groups),
         "identity": _identity(groups, missing),
@@ -107,12 +114,13 @@ def _curves(block: Block, everyone: list[Shown], missing: list[str]) -> dict[str
 
 
 def table(comparison: Comparison) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
-    """Return columns {name, numeric} and rows of cells {text, key, interval} of the comparison.
+    """Return columns {name, numeric} and rows of cells {text, key, interval} of the comparison's figures.
 
     A key is what the cell is sorted by, None if it is empty. An interval is that of the mean difference to the
     baseline: low, center and high, in % of the width of a picture with 0 in its middle.
     """
-    shown = columns(comparison)
+    found = {column.key: column for column in columns(comparison)}
+    shown = [found[key] for key in TABLE if key in found]
     rows: list[list[dict[str, Any]]] = [[] for _ in comparison.rows]
     for column in shown:
         limits = [_interval(row, column.number) if column.measure else [] for row in comparison.rows]
@@ -124,14 +132,44 @@ def table(comparison: Comparison) -> tuple[list[dict[str, Any]], list[list[dict[
     return [{"name": column.title, "numeric": bool(column.number)} for column in shown], rows
 
 
-def _differences(comparison: Comparison, groups: list[Shown]) -> list[Figure]:
-    """Return the forest plot of the differences to the baseline; none if there are none."""
-    contrasts = contrasts_of(comparison, [item.label for item in groups])
-    if not contrasts:
-        return []
-    members = tuple(item.group for item in contrasts if item.group is not None)
-    plot = differences(contrasts, [groups[index].style for index in members], "differences")
-    return [Figure(plot, f"Differences to {comparison.against}, with 95 % intervals", members)]
+def verdict(contrasts: Sequence[Contrast]) -> str:
+    """Return what the intervals of the differences in kNN accuracy say, in words; empty without differences."""
+    points = {item.label: (*item.points["knn"], item.seeds) for item in contrasts if "knn" in item.points}
+    sure = {label: part for label, part in points.items() if part[1] is not None}
+    gains = [label for label, (_, low, *_) in sure.items() if low is not None and low > 0]
+    losses = [label for label, (_, _, high, _) in sure.items() if high is not None and high < 0]
+    if not points:
+        return ""
+    counts = {
+        "above the baseline": len(gains),
+        "below it": len(losses),
+        "not told apart from it": len(sure) - len(gains) - len(losses),
+        "with a single seed, which is too few for a verdict": len(points) - len(sure),
+    }
+    text = f"Groups by kNN: {', '.join(f'{count} {what}' for what, count in counts.items() if count)}."
+    if gains:
+        best = max(gains, key=lambda label: sure[label][0])
+        center, low, high, seeds = sure[best]
+        text += (
+            f" The largest gain is that of {best}: {center:+.2f} points [{low:+.2f}, {high:+.2f}] over {seeds} seeds."
+        )
+    return text
+
+
+def _differences(comparison: Comparison, parts: Sequence[Block]) -> list[tuple[str, Figure]]:
+    """Return titles and forest plots of the differences to the baseline, one for each block that has any."""
+    labels = {item.index: item for block in parts for item in block.groups}
+    every = contrasts_of(comparison, [labels[index].label for index in sorted(labels)])
+    made = []
+    for number, block in enumerate(parts):
+        styles = {item.index: item.style for item in block.groups}
+        contrasts = [item for item in every if item.group in styles]
+        if contrasts:
+            members = tuple(item.group for item in contrasts if item.group is not None)
+            plot = differences(contrasts, [styles[index] for index in members], f"differences{number}")
+            caption = f"Differences to {comparison.against}, with 95 % intervals"
+            made.append((block.title, Figure(plot, caption, members)))
+    return made
 
 
 def _interval(row: Mapping[str, Any], name: str) -> list[float]:

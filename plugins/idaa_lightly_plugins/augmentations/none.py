@@ -15,10 +15,12 @@ class CleanOutput(NamedTuple):
 
     Attributes:
         total: Loss of the method, a scalar.
+        clean: The same loss, detached, under the name that it has beside an adversarial term.
         outputs: Detached outputs of the first two views.
     """
 
     total: Tensor
+    clean: Tensor
     outputs: tuple[Any, ...]
 
 
@@ -33,7 +35,8 @@ class CleanLoss(nn.Module):
             views: Views of the same samples, (N, C, H, W) each. Local views may be smaller.
         """
         outputs = tuple(model(view) for view in views)
-        return CleanOutput(model.loss(*outputs), detached(outputs[:2]))
+        loss = model.loss(*outputs)
+        return CleanOutput(loss, loss.detach(), detached(outputs[:2]))
 
 
 class NoAugmentation(Augmentation):
