@@ -52,7 +52,9 @@ def config_options(*names: str, **helps: str) -> Callable[[Any], Any]:
             if names and item.name not in names:
                 continue
             kind = next((kind for kind in get_args(types[item.name]) if kind in (int, float)), types[item.name])
-            extra = {"is_flag": True} if kind is bool else {"type": kind if kind in (int, float) else str}
+            extra: dict[str, Any] = (
+                {"is_flag": True} if kind is bool else {"type": kind if kind in (int, float) else str}
+            )
             flag = item.name.replace("_", "-")
             shown = f"  [default: {item.default}]" if type(item.default) in (str, int, float) else ""
             extra |= {"cls": _Installed, "kind": KINDS[item.name]} if item.name in KINDS else {}
