@@ -262,7 +262,7 @@ def test_unfinished_runs_are_counted_and_left_out() -> None:
     Path("runs/half/config.toml").write_text('method = "simclr"\n')
     (Path("runs/none") / "config.toml").write_text('method = "simclr"\n')
     comparison = compare([Path("runs")])
-    assert comparison.notes == ["Left out: 1 unfinished, without a record."]
+    assert comparison.notes == ["Left out: 1 unfinished, without a record: runs/half."]
     assert len(comparison.rows) == 1
 
 

@@ -149,6 +149,24 @@ def test_embed_refuses(run: Path, arguments: list[str], code: int, text: str) ->
     assert [path.name for path in Path().iterdir()] == ["run"]
 
 
+def test_a_directory_of_several_seeds_is_taken_as_its_runs(trained: Path) -> None:
+    shutil.copytree(trained, "runs")
+    text = bench("embed", "runs", "--out", "features.npz").stdout
+    bench("export", "runs", "--out", "net.pth")
+    for seed in (0, 1):
+        assert f"Written to features-seed-{seed}.npz: train_features" in text
+        weights = torch.load(f"net-seed-{seed}.pth", weights_only=True)
+        own = torch.load(f"runs/seed-{seed}/backbone.pt", weights_only=True)
+        assert all(torch.equal(value, own[name]) for name, value in weights.items())
+    text = bench("identity", "runs", "--aug", "clae", "--samples", 8).stdout
+    for seed in (0, 1):
+        assert f"Written to runs/seed-{seed}/identity" in text
+        assert Path(f"runs/seed-{seed}/identity/identity.json").exists()
+    shutil.rmtree("runs/seed-1")
+    bench("embed", "runs", "--out", "only.npz")
+    assert Path("only.npz").exists()
+
+
 # export
 
 NORMALIZE = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}

@@ -389,5 +389,5 @@ def test_what_linear_refuses(runs):
     assert "r/0/linear.json has schema 7, but expected 1 or less: move it away" in refused
     Path("r/0/record.json").unlink()
     Path("r/0/backbone.pt").unlink()
-    assert "Left out: 1 unfinished, without a record." in bench("linear", "r").stdout
+    assert "Left out: 1 unfinished, without a record: r/0." in bench("linear", "r").stdout
     assert "r/0 holds no backbone.pt, so it is not a finished run" in bench("linear", "r/0", code=1).stderr

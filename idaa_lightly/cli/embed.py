@@ -18,8 +18,9 @@ def embed(target: Path, out: Path, **given: Any) -> None:
     """Write the features of a network to an .npz file.
 
     TARGET is a run directory, its checkpoints/last.ckpt, or a state dict from torchvision, timm or `export`. A state
-    dict needs --data, and --backbone unless `export` wrote it. Images are embedded without augmentation, by the
-    backbone in eval mode.
+    dict needs --data, and --backbone unless `export` wrote it. If TARGET is a directory that holds several runs, each
+    gets a file of its own, such as features-seed-0.npz. Images are embedded without augmentation, by the backbone in
+    eval mode.
 
     The file holds train_features (N, D) and test_features (M, D) in float32, and train_labels (N,) and test_labels
     (M,), in the order of the data set. The commands knn and linear accept it as a target. Of images without labels, it
@@ -32,7 +33,10 @@ def embed(target: Path, out: Path, **given: Any) -> None:
     """
     from idaa_lightly.bench.evaluate.embed import embed_target
     from idaa_lightly.bench.evaluate.state_dicts import Given
+    from idaa_lightly.bench.evaluate.store import runs_below
 
-    arrays = embed_target(target, out, Given(**given))
-    shapes = ", ".join(f"{name} {tuple(values.shape)}" for name, values in arrays.items())
-    click.echo(f"Written to {out}: {shapes}")
+    for suffix, folder in runs_below(target).items():
+        path = out.with_stem(out.stem + suffix) if suffix else out
+        arrays = embed_target(folder, path, Given(**given))
+        shapes = ", ".join(f"{name} {tuple(values.shape)}" for name, values in arrays.items())
+        click.echo(f"Written to {path}: {shapes}")

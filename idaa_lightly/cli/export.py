@@ -19,7 +19,8 @@ import click
 def export(run: Path, out: Path, form: str | None) -> None:
     """Write a run's backbone as a plain state dict.
 
-    RUN is the directory of a finished run. The command also prints the Python lines that load the file. A
+    RUN is the directory of a finished run, or holds some at any depth. Each of several gets a file of its own, such as
+    resnet18-seed-0.pth. The command also prints the Python lines that load the file. A
     JSON file beside it, such as resnet18.pth.json, holds image size and normalisation for `knn`, `linear` and `embed`.
 
     The network has no classifier. For images of up to 64 px, it was changed: a 3×3 convolution as stem
@@ -32,6 +33,9 @@ def export(run: Path, out: Path, form: str | None) -> None:
       idaa-bench export runs/RUN --out resnet18.pth --format timm
     """
     from idaa_lightly.bench.evaluate.export import export as write
+    from idaa_lightly.bench.evaluate.store import runs_below
 
-    lines = write(run, out, form)
-    click.echo(f"Written to {out}. To load it:\n\n{lines}")
+    for suffix, folder in runs_below(run).items():
+        path = out.with_stem(out.stem + suffix) if suffix else out
+        lines = write(folder, path, form)
+        click.echo(f"Written to {path}. To load it:\n\n{lines}")

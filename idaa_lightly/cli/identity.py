@@ -9,6 +9,17 @@ from rich.table import Table
 
 from idaa_lightly.cli.terminal import console
 
+COLUMNS = (
+    "views",
+    "lost, %",
+    "ratio, median",
+    "5 to 95 %",
+    "L2, pixels",
+    "L∞, pixels",
+    "L2, own units",
+    "L∞, own units",
+)
+
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
@@ -22,13 +33,16 @@ from idaa_lightly.cli.terminal import console
     "--samples", type=click.IntRange(2), default=1024, show_default=True, help="Number of training images to use."
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Directory for the results. Default: identity/ in the run directory."
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Directory for the results, with a suffix per run if there are several. Default: identity/ in the run "
+    "directory.",
 )
 def identity(run: Path, aug: str, samples: int, out: Path | None) -> None:
     """Measure whether views are hard and keep the identity.
 
-    RUN is a run directory. All augmentations attack the run's encoder. The run's own augmentation gets the run's
-    options, the others get their defaults.
+    RUN is a run directory, or a directory that holds runs at any depth. All augmentations attack the run's encoder.
+    The run's own augmentation gets the run's options, the others get their defaults.
 
     For each sample, two distances are measured between the embeddings that the loss compares: from the sample to its
     own view, and to the nearest view of another sample. The table shows their ratio: near 0 the view is easy, above 1
@@ -42,15 +56,15 @@ def identity(run: Path, aug: str, samples: int, out: Path | None) -> None:
       idaa-bench identity runs/RUN --aug random,clae,idaa
     """
     from idaa_lightly.bench.evaluate.identity import study
+    from idaa_lightly.bench.evaluate.store import runs_below
 
-    folder = out or run / "identity"
-    figures = study(run, [name.strip() for name in aug.split(",")], folder, samples=samples)
-    table = Table(
-        "views", "lost, %", "ratio, median", "5 to 95 %", "L2, pixels", "L∞, pixels", "L2, own units", "L∞, own units"
-    )
-    for name, part in figures.items():
-        low, _, median, _, high = part["hardness"]
-        sizes = [f"{part[norm]:.3f}" if norm in part else "" for norm in ("l2", "linf", "own_l2", "own_linf")]
-        table.add_row(name, f"{100 * part['lost']:.2f}", f"{median:.2f}", f"{low:.2f} to {high:.2f}", *sizes)
-    console().print(table)
-    click.echo(f"Written to {folder}")
+    for suffix, folder in runs_below(run).items():
+        place = out.with_name(out.name + suffix) if out else folder / "identity"
+        figures = study(folder, [name.strip() for name in aug.split(",")], place, samples=samples)
+        table = Table(*COLUMNS, title=str(folder) if suffix else None)
+        for name, part in figures.items():
+            low, _, median, _, high = part["hardness"]
+            sizes = [f"{part[norm]:.3f}" if norm in part else "" for norm in ("l2", "linf", "own_l2", "own_linf")]
+            table.add_row(name, f"{100 * part['lost']:.2f}", f"{median:.2f}", f"{low:.2f} to {high:.2f}", *sizes)
+        console().print(table)
+        click.echo(f"Written to {place}")

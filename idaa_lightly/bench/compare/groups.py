@@ -110,6 +110,10 @@ class Group:
         return " + ".join(sorted(set(map(MARKS[name], self.records.values()))))
 
 
+NAMED = 10
+"""Unfinished runs that are named, at most."""
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Figures of groups of runs.
@@ -127,8 +131,8 @@ class Comparison:
     against: str = BASELINE
 
 
-def read_groups(targets: Iterable[Path], *, by_commit: bool = True) -> tuple[list[Group], int]:
-    """Return the groups below these directories, and the number of runs without a record.
+def read_groups(targets: Iterable[Path], *, by_commit: bool = True) -> tuple[list[Group], list[Path]]:
+    """Return the groups below these directories, and the directories of runs without a record.
 
     Args:
         targets: Run directories, or directories that hold some.
@@ -161,7 +165,19 @@ def read_groups(targets: Iterable[Path], *, by_commit: bool = True) -> tuple[lis
         records[seed], places[seed] = record, folder
     made = [Group(config, dict(sorted(records.items())), folders) for config, records, folders in groups.values()]
     made.sort(key=lambda group: (group.config.data, group.config.method, group.config.aug != BASELINE))
-    return made, len(unfinished - folders.keys())
+    return made, sorted(unfinished - folders.keys())
+
+
+def left_out(unfinished: list[Path]) -> str:
+    """Return a sentence that names runs without a record.
+
+    Args:
+        unfinished: Their directories, one or more.
+    """
+    here = Path.cwd()
+    names = [str(path.relative_to(here)) if path.is_relative_to(here) else str(path) for path in unfinished[:NAMED]]
+    more = f" and {len(unfinished) - NAMED} more" * (len(unfinished) > NAMED)
+    return f"Left out: {len(unfinished)} unfinished, without a record: {', '.join(names)}{more}."
 
 
 def _short(commit: str | None) -> str:
@@ -264,7 +280,7 @@ def compare(targets: Iterable[Path], *, by_commit: bool = True, against: str = B
         for warning in record.get("warnings", [])
     ]
     if unfinished:
-        notes.append(f"Left out: {unfinished} unfinished, without a record.")
+        notes.append(left_out(unfinished))
     return Comparison(rows, ", ".join(shared + [f"{key}={value}" for key, value in common.items()]), notes, against)
 
 

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from idaa_lightly.bench.compare.groups import Group, read_groups
+from idaa_lightly.bench.compare.groups import Group, left_out, read_groups
 from idaa_lightly.bench.config import read_toml
 from idaa_lightly.bench.evaluate.state_dicts import NOTHING, Given
 from idaa_lightly.bench.evaluate.targets import load_backbone, read_features
@@ -167,9 +167,9 @@ def find_runs(targets: Iterable[Path]) -> list[Family]:
     """
     below = {target: sorted(path.parent for path in target.rglob("record.json")) for target in targets}
     holders = [target for target, folders in below.items() if folders]
-    groups, unfinished = read_groups(holders) if holders else ([], 0)
+    groups, unfinished = read_groups(holders) if holders else ([], [])
     if unfinished:
-        log.info(f"Left out: {unfinished} unfinished, without a record.")
+        log.info(left_out(unfinished))
     families = [Family(group, {}) for group in groups]
     once = {folder.resolve(): folder for folders in below.values() for folder in folders}
     for folder in once.values():
@@ -178,6 +178,19 @@ def find_runs(targets: Iterable[Path]) -> list[Family]:
         family = next(family for family in families if family.group and family.group.records.get(seed) == record)
         family.results[folder] = {}
     return families + [Family(None, {target: {}}) for target, folders in below.items() if not folders]
+
+
+def runs_below(target: Path) -> dict[str, Path]:
+    """Return the finished runs below a directory by a suffix that tells them apart, such as "-seed-0".
+
+    Args:
+        target: Run directory, directory that holds runs at any depth, or other target. The suffix of the only run, and
+            of a target that holds none, is empty.
+    """
+    folders = sorted(path.parent for path in target.rglob("record.json"))
+    if len(folders) < 2:
+        return {"": folders[0] if folders else target}
+    return {"".join(f"-{part}" for part in folder.relative_to(target).parts): folder for folder in folders}
 
 
 def runs_only(families: list[Family]) -> Iterable[tuple[Path, dict[str, Result]]]:
