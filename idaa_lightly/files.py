@@ -9,9 +9,10 @@ import secrets
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile, is_zipfile
 
 from filelock import FileLock, Timeout
 
@@ -139,9 +140,7 @@ def save_tensors(content: Any, path: str | Path, *, previous: Path | None = None
 def claim(folder: Path, timeout: float = 5.0) -> Iterator[None]:
     """Lock a run directory for this process during the with-block.
 
-    The lock file is .NAME.lock beside the directory, and is deleted on exit. The operating system releases the lock
-    even if the process is killed, so there are no stale locks. Machines that share the directory need a file system
-    with locks, such as NFS 4 or Lustre mounted with -o flock.
+    The lock file is .NAME.lock beside the directory; see `locked`.
 
     Args:
         folder: Run directory. It need not exist.
@@ -152,23 +151,42 @@ def claim(folder: Path, timeout: float = 5.0) -> Iterator[None]:
         RunFolderError: The parent directory cannot be written.
     """
     place = folder.absolute()
-    lock = FileLock(place.with_name(f".{place.name}.lock"))
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=timeout)
-    except Timeout as error:
-        raise BusyError(
-            f"{folder} is being run by another process: wait for it, or choose another output directory"
-        ) from error
-    except OSError as error:
-        raise RunFolderError(
-            f"{lock.lock_file} cannot be written ({error}): choose another output directory"
-        ) from error
+    with ExitStack() as stack:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(place.with_name(f".{place.name}.lock"), timeout))
+        except Timeout as error:
+            raise BusyError(
+                f"{folder} is being run by another process: wait for it, or choose another output directory"
+            ) from error
+        except OSError as error:
+            raise RunFolderError(f"{folder} cannot be written ({error}): choose another output directory") from error
+        yield
+
+
+@contextmanager
+def locked(path: Path, timeout: float = -1) -> Iterator[None]:
+    """Hold a lock file during the with-block, and delete it on exit.
+
+    The operating system releases the lock even if the process is killed, so there are no stale locks. Machines that
+    share the file need a file system with locks, such as NFS 4 or Lustre mounted with -o flock.
+
+    Args:
+        path: Lock file. Its directory must exist.
+        timeout: Seconds to wait for another process. -1 waits for ever.
+
+    Raises:
+        Timeout: Another process holds the lock for longer than `timeout` seconds.
+        OSError: The file cannot be written.
+    """
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))  # FileLock would try again until the timeout.
+    lock = FileLock(path)
+    lock.acquire(timeout=timeout)
     try:
         yield
     finally:
         with suppress(OSError):  # Windows cannot delete an open file.
-            os.unlink(lock.lock_file)  # Processes that wait on it notice this and reopen it.
+            os.unlink(path)  # Processes that wait on it notice this and reopen it.
         lock.release()
 
 
@@ -187,13 +205,21 @@ def load_tensors(path: str | Path, expected: str) -> dict[str, Any]:
     require_file(path, expected)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+        damaged = is_zipfile(path) and _wrong_checksum(path)  # torch.load compares no checksums
     except FileNotFoundError as error:
         raise FileFormatError(f"{path} does not exist; expected {expected}") from error
     except Exception as error:  # The unpickler may raise anything on other files.
         raise FileFormatError(f"{path} is not {expected}: {type(error).__name__}") from error
+    if damaged:
+        raise FileFormatError(f"{path} is not {expected}: it is damaged, because a checksum in it is wrong")
     if not isinstance(content, dict):
         raise FileFormatError(f"{path} is not {expected}: it holds a {type(content).__name__}")
     return content
+
+
+def _wrong_checksum(path: str | Path) -> bool:
+    with ZipFile(path) as parts:
+        return parts.testzip() is not None
 
 
 def _owner() -> str:

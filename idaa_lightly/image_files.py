@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from idaa_lightly.errors import DataError, IDAAError
+from idaa_lightly.files import require_file
 from idaa_lightly.options import Option, Positive
 
 EXTENSIONS = (*torchvision.datasets.folder.IMG_EXTENSIONS, ".gif")
@@ -173,7 +174,9 @@ def opened(path: Path) -> Iterator[Image.Image]:
 
     Raises:
         DataError: The file is not an image, is truncated, or exceeds one of `LIMITS`.
+        FileFormatError: The path is a FIFO or a device, which could block forever.
     """
+    require_file(path, "an image")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")  # It reads EXIF, and warns of damaged ones.

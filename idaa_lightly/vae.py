@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from idaa_lightly.errors import DataError, FileFormatError, NonFiniteError, UsageError
-from idaa_lightly.files import atomic_write, clear_leftovers, load_tensors, save_tensors
+from idaa_lightly.files import atomic_write, clear_leftovers, load_tensors, locked, save_tensors
 from idaa_lightly.options import Count, NonNegative, checked
 
 log = logging.getLogger(__name__)
@@ -318,7 +317,7 @@ def cached_vae(key: dict[str, object], directory: Path, fit: Callable[[], VAE]) 
     path = directory / f"vae-{hashlib.sha256(text.encode()).hexdigest()[:16]}.pt"
     note = path.with_suffix(".json")
     directory.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    with locked(path.with_suffix(".lock")):
         clear_leftovers(directory)
         fault = _fault(path, note, json.loads(text))
         if fault and path.exists():

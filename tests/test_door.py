@@ -143,7 +143,26 @@ def test_labels_that_would_fill_the_memory() -> None:
         refused(bench(command, "x.npz"), 1, "x.npz: train_labels has 8796093022208, but expected less than 10000000")
 
 
+def test_a_number_beyond_32_bits(folder: Path) -> None:
+    for option in ("method.lr=1e300", "aug.eps=1e300"):
+        result = run(folder, "--set", option, "--out", "out", aug="clae")
+        refused(result, 2, "an option is too large for numbers of 32 bits", "lower the learning rate, eps or a weight")
+        assert not Path("out/record.json").exists()
+
+
 # Files and folders that the operating system refuses
+
+
+@pytest.mark.parametrize("place", ["/proc/x", "/proc/x/y"])
+def test_a_place_where_nothing_can_be_written(folder: Path, place: str) -> None:
+    refused(
+        run(folder, "--out", place),
+        1,
+        f"{place} cannot be written (",
+        "No such file",
+        "choose another output directory",
+    )
+
 
 LONG = "x" * 300
 

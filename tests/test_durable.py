@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import resource
+import shutil
 import signal
 import socket
 import stat
@@ -328,6 +329,15 @@ def test_a_fifo_among_the_inputs_is_refused(arguments: list[str], name: str, exp
     assert f"{name} is a FIFO, but expected {expected}: choose another path" in " ".join(refused.stderr.split())
 
 
+def test_a_fifo_among_the_images_is_refused() -> None:
+    done("--out", "run", "--epochs", "1")
+    shutil.copytree("images", "others")
+    os.mkfifo("others/train/red/x.png")
+    refused = CliRunner().invoke(main, ["knn", "run", "--data", "folder:others"])
+    assert refused.exit_code == 1
+    assert "Error: others/train/red/x.png is a FIFO, but expected an image: choose another path\n" in refused.stderr
+
+
 def test_what_cannot_be_written_is_one_sentence() -> None:
     Path("file").touch()
     with pytest.raises(RunFolderError, match=r"^file/x.txt cannot be written \(File exists\)"):
@@ -368,4 +378,4 @@ def test_the_cache_is_cleared_when_it_is_used() -> None:
     cached_vae({}, Path("cache"), lambda: VAE(16, bottleneck_dim=3, width=4))
     killed_while_writing("cache/new.pt")
     cached_vae({}, Path("cache"), lambda: pytest.fail("it is cached"))
-    assert not list(Path("cache").glob(".*"))
+    assert {path.suffix for path in Path("cache").iterdir()} == {".pt", ".json"}  # neither temporary files nor locks

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
+from attacks.mutations import damaged, edited, mutated
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -42,7 +43,16 @@ RESULTS = {
     "linear.json": {"lbfgs": KEPT | {"accuracy": 0.5, "l2": 0.1}, "sgd": KEPT | {"accuracy": 0.5, "best": BEST}},
     "finetune.json": {"1%": KEPT | {"accuracy": 0.5, "images": 10}},
     "transfer.json": {"dtd": KEPT | {"accuracy": 0.5, "metric": "top1", "top1": 0.5, "mean_per_class": 0.4}},
-    "knn.json": {"knn": KEPT | {"bank": 9, "queries": 5, "backend": "torch", "accuracies": [VOTES]}},
+    "knn.json": {
+        "knn": KEPT
+        | {
+            "options": {"k": [20, 5], "temperature": [0.1]},
+            "bank": 9,
+            "queries": 5,
+            "backend": "torch",
+            "accuracies": [VOTES | {"k": 5}, VOTES | {"k": 9}],
+        }
+    },
 }
 STUDY = {
     "config": RECORD["config"],
@@ -50,43 +60,7 @@ STUDY = {
     "augmentations": {"clae": {"lost": 0.1, "hardness": [0.1, 0.2, 0.3, 0.4, 1.5], "l2": 0.1, "linf": 0.2}},
     **DEVICE,
 }
-VALUES = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.sampled_from([0, 1, -1, 2**63, -(2**64), 10**30, 10**400, -(10**400)]),
-    st.sampled_from([0.0, -0.5, 1e308, -1e308, 5e-324, float("nan"), float("inf"), float("-inf")]),
-    st.text(max_size=5),
-    st.sampled_from([[], {}, [None], {"": None}, [[0]], "a" * 300, "\x00", "\ud800", "../..", "%s{}", "[red]"]),
-).map(copy.deepcopy)
-
-
-@st.composite
-def mutated(draw: st.DrawFn, whole: Any) -> Any:
-    """Return a copy with one to three values deleted, replaced, repeated or scaled, at any depth."""
-    result = copy.deepcopy(whole)
-    for _ in range(draw(st.integers(1, 3))):
-        place, key = None, None
-        node = result
-        while isinstance(node, dict | list) and node and (place is None or draw(st.integers(0, 3))):
-            keys = list(node) if isinstance(node, dict) else list(range(len(node)))
-            place, key = node, draw(st.sampled_from(keys))
-            node = place[key]
-        if place is None:
-            return draw(VALUES)
-        kind = draw(st.sampled_from(["delete", "replace", "repeat", "scale", "add"]))
-        if kind == "delete":
-            del place[key]
-        elif kind == "repeat" and isinstance(node, list):
-            place[key] = node * 2
-        elif kind == "scale" and isinstance(node, int):
-            place[key] = node * draw(st.sampled_from([-1, 0, 2, 10**6, 10**20]))
-        elif kind == "scale" and isinstance(node, float):
-            place[key] = node * draw(st.sampled_from([-1.0, 0.0, 0.5, 1e6, 1e20, 1e300]))
-        elif kind == "add" and isinstance(node, dict):
-            node[draw(st.text(max_size=3))] = draw(VALUES)
-        else:
-            place[key] = draw(VALUES)
-    return result
+RANDOMS = st.randoms(use_true_random=False)
 
 
 def written(path: Path, content: Any) -> Path:
@@ -110,9 +84,9 @@ FUZZ = settings(max_examples=150, suppress_health_check=list(HealthCheck))
 
 
 @settings(FUZZ, max_examples=60)
-@given(mutated(WHOLE))
-def test_records(content: Any) -> None:
-    path = written(Path("runs/a/record.json"), content)
+@given(RANDOMS)
+def test_records(random: Random) -> None:
+    path = written(Path("runs/a/record.json"), mutated(random, WHOLE))
     written(Path("runs/b/record.json"), WHOLE | {"config": WHOLE["config"] | {"seed": 1}})
     with refusal_of(path):
         config_of(read_record(path.parent)).key()
@@ -125,9 +99,9 @@ def test_records(content: Any) -> None:
 
 @pytest.mark.slow
 @settings(FUZZ, max_examples=25)
-@given(mutated(WHOLE))
-def test_reports_of_records(content: Any) -> None:
-    path = written(Path("runs/a/record.json"), content)
+@given(RANDOMS)
+def test_reports_of_records(random: Random) -> None:
+    path = written(Path("runs/a/record.json"), mutated(random, WHOLE))
     written(Path("runs/b/record.json"), WHOLE | {"config": WHOLE["config"] | {"seed": 1}})
     with refusal_of(path.parent):
         write_report([Path("runs")], Path("report.html"))
@@ -135,18 +109,18 @@ def test_reports_of_records(content: Any) -> None:
 
 @pytest.mark.parametrize("name", RESULTS)
 @settings(FUZZ, max_examples=60)
-@given(data=st.data())
-def test_results(name: str, data: st.DataObject) -> None:
-    path = written(Path(name), data.draw(mutated({"schema": 1, "results": RESULTS[name]})))
+@given(random=RANDOMS)
+def test_results(name: str, random: Random) -> None:
+    path = written(Path(name), mutated(random, {"schema": 1, "results": RESULTS[name]}))
     with refusal_of(path):
         for entry in read_results(path).values():
             assert entry["accuracy" if name != "knn.json" else "seconds"] >= 0
 
 
 @settings(FUZZ, max_examples=60)
-@given(mutated(STUDY))
-def test_studies(content: Any) -> None:
-    path = written(Path("identity.json"), content)
+@given(RANDOMS)
+def test_studies(random: Random) -> None:
+    path = written(Path("identity.json"), mutated(random, STUDY))
     with refusal_of(path):
         for part in read_json(path, Study, "an identity study")["augmentations"].values():
             assert len([100 * value for value in part["hardness"]]) == 5
@@ -157,32 +131,26 @@ METRICS = (
 )
 
 
-EDITS = st.lists(st.tuples(st.integers(0, len(METRICS)), st.text(max_size=6), st.integers(0, 12)), max_size=4)
-
-
-def edited(edits: list[tuple[int, str, int]]) -> Path:
+def edited_log(random: Random) -> Path:
     """Write a run whose metrics.csv has text replaced at some places."""
-    text = METRICS
-    for start, added, removed in edits:
-        text = text[:start] + added + text[start + removed :]
     written(Path("runs/a/record.json"), WHOLE)
-    Path("runs/a/metrics.csv").write_bytes(text.encode("utf-8", "surrogatepass"))
+    Path("runs/a/metrics.csv").write_bytes(edited(random, METRICS).encode("utf-8", "surrogatepass"))
     return Path("runs/a/metrics.csv")
 
 
 @settings(FUZZ, max_examples=200)
-@given(EDITS)
-def test_metrics(edits: list[tuple[int, str, int]]) -> None:
-    path = edited(edits)
+@given(RANDOMS)
+def test_metrics(random: Random) -> None:
+    path = edited_log(random)
     with refusal_of(path):
-        assert "loss/total" in read_metrics(path) or edits
+        assert "loss/total" in read_metrics(path) or path.read_bytes() != METRICS.encode()
 
 
 @pytest.mark.slow
 @settings(FUZZ, max_examples=15)
-@given(EDITS)
-def test_reports_of_metrics(edits: list[tuple[int, str, int]]) -> None:
-    edited(edits)
+@given(RANDOMS)
+def test_reports_of_metrics(random: Random) -> None:
+    edited_log(random)
     for line in write_report([Path("runs")], Path("report.html")):
         assert "runs/a" in line or "seed 0" in line or "No run" in line
 
@@ -203,12 +171,8 @@ def test_feature_files(data: st.DataObject) -> None:
             values = np.arange(36.0).reshape(9, 4) if name.endswith("features") else np.arange(9)
             changed[name] = (values + 1) * data.draw(st.sampled_from([-1, 1e300, np.nan, np.inf, 2**40, 1e-300]))
     arrays(**changed)(Path("x.npz"))
-    content = bytearray(Path("x.npz").read_bytes())
     if data.draw(st.booleans()):
-        del content[data.draw(st.integers(0, len(content))) :]
-    if content and data.draw(st.booleans()):
-        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
-    Path("x.npz").write_bytes(content)
+        Path("x.npz").write_bytes(damaged(data.draw(RANDOMS), Path("x.npz").read_bytes())[1])
     for command in ("knn", "linear"):
         result = CliRunner().invoke(main, [command, "x.npz"])
         if result.exception is not None and not isinstance(result.exception, SystemExit):

@@ -372,6 +372,15 @@ def test_targets_of_anybodys(runs, folder):
     assert not list(Path().rglob("features.npz"))
 
 
+def test_features_of_another_byte_order():
+    parts = {name: values.numpy() for name, values in zip(Features._fields, noisy_case(18), strict=True)}
+    np.savez("x.npz", **parts)
+    for name in ("train_features", "test_features", "train_labels"):
+        parts[name] = parts[name].astype(parts[name].dtype.newbyteorder(">"))
+    np.savez("y.npz", **parts)
+    assert len({row[2] for row in rows(bench("linear", "x.npz", "y.npz"))}) == 1
+
+
 def test_what_linear_refuses(runs):
     for arguments, code, text in (
         (["r", "--protocol", "lbfgs,sdg"], 2, "no protocol 'sdg'; known: paper, lbfgs, sgd. Did you mean 'sgd'?"),

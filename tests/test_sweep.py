@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from records import a_record
 
+from idaa_lightly.bench.record import write_json
 from idaa_lightly.cli import main
 from idaa_lightly.errors import BusyError
 from idaa_lightly.files import claim
@@ -229,6 +231,25 @@ def import_everything() -> None:
     """Import everything that a sweep needs, so that it starts at once even on a busy machine."""
     importlib.import_module("idaa_lightly.bench.sweep.jobs")
     jobs("--aug", "none,clae")
+
+
+def test_a_preempted_job_is_queued_again() -> None:
+    """Two processes stand for the jobs of a cluster: the first ends by SIGTERM, the second writes the record."""
+    from rich.console import Console
+
+    from idaa_lightly.bench.sweep.command import Command
+    from idaa_lightly.bench.sweep.executors import LocalJob
+    from idaa_lightly.bench.sweep.jobs import Jobs
+    from idaa_lightly.bench.sweep.plan import Run
+
+    Path("whole").mkdir()
+    write_json(Path("whole/record.json"), a_record())
+    ends = iter(["exit 143", "cp -r whole all/run"])
+    jobs = Jobs([Run(Path("all/run"), "the run", ())], Path("all"), Console(), limit=1, cluster="local", options={})
+    jobs.local = False
+    jobs.submit = lambda _: LocalJob(Command(["sh", "-c", next(ends)], {}), Path("all"), 1)
+    jobs.execute()
+    assert next(ends, None) is None
 
 
 @pytest.mark.slow

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from functools import cache
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Interval, Len, MinLen
-from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 from typing_extensions import NotRequired, TypedDict
 
 from idaa_lightly.errors import FileFormatError
@@ -82,6 +83,18 @@ class Best(_Open):
     epoch: Size
     knn: Fraction
     selected_on: str
+
+
+class Progress(_Open):
+    """State of the evaluations in a checkpoint.
+
+    Attributes:
+        history: Accuracies so far, from epoch 0.
+        seconds: Seconds that the evaluations took.
+    """
+
+    history: Annotated[list[Evaluated], MinLen(1)]
+    seconds: Quantity
 
 
 class Protocol(_Open):
@@ -271,13 +284,30 @@ class Votes(_Open):
     change: Annotated[float, Interval(ge=-1, le=1)] | None
 
 
+class Asked(_Open):
+    """Options of kNN."""
+
+    k: Annotated[list[Annotated[int, Ge(1)]], MinLen(1)]
+    temperature: Annotated[list[float], MinLen(1)]
+
+
 class Neighbours(Kept):
     """Result in knn.json."""
 
+    options: Asked  # type: ignore[misc]
     bank: Size
     queries: Size
     backend: str
     accuracies: Annotated[list[Votes], MinLen(1)]
+
+
+def _complete(result: Neighbours) -> Neighbours:
+    """Return a result if it has an accuracy for every k and temperature that its options ask for."""
+    pairs = product(result["options"]["k"], result["options"]["temperature"])
+    asked = sorted({(min(k, result["bank"]), temperature) for k, temperature in pairs})
+    if [(found["k"], found["temperature"]) for found in result["accuracies"]] != asked:
+        raise ValueError(f"accuracies should be those of the {len(asked)} pairs of k and temperature in options")
+    return result
 
 
 class Accuracies(_Open):
@@ -289,7 +319,7 @@ class Accuracies(_Open):
 class NeighboursFile(_Open):
     """Content of knn.json."""
 
-    results: dict[str, Neighbours]
+    results: dict[str, Annotated[Neighbours, AfterValidator(_complete)]]
 
 
 class Views(_Open):
@@ -335,14 +365,29 @@ def read_json(path: Path, schema: type[T], what: str, versions: Collection[int] 
         raise FileFormatError(f"{path} is not {what}")
     if versions and content["schema"] not in versions:
         raise FileFormatError(f"{path} has schema {content['schema']}, but expected {max(versions)} or less")
-    try:
-        _adapter(cast(Any, schema)).validate_python(content, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise FileFormatError(f"{path} is damaged: {where}: {first['msg']}") from error
+    check_form(content, schema, path)
     found: Any = content  # as it is: pydantic's copy would turn whole numbers into fractions
     return found  # type: ignore[no-any-return]
+
+
+def check_form(content: Any, schema: Any, path: Path, place: str = "") -> None:
+    """Check a value against a schema.
+
+    Args:
+        content: Value to check.
+        schema: Class in this module.
+        path: File that holds the value, for the error message.
+        place: Place of the value in the file, for the error message.
+
+    Raises:
+        FileFormatError: The value does not match the schema.
+    """
+    try:
+        _adapter(schema).validate_python(content, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(filter(None, (place, *map(str, first["loc"]))))
+        raise FileFormatError(f"{path} is damaged: {where}: {first['msg']}") from error
 
 
 @cache

@@ -44,12 +44,13 @@ def run(out: Path | None, resume: bool, config_file: str | None, dry_run: bool, 
 
     \b
     Files of a run directory:
-      config.toml             resolved configuration; pass it to --config to repeat the run
-      record.json             accuracies, cost, data, versions and device
-      metrics.csv             losses and accuracies during training
-      curves.png, views.png   learning curves, and views of some images
-      backbone.pt             state dict of the backbone
-      checkpoints/last.ckpt   checkpoint for --resume
+      config.toml                 resolved configuration; pass it to --config to repeat the run
+      record.json                 accuracies, cost, data, versions and device
+      metrics.csv                 losses and accuracies during training
+      curves.png, views.png       learning curves, and views of some images
+      backbone.pt                 state dict of the backbone
+      checkpoints/last.ckpt       checkpoint for --resume
+      checkpoints/previous.ckpt   the one before, used if last.ckpt is missing or damaged
 
     \b
     Examples:

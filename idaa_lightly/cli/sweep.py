@@ -60,8 +60,8 @@ SEVERAL = ("method", "aug", "seed", "set")
     multiple=True,
     metavar="KEY=VALUE",
     help="Parameter of submitit's Slurm jobs, such as partition=gpu, gpus_per_node=1, cpus_per_task=8, mem_gb=32 or "
-    "time=MINUTES. Can be repeated. The default time is one day. A job that runs out of time is queued again and "
-    "resumes.",
+    "time=MINUTES. Can be repeated. The default time is one day. A job that is preempted or runs out of time is "
+    "queued again and resumes.",
 )
 @click.option("--print-jobs", is_flag=True, help="Print one command per unfinished run, and run nothing.")
 @config_options(*(item.name for item in fields(RunConfig) if item.name not in SEVERAL))

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from idaa_lightly.bench.ranks import is_first_process
-from idaa_lightly.errors import IDAAError, MachineError, RankError
+from idaa_lightly.errors import IDAAError, MachineError, RankError, UsageError
 
 if TYPE_CHECKING:
     from idaa_lightly.bench.evaluate.store import Family
@@ -79,11 +79,17 @@ def machine_errors() -> Iterator[None]:
     Raises:
         MachineError: The with-block raised an OSError, a MemoryError, or a RuntimeError that torch raises for them.
         RankError: It raised the RuntimeError that torch raises if another process of a run on several devices is gone.
+        UsageError: A text cannot be encoded, or a number is too large for torch.
     """
     try:
         yield
     except (IDAAError, BrokenPipeError):  # Click handles broken pipes.
         raise
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{error.object[error.start : error.end]!r} is no character of {error.encoding}, but a name, an option or "
+            "a file has it: rename it, or set LC_ALL=C.UTF-8"
+        ) from error
     except (OSError, MemoryError, RuntimeError) as error:
         first = str(error).partition("\n")[0]
         if isinstance(error, OSError) or "PytorchStreamWriter" in first:
@@ -91,6 +97,10 @@ def machine_errors() -> Iterator[None]:
             reason = getattr(error, "strerror", None) or first
             raise MachineError(
                 f"{place} cannot be read or written ({reason}): check the path, its permissions and the free space"
+            ) from error
+        if "without overflow" in first:
+            raise UsageError(
+                f"an option is too large for numbers of 32 bits ({first}): lower the learning rate, eps or a weight"
             ) from error
         if isinstance(error, MemoryError) or any(part in first for part in NO_MEMORY):
             asked = re.search(r"tried to allocate [\d.]+ \w+", first, re.IGNORECASE)

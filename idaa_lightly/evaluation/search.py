@@ -129,8 +129,10 @@ def faiss_index(bank: Any, description: str) -> Search:
         for rows in blocks(len(bank), BLOCK // bank.shape[1]):
             index.add(prepared(bank[rows], "bank").cpu().numpy())
         index.search(prepared(bank[sample[:1]], "bank").cpu().numpy(), 1)  # Some settings fail only now.
-    except RuntimeError as error:
-        reason = re.sub(r"^.*\.cpp:\d+: (Error: '.*' failed: )?", "", str(error), flags=re.DOTALL).strip()
+    except (RuntimeError, TypeError) as error:  # TypeError: a string that is not UTF-8
+        reason = (
+            re.sub(r"^.*\.cpp:\d+: (Error: '.*' failed: )?", "", str(error), flags=re.DOTALL).strip().partition("\n")[0]
+        )
         raise UsageError(
             f"FAISS cannot build the index {description!r} for {len(bank)} features of {bank.shape[1]} dimensions: "
             f"{reason}; expected an index factory string, with settings after a semicolon, such as "

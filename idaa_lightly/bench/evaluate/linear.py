@@ -92,5 +92,5 @@ def _probe(name: str, options: dict[str, Any], features: Features) -> tuple[Resu
 
 
 def _tensor(values: Any) -> Tensor:
-    """Return values as a tensor. Arrays are copied, because they may be read-only files."""
-    return values if isinstance(values, Tensor) else torch.tensor(values)
+    """Return values as a tensor. Arrays are copied, because they may be read-only files, or of another byte order."""
+    return values if isinstance(values, Tensor) else torch.tensor(values.astype(values.dtype.newbyteorder("=")))

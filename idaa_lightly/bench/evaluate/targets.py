@@ -16,6 +16,7 @@ from idaa_lightly.bench.config import RunConfig, read_toml
 from idaa_lightly.bench.evaluate.state_dicts import NOTHING, Given, load_state_dict, note_path
 from idaa_lightly.bench.features import Features, features_of, pick_device
 from idaa_lightly.bench.record import read_record
+from idaa_lightly.bench.run.checkpoint import LAST, PREVIOUS, checkpoint_to_evaluate
 from idaa_lightly.bench.run.fitting import fit, fit_context
 from idaa_lightly.bench.run.setup import Parts, make_augmentation, make_parts, read_data, resolve
 from idaa_lightly.data import DataSet
@@ -106,7 +107,7 @@ def load_backbone(target: Path, given: Given = NOTHING, *, labelled: bool = True
         FileFormatError: The target is none of these, or its weights do not fit the backbone.
         UsageError: The images have no labels, or an option does not go with the target.
     """
-    if not target.exists():
+    if not target.exists() and not (target.name == LAST and target.with_name(PREVIOUS).exists()):
         raise FileFormatError(f"{target} does not exist; expected a run directory, a checkpoint or an .npz file")
     foreign = given.backbone or note_path(target).exists()
     network, images = (load_state_dict if foreign else _load_run_backbone)(target, given)
@@ -150,7 +151,9 @@ def _backbone_weights(target: Path) -> dict[str, Tensor]:
                 "checkpoints/last.ckpt"
             )
         return load_tensors(target / "backbone.pt", "a backbone written by a run")
-    whole = load_tensors(target, "a checkpoint written by `idaa-bench run`").get("state_dict")
+    found = checkpoint_to_evaluate(target.parent) if target.name == LAST else None
+    content = found.content if found else load_tensors(target, "a checkpoint written by `idaa-bench run`")
+    whole = content.get("state_dict")
     prefix = "method.backbone."
     state = {
         str(name).removeprefix(prefix): value
@@ -195,10 +198,10 @@ def load_run(folder: Path) -> tuple[Parts, SelfSupervised]:
     Raises:
         FileFormatError: The directory is not a run, or has no checkpoint.
     """
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    for path in (folder / "config.toml", checkpoint):
-        if not path.exists():
-            raise FileFormatError(f"{path} does not exist; expected a run directory written by `idaa-bench run`")
+    found = checkpoint_to_evaluate(folder / "checkpoints")
+    if found is None or not (folder / "config.toml").exists():
+        missing = folder / ("checkpoints/last.ckpt" if found is None else "config.toml")
+        raise FileFormatError(f"{missing} does not exist; expected a run directory written by `idaa-bench run`")
     config = replace(resolve(RunConfig(**read_toml(folder / "config.toml"))), weights=None)
     augmentation = make_augmentation(config)
     parts = make_parts(config, augmentation, read_data(config))
@@ -206,6 +209,5 @@ def load_run(folder: Path) -> tuple[Parts, SelfSupervised]:
     module = SelfSupervised(
         parts.method, augmentation, epochs=parts.epochs, steps_per_epoch=parts.steps, seed=config.seed
     )
-    state = load_tensors(checkpoint, "a checkpoint of a run").get("state_dict")
-    load_weights(module, state, checkpoint, "the method of its config.toml")
+    load_weights(module, found.content["state_dict"], found.path, "the method of its config.toml")
     return parts, module

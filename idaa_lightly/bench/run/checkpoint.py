@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile, ZipFile
+from textwrap import shorten
+from typing import Any, NamedTuple
 
+import pytorch_lightning as pl
+import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning import Callback
+from torch import Tensor
 
+from idaa_lightly.bench.schema import Progress, check_form
 from idaa_lightly.data import DataSet
 from idaa_lightly.errors import DataError, FileFormatError
 from idaa_lightly.files import load_tensors, save_tensors
@@ -19,6 +21,10 @@ from idaa_lightly.seeding import STREAMS
 
 log = logging.getLogger(__name__)
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+PARTS = ("loops", "callbacks")
+"""Parts of a checkpoint of which a run needs only some entries."""
+LARGEST = 1e12
+"""Numbers in checkpoints, such as steps and seconds, are smaller."""
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -33,7 +39,7 @@ class CheckpointFiles(TorchCheckpointIO):
         save_tensors(checkpoint, path, previous=Path(path).with_name(PREVIOUS))
 
 
-class SameImages(Callback):
+class SameImages(pl.Callback):
     """Callback that keeps the fingerprint of the training images in checkpoints.
 
     Args:
@@ -56,11 +62,69 @@ class SameImages(Callback):
         Raises:
             DataError: The images are others.
         """
-        if checkpoint.get("callbacks", {}).get(self.state_key, self.state_dict()) != self.state_dict():
+        callbacks = checkpoint.get("callbacks")
+        kept = callbacks.get(self.state_key) if isinstance(callbacks, dict) else None
+        if kept not in (None, self.state_dict()):
             raise DataError(
                 f"the images of {self.data.name} have changed since this run was begun: restore them, or start anew "
                 "with another --out"
             )
+
+
+class Found(NamedTuple):
+    """A checkpoint that can be read.
+
+    Attributes:
+        path: File that it was read from, last.ckpt or previous.ckpt.
+        content: Its content.
+        fallback: Sentence on why last.ckpt was not used. Empty if it was.
+    """
+
+    path: Path
+    content: dict[str, Any]
+    fallback: str
+
+
+def read_checkpoint(folder: Path) -> Found | None:
+    """Read last.ckpt, or previous.ckpt if it is missing or damaged. Return None if there is neither.
+
+    Args:
+        folder: Directory of the checkpoints.
+
+    Raises:
+        FileFormatError: There are files, but none is a checkpoint.
+    """
+    faults: dict[Path, str] = {}
+    for name in (LAST, PREVIOUS):
+        path = folder / name
+        try:
+            content = load_tensors(path, "a checkpoint of this run")
+            if not {"state_dict", "pytorch-lightning_version"} <= content.keys():
+                raise FileFormatError(f"{path} is not a checkpoint of this run: it holds something else")
+        except FileFormatError as error:
+            faults[path] = str(error)
+            continue
+        words = "".join(f"{fault}. Falling back to {PREVIOUS}, from an epoch earlier" for fault in faults.values())
+        return Found(path, content, words)
+    damaged = [fault for path, fault in faults.items() if path.exists() or path.is_symlink()]
+    if damaged:
+        raise FileFormatError(f"{', and '.join(damaged)}: start anew with another --out")
+    return None
+
+
+def checkpoint_to_evaluate(folder: Path) -> Found | None:
+    """Read a checkpoint like `read_checkpoint`, and log it if last.ckpt is not used.
+
+    Args:
+        folder: Directory of the checkpoints.
+
+    Raises:
+        FileFormatError: There are files, but none is a checkpoint.
+    """
+    found = read_checkpoint(folder)
+    if found is not None and found.fallback:
+        log.info(f"{found.fallback}.")
+    return found
 
 
 def last_checkpoint(out: Path) -> dict[str, Any]:
@@ -74,32 +138,86 @@ def last_checkpoint(out: Path) -> dict[str, Any]:
     Raises:
         FileFormatError: Neither file is a checkpoint of this version.
     """
-    faults = []
-    for name in (LAST, PREVIOUS):
-        path = out / "checkpoints" / name
-        try:
-            content = _read(path)
-        except FileFormatError as error:
-            faults.append((path, str(error)))
-            continue
-        if content.get("idaa_lightly_streams") != STREAMS:
-            raise FileFormatError(
-                f"{path} was written by a version of idaa-lightly with other random streams, so a resumed run would "
-                "differ from an uninterrupted one: finish it with that version, or start anew with another --out"
-            )
-        if faults:
-            os.replace(path, faults[0][0])
-            log.info(f"{faults[0][1]}. Falling back to {PREVIOUS}, from an epoch earlier, which is {LAST} now.")
-        return content
-    damaged = [fault for path, fault in faults if path.exists()]
-    if damaged:
-        raise FileFormatError(f"{', and '.join(damaged)}: start anew with another --out")
-    return {}
+    found = read_checkpoint(out / "checkpoints")
+    if found is None:
+        return {}
+    if found.content.get("idaa_lightly_streams") != STREAMS:
+        raise FileFormatError(
+            f"{found.path} was written by a version of idaa-lightly with other random streams, so a resumed run would "
+            "differ from an uninterrupted one: finish it with that version, or start anew with another --out"
+        )
+    if found.fallback:
+        os.replace(found.path, found.path.with_name(LAST))
+        log.info(f"{found.fallback}, which is {LAST} now.")
+    return found.content
 
 
-def _read(path: Path) -> dict[str, Any]:
-    content = load_tensors(path, "a checkpoint of this run")
-    with suppress(BadZipFile), ZipFile(path) as parts:  # torch.load compares no checksums.
-        if parts.testzip() is None and {"state_dict", "pytorch-lightning_version"} <= content.keys():
-            return content
-    raise FileFormatError(f"{path} is not a checkpoint of this run: it is damaged or holds something else")
+def require_fit(checkpoint: dict[str, Any], path: Path, module: pl.LightningModule, trainer: pl.Trainer) -> None:
+    """Check that a checkpoint has the form of those that a run writes: its names, types, shapes and ranges.
+
+    Lightning checks neither the state of the optimiser nor that of the callbacks.
+
+    Args:
+        checkpoint: Content of the checkpoint.
+        path: Its file, for the error message.
+        module: The run's module.
+        trainer: The run's trainer, with its callbacks.
+
+    Raises:
+        FileFormatError: The checkpoint has another form.
+    """
+    made: Any = module.configure_optimizers()
+    optimizer = made["optimizer"]
+    parameters = [part for group in optimizer.param_groups for part in group["params"]]
+    states = {part.state_key: part.state_dict() for part in trainer.callbacks}  # type: ignore[attr-defined]
+    parts = {name: checkpoint.get(name) if isinstance(checkpoint.get(name), dict) else {} for name in PARTS}
+    expected = {
+        "epoch": 0,
+        "global_step": 0,
+        "state_dict": module.state_dict(),
+        "optimizer_states": [optimizer.state_dict() | {"state": {}}],
+        "lr_schedulers": [made["lr_scheduler"]["scheduler"].state_dict()],
+        "loops": {"fit_loop": trainer.fit_loop.state_dict()},
+        # A run may be resumed with other loggers, and so with other callbacks.
+        "callbacks": {name: state for name, state in states.items() if name in parts["callbacks"]},
+    }
+    got = {name: checkpoint.get(name) for name in expected}
+    got |= {name: {key: part[key] for key in expected[name] if key in part} for name, part in parts.items()}
+    fault = _fault(expected, got) or _fault_of_moments(checkpoint["optimizer_states"][0]["state"], parameters)
+    if fault:
+        raise FileFormatError(f"{path} does not fit this run ({fault}): delete it, or start anew with another --out")
+    check_form(parts["callbacks"].get("Evaluation"), Progress, path, "callbacks.Evaluation")
+
+
+def _fault(expected: Any, got: Any, where: str = "") -> str | None:
+    """Return where a value has another form than expected, or None. An expected None, [] or {} stands for anything."""
+    if isinstance(expected, Tensor):
+        same = isinstance(got, Tensor) and (got.shape, got.dtype) == (expected.shape, expected.dtype)
+    elif isinstance(expected, bool | str):
+        same = isinstance(got, type(expected))
+    elif isinstance(expected, int | float):
+        same = isinstance(got, int | float) and abs(got) < LARGEST
+    elif isinstance(expected, dict | list | tuple):
+        pairs = [dict(enumerate(part)) if isinstance(part, list | tuple) else part for part in (expected, got)]
+        if isinstance(got, dict) != isinstance(expected, dict) or not isinstance(got, dict | list | tuple):
+            return f"{where or 'it'} is of type {type(got).__name__}"
+        if expected and (other := pairs[0].keys() ^ pairs[1].keys()):
+            return f"{where or 'it'} has other entries, such as {min(map(str, other))!r:.80}"
+        inner = (_fault(value, pairs[1][name], f"{where}.{name}".strip(".")) for name, value in pairs[0].items())
+        return next(filter(None, inner), None)
+    else:
+        same = True
+    return None if same else f"{where} is {shorten(repr(got), 80)}"
+
+
+def _fault_of_moments(state: Any, parameters: list[Tensor]) -> str | None:
+    """Return what is wrong with the state that an optimiser keeps for each parameter, or None."""
+    names = {frozenset(part) if isinstance(part, dict) else frozenset({type(part)}) for part in state.values()}
+    if len(names) != 1 or not state.keys() <= set(range(len(parameters))):
+        return "the state of the optimiser has other entries"
+    for number, part in state.items():
+        for value in part.values() if isinstance(part, dict) else (part,):
+            shapes = (parameters[number].shape, torch.Size())
+            if not (value.shape in shapes if isinstance(value, Tensor) else isinstance(value, int | float | None)):
+                return f"the optimiser has another state for parameter {number}"
+    return None

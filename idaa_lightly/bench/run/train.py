@@ -21,7 +21,7 @@ from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.progress import quantity
 from idaa_lightly.bench.ranks import is_first_process
 from idaa_lightly.bench.record import SCHEMA, environment, open_folder, write_json
-from idaa_lightly.bench.run.checkpoint import LAST, CheckpointFiles, SameImages, last_checkpoint
+from idaa_lightly.bench.run.checkpoint import LAST, CheckpointFiles, SameImages, last_checkpoint, require_fit
 from idaa_lightly.bench.run.cost import estimate, flops_per_image, in_words
 from idaa_lightly.bench.run.evaluation import evaluator, protocol
 from idaa_lightly.bench.run.figures import save_curves, save_views
@@ -97,6 +97,8 @@ def _run(parts: Parts, out: Path, start: tuple[float, float]) -> Record | None:
     with warnings.catch_warnings():
         quiet_lightning()
         training = _fitted(parts, out, resumed)
+        if resumed:
+            require_fit(resumed, out / "checkpoints" / LAST, training.module, training.trainer)
         _train(parts, training, out, resumed=bool(resumed))
     rows = _export(parts, training, out)  # All processes take part, because the loss may gather over them.
     if not training.trainer.is_global_zero:

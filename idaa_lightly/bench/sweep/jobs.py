@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ from idaa_lightly.registry import added_files
 
 log = logging.getLogger(__name__)
 POLL = 0.5  # seconds
+PREEMPTED = {128 + getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)}
+"""Exit codes of a run that a cluster has ended by a signal."""
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 
 
@@ -98,6 +101,9 @@ class Jobs:
             elif job.exit_code() == BusyError.exit_code:
                 self.waiting.append(run)
                 self._say(run, "is being run by another process")
+            elif not self.local and job.exit_code() in PREEMPTED:
+                self.waiting.append(run)
+                self._say(run, "was preempted, and is queued again to resume")
             else:
                 self.failed.append(run)
                 self._say(run, f"failed: {_last_line(job.log)}; see {job.log}")

@@ -1,0 +1,123 @@
+"""Damaged checkpoints, weights and results that can be read, but are not those of the run."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_bad_input import bench, done, files, refused, run
+from test_durable import flip
+
+
+@pytest.fixture
+def stopped(trained: Path) -> Path:
+    """Run directory of a run that was interrupted after its only epoch."""
+    Path(shutil.copytree(trained / "seed-0", "stopped"), "record.json").unlink()
+    return Path("stopped")
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+
+
+def moments(content: dict[str, Any]) -> dict[int, Any]:
+    found: dict[int, Any] = content["optimizer_states"][0]["state"]
+    return found
+
+
+def evaluation(content: dict[str, Any]) -> dict[str, Any]:
+    return next(state for state in content["callbacks"].values() if "history" in state)
+
+
+DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "a rate that is no number": (
+        lambda content: content["optimizer_states"][0]["param_groups"][0].update(lr="x"),
+        "does not fit this run (optimizer_states.0.param_groups.0.lr is 'x')",
+    ),
+    "moments of another shape": (
+        lambda content: moments(content)[0].update(exp_avg=torch.ones(7)),
+        "does not fit this run (the optimiser has another state for parameter 0)",
+    ),
+    "moments that are missing": (
+        lambda content: moments(content)[0].pop("exp_avg"),
+        "does not fit this run (the state of the optimiser has other entries)",
+    ),
+    "a schedule of another kind": (
+        lambda content: content.update(lr_schedulers=[3]),
+        "does not fit this run (lr_schedulers.0 is of type int)",
+    ),
+    "no progress": (
+        lambda content: content.update(loops=None),
+        "does not fit this run (loops has other entries, such as 'fit_loop')",
+    ),
+    "a time that ends nowhere": (
+        lambda content: evaluation(content).update(seconds=math.inf),
+        "does not fit this run (callbacks.Evaluation.seconds is inf)",
+    ),
+    "figures that are none": (
+        lambda content: evaluation(content)["history"][0].update(knn=7.0),
+        "is damaged: callbacks.Evaluation.history.0.knn: Input should be less than or equal to 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_checkpoint_of_another_form_is_refused(folder: Path, stopped: Path, kind: str) -> None:
+    change, text = DAMAGES[kind]
+    rewritten(stopped / "checkpoints/last.ckpt", change)
+    before = files()
+    refused(run(folder, "--out", stopped, "--resume"), 1, f"stopped/checkpoints/last.ckpt {text}")
+    assert files() == before
+
+
+@pytest.mark.parametrize(
+    "command", [["knn", "stopped/checkpoints/last.ckpt"], ["identity", "stopped", "--aug", "clae"]]
+)
+def test_evaluations_fall_back_to_the_checkpoint_before(stopped: Path, command: list[str]) -> None:
+    last, previous = (stopped / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt"))
+    shutil.copy(last, previous)
+    flip(last)
+    before = {path: content for path, content in files().items() if path.is_relative_to(stopped)}
+    output = done(bench(*command)).stdout
+    assert "last.ckpt is not a checkpoint of this run: it is damaged, because a checksum in it is wrong. " in output
+    assert "Falling back to previous.ckpt, from an epoch earlier." in output
+    assert before.items() <= files().items()
+    previous.unlink()
+    refused(bench(*command), 1, "last.ckpt is not a checkpoint of this run: it is damaged")
+
+
+@pytest.mark.parametrize("command", [["knn", "finished"], ["export", "finished", "--out", "x.pth"]])
+def test_damaged_weights_are_not_evaluated(trained: Path, command: list[str]) -> None:
+    finished = Path(shutil.copytree(trained / "seed-0", "finished"))
+    flip(finished / "backbone.pt")
+    refused(bench(*command), 1, "finished/backbone.pt is not a backbone written by a run: it is damaged, because")
+
+
+def test_results_that_lack_accuracies(trained: Path) -> None:
+    finished = Path(shutil.copytree(trained / "seed-0", "finished"))
+    command = ("knn", finished, "--k", "1,5,90", "--temperature", "0.1,0.5")
+    done(bench(*command))
+    path = finished / "knn.json"
+    content = json.loads(path.read_text())
+    assert len(content["results"]["knn"]["accuracies"]) == 6
+    done(bench(*command))
+    content["results"]["knn"]["accuracies"].pop()
+    path.write_text(json.dumps(content))
+    refused(
+        bench(*command), 1, "knn.json is damaged: results.knn: ", "those of the 6 pairs of k and temperature", "move it"
+    )
+
+
+def test_the_help_of_a_run_lists_its_files(folder: Path) -> None:
+    done(run(folder, "--epochs", 2, "--out", "out"))
+    text = done(bench("run", "--help")).stdout
+    for path in files():
+        assert str(path.relative_to("out")) in text
