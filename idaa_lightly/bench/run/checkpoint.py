@@ -170,8 +170,11 @@ def require_fit(checkpoint: dict[str, Any], path: Path, module: pl.LightningModu
     optimizer = made["optimizer"]
     parameters = [part for group in optimizer.param_groups for part in group["params"]]
     states = {part.state_key: part.state_dict() for part in trainer.callbacks}  # type: ignore[attr-defined]
-    parts = {name: checkpoint.get(name) if isinstance(checkpoint.get(name), dict) else {} for name in PARTS}
-    expected = {
+    parts: dict[str, dict[str, Any]] = {}
+    for name in PARTS:
+        value = checkpoint.get(name)
+        parts[name] = value if isinstance(value, dict) else {}
+    expected: dict[str, Any] = {
         "epoch": 0,
         "global_step": 0,
         "state_dict": module.state_dict(),
