@@ -98,14 +98,13 @@ def test_the_judge_of_ends() -> None:
 def test_the_judge_of_files(fixture: Path, tmp_path: Path) -> None:
     def lose(case: Case) -> None:
         case.take("finished")
-        case.bench("knn", "finished", "--heatmap", "x.png", kept=("finished/config.toml",), writes=False)
-        Path("finished/metrics.csv").unlink()
-        case.bench("report", "finished", "--out", "finished/config.toml", kept=("finished/config.toml",))
+        case.bench("embed", "finished", "--out", "x.npz", writes=False)
+        case.bench("export", "finished", "--out", "finished/record.json", kept=("finished/record.json",))
 
     (tmp_path / "fixture").symlink_to(fixture)
     wrote, changed = attempt("lose", 0, 0, tmp_path, lose).faults
-    assert wrote.startswith("wrote ['finished/features.npz', ")
-    assert changed.startswith("changed ['finished/config.toml'] by 'report finished")
+    assert wrote == "wrote ['x.npz'] by 'embed finished --out x.npz'"
+    assert changed == "changed ['finished/record.json'] by 'export finished --out finished/record.json'"
 
 
 @pytest.mark.slow
