@@ -92,7 +92,7 @@ def machine_errors() -> Iterator[None]:
         ) from error
     except (OSError, MemoryError, RuntimeError) as error:
         first = str(error).partition("\n")[0]
-        if isinstance(error, OSError) or "PytorchStreamWriter" in first:
+        if isinstance(error, OSError) or "PytorchStreamWriter" in first or "Symlink loop" in first:
             place = getattr(error, "filename", None) or "a file"
             reason = getattr(error, "strerror", None) or first
             raise MachineError(
