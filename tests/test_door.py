@@ -186,6 +186,11 @@ def test_names_that_are_too_long(folder: Path, command: list[str]) -> None:
     refused(result, result.exit_code or 1, "xxx" if command[0] != "transfer" else "x")
 
 
+def test_a_loop_of_links() -> None:
+    Path("loop").symlink_to("loop")
+    refused(bench("knn", "x.npz", "--plugin", "loop"), 1, "cannot be read or written (", "loop", "check the path")
+
+
 def test_a_file_in_place_of_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("cache").write_text("")
     result = run(folder, *SMALL_VAE, "--out", "out", aug="idaa")
