@@ -37,10 +37,10 @@ from idaa_lightly.bench.run.setup import (
     choose_views,
     make_augmentation,
     make_parts,
-    make_trainer,
     read_data,
     resolve,
 )
+from idaa_lightly.bench.run.trainer import make_trainer
 from idaa_lightly.cli import main
 from idaa_lightly.errors import DataError, UsageError
 from idaa_lightly.registry import entries, load
