@@ -433,7 +433,7 @@ def test_what_makes_the_views(make_folder: Callable[..., Path]) -> None:
         parts_of(tiny(views="gpu"))
     folder = make_folder(Path("large"), 100, {"train": 4, "test": 2})
     disk = replace(tiny(), data=f"folder:{folder}", image_size=100)
-    text = f"--views device needs images in memory, but those of folder:{folder} have more than 96 px and stay on disk"
+    text = f"--views device needs images in memory, but those of folder:{folder} stay on disk, because they have"
     with pytest.raises(UsageError, match=re.escape(text)):
         parts_of(replace(disk, views="device"))
     assert parts_of(disk).views_reason == "the images stay on disk"
