@@ -191,6 +191,7 @@ def _fixed(root: Path, seed: int, console: Console) -> Worker:
     while (outcome := worker.outcome()) is None:
         time.sleep(0.05)
     if outcome.faults:
+        worker.stop()
         _say(console, outcome, seed)
         raise click.ClickException("the runs to attack cannot be made")
     return worker

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from idaa_lightly.cli import main
 
 settings.register_profile("ours", deadline=None, derandomize=True)  # No test depends on timing or on chance.
 settings.load_profile("ours")
+
+# A background job of a shell ignores Ctrl-C, and would pass that on to the commands under test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 COLOURS = {"blue": (40, 40, 210), "green": (40, 200, 40), "red": (220, 40, 40)}
 

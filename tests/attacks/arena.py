@@ -230,6 +230,7 @@ class Worker:
 
 
 def _serve(pipe: Connection, root: Path, kinds: Mapping[str, Callable[[Case], None]]) -> None:
+    import timm  # noqa: F401 - makes temporary directories when it is imported, if wandb is installed
     import torch
 
     torch.set_num_threads(1)
