@@ -30,7 +30,7 @@ HEAVY = (
     "idaa_lightly.bench.report.page", "idaa_lightly.bench.sweep.jobs",
 )  # fmt: skip
 """Modules that the fork server imports once. Those that another version lacks are left out."""
-PRELOAD = ["attacks.arena", "attacks.files", *HEAVY]
+PRELOAD = ["attacks.quiet", "attacks.arena", "attacks.files", *HEAVY]
 FORKS = get_context("forkserver")
 Files = dict[str, bytes]
 
@@ -230,7 +230,6 @@ class Worker:
 
 
 def _serve(pipe: Connection, root: Path, kinds: Mapping[str, Callable[[Case], None]]) -> None:
-    import timm  # noqa: F401 - makes temporary directories when it is imported, if wandb is installed
     import torch
 
     torch.set_num_threads(1)
