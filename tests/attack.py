@@ -108,6 +108,7 @@ def attack(
     # A killed process cannot close its semaphores. Python does so, and would warn of it.
     os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"
     os.environ["OMP_NUM_THREADS"] = "1"  # so that many processes on few cores stay quick
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # so that fork servers find the modules of the attack
     FORKS.set_forkserver_preload(PRELOAD)
     root = Path(tempfile.mkdtemp(prefix="attack-")).resolve()
     os.environ["MPLCONFIGDIR"] = str(root)
