@@ -19,11 +19,12 @@ from test_bad_input import arrays
 
 from idaa_lightly.bench.compare.groups import compare
 from idaa_lightly.bench.compare.text import cells, to_csv, to_latex, to_markdown
+from idaa_lightly.bench.evaluate.schema import Study
 from idaa_lightly.bench.evaluate.store import read_results
 from idaa_lightly.bench.record import config_of, read_record
 from idaa_lightly.bench.report.curves import read_metrics
 from idaa_lightly.bench.report.page import write_report
-from idaa_lightly.bench.schema import Study, read_json
+from idaa_lightly.bench.schema import read_json
 from idaa_lightly.cli import main
 from idaa_lightly.errors import FileFormatError, UsageError
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from functools import cache
-from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from annotated_types import Ge, Interval, Len, MinLen
-from pydantic import AfterValidator, ConfigDict, StringConstraints, TypeAdapter, ValidationError
+from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 from typing_extensions import NotRequired, TypedDict
 
 from idaa_lightly.errors import FileFormatError
@@ -23,11 +22,13 @@ Quantity = Annotated[float, Interval(ge=0, le=1e18)]
 """Largest numbers that are accepted, so that products of three of them stay finite."""
 
 
-class _Open(TypedDict):
+class Open(TypedDict):
+    """Base class of tables that may have further keys. Numbers must be finite."""
+
     __pydantic_config__ = ConfigDict(extra="allow", allow_inf_nan=False)  # type: ignore[misc]
 
 
-class Evaluated(_Open):
+class Evaluated(Open):
     """Figures of the network after an epoch.
 
     Embeddings are what the loss compares: projections, or predictions if there are any. Their figures are explained in
@@ -71,7 +72,7 @@ class AtEnd(Evaluated):
     knn_pixels: NotRequired[Fraction]
 
 
-class Best(_Open):
+class Best(Open):
     """Best epoch by kNN, selected on the validation images; in records of schema 2 and older on the test images.
 
     Attributes:
@@ -85,7 +86,7 @@ class Best(_Open):
     selected_on: str
 
 
-class Progress(_Open):
+class Progress(Open):
     """State of the evaluations in a checkpoint.
 
     Attributes:
@@ -97,7 +98,7 @@ class Progress(_Open):
     seconds: Quantity
 
 
-class Protocol(_Open):
+class Protocol(Open):
     """Protocol of the evaluations. Further keys describe the features and the linear probe in words.
 
     Attributes:
@@ -113,7 +114,7 @@ class Protocol(_Open):
     knn_backend: NotRequired[str]
 
 
-class Time(_Open):
+class Time(Open):
     """Cost of the run.
 
     Attributes:
@@ -136,7 +137,7 @@ class Time(_Open):
     resumed_at_epoch: Size | None
 
 
-class Data(_Open):
+class Data(Open):
     """Facts about the data set.
 
     Attributes:
@@ -160,7 +161,7 @@ class Data(_Open):
     notes: list[str]
 
 
-class Device(_Open):
+class Device(Open):
     """Device that the run trained on.
 
     Attributes:
@@ -178,7 +179,7 @@ class Device(_Open):
     torch_threads: Size
 
 
-class Config(_Open):
+class Config(Open):
     """Fields of a resolved `RunConfig` that other commands rely on. `RunConfig` checks the others.
 
     Attributes:
@@ -205,7 +206,7 @@ class Config(_Open):
     ]
 
 
-class Record(_Open):
+class Record(Open):
     """Content of record.json.
 
     Attributes:
@@ -242,106 +243,6 @@ class Record(_Open):
     versions: dict[str, str]
     device: Device
     git_commit: str | None
-
-
-class Kept(_Open):
-    """Result of an evaluation; see `idaa_lightly.bench.evaluate.store`."""
-
-    options: dict[str, Any]
-    source: str
-    seconds: Quantity
-    versions: dict[str, str]
-    device: Device
-    git_commit: str | None
-
-
-class BestEpoch(_Open):
-    """Best epoch of a linear layer by its accuracy on the test images."""
-
-    epoch: Size
-    accuracy: Fraction
-
-
-class Accuracy(Kept):
-    """Result in linear.json, finetune.json or transfer.json."""
-
-    accuracy: Fraction
-    protocol: str
-    best: NotRequired[BestEpoch]
-    mean_per_class: NotRequired[Fraction]
-    top1: NotRequired[Fraction]
-    metric: NotRequired[Literal["top1", "mean_per_class"]]
-
-
-class Votes(_Open):
-    """Accuracy of kNN for one k and one temperature; see `KNNAccuracy`."""
-
-    k: Annotated[int, Interval(ge=1, le=10**18)]
-    temperature: float
-    top1: Fraction
-    top5: Fraction
-    recall: Fraction | None
-    change: Annotated[float, Interval(ge=-1, le=1)] | None
-
-
-class Asked(_Open):
-    """Options of kNN."""
-
-    k: Annotated[list[Annotated[int, Ge(1)]], MinLen(1)]
-    temperature: Annotated[list[float], MinLen(1)]
-
-
-class Neighbours(Kept):
-    """Result in knn.json."""
-
-    options: Asked  # type: ignore[misc]
-    bank: Size
-    queries: Size
-    backend: str
-    accuracies: Annotated[list[Votes], MinLen(1)]
-
-
-def _complete(result: Neighbours) -> Neighbours:
-    """Return a result if it has an accuracy for every k and temperature that its options ask for."""
-    pairs = product(result["options"]["k"], result["options"]["temperature"])
-    asked = sorted({(min(k, result["bank"]), temperature) for k, temperature in pairs})
-    if [(found["k"], found["temperature"]) for found in result["accuracies"]] != asked:
-        raise ValueError(f"accuracies should be those of the {len(asked)} pairs of k and temperature in options")
-    return result
-
-
-class Accuracies(_Open):
-    """Content of linear.json, finetune.json or transfer.json."""
-
-    results: dict[str, Accuracy]
-
-
-class NeighboursFile(_Open):
-    """Content of knn.json."""
-
-    results: dict[str, Annotated[Neighbours, AfterValidator(_complete)]]
-
-
-class Views(_Open):
-    """Figures of an augmentation in identity.json.
-
-    Attributes:
-        lost: Fraction of samples that lost their identity.
-        hardness: Percentiles 5, 25, 50, 75 and 95 of the ratio of distances.
-    """
-
-    lost: Fraction
-    hardness: Annotated[list[Quantity], Len(5, 5)]
-    l2: NotRequired[Quantity]
-    linf: NotRequired[Quantity]
-    own_l2: NotRequired[Quantity]
-    own_linf: NotRequired[Quantity]
-
-
-class Study(_Open):
-    """Content of identity.json."""
-
-    augmentations: dict[str, Views]
 
 
 def read_json(path: Path, schema: type[T], what: str, versions: Collection[int] = ()) -> T:

@@ -33,11 +33,12 @@ import torch
 
 from idaa_lightly.bench.compare.groups import Group, left_out, read_groups
 from idaa_lightly.bench.config import read_toml
+from idaa_lightly.bench.evaluate.schema import Accuracies, NeighboursFile
 from idaa_lightly.bench.evaluate.state_dicts import NOTHING, Given
 from idaa_lightly.bench.evaluate.targets import load_backbone, read_features
 from idaa_lightly.bench.features import Features, features_of
 from idaa_lightly.bench.record import environment, read_record, write_json
-from idaa_lightly.bench.schema import Accuracies, NeighboursFile, read_json
+from idaa_lightly.bench.schema import read_json
 from idaa_lightly.data import DataSet
 from idaa_lightly.errors import FileFormatError
 from idaa_lightly.files import atomic_write, claim

@@ -16,9 +16,10 @@ from idaa_lightly.bench.compare.groups import (
     share_to,
 )
 from idaa_lightly.bench.compare.text import TITLES, columns, difference_column, difference_in_words, markdown, quantity
+from idaa_lightly.bench.evaluate.schema import Study
 from idaa_lightly.bench.published.recipes import Recipe, Table
 from idaa_lightly.bench.record import read_record
-from idaa_lightly.bench.schema import Study, read_json
+from idaa_lightly.bench.schema import read_json
 
 Line = dict[str, str]
 """Texts of a row of a table, by the keys of its columns."""

@@ -19,6 +19,7 @@ from PIL import Image
 from idaa_lightly.bench.compare.forest import Contrast, contrasts_of
 from idaa_lightly.bench.compare.groups import Comparison, compare, read_groups
 from idaa_lightly.bench.compare.text import columns
+from idaa_lightly.bench.evaluate.schema import Study, Views
 from idaa_lightly.bench.report.curves import (
     Block,
     Figure,
@@ -33,7 +34,7 @@ from idaa_lightly.bench.report.curves import (
 )
 from idaa_lightly.bench.report.sensitivity import sensitivity_figures
 from idaa_lightly.bench.report.svg import differences
-from idaa_lightly.bench.schema import Record, Study, Views, read_json
+from idaa_lightly.bench.schema import Record, read_json
 from idaa_lightly.errors import FileFormatError
 from idaa_lightly.files import atomic_write
 
