@@ -94,6 +94,16 @@ def test_evaluations_fall_back_to_the_checkpoint_before(stopped: Path, command: 
     refused(bench(*command), 1, "last.ckpt is not a checkpoint of this run: ")
 
 
+def test_a_refused_fallback_changes_no_file(folder: Path, stopped: Path) -> None:
+    last, previous = (stopped / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt"))
+    shutil.copy(last, previous)
+    rewritten(previous, lambda content: content.update(loops=None))
+    flip(last)
+    before = files()
+    refused(run(folder, "--out", stopped, "--resume"), 1, "previous.ckpt does not fit this run (loops has other")
+    assert before.items() <= files().items()
+
+
 @pytest.mark.parametrize("command", [["knn", "finished"], ["export", "finished", "--out", "x.pth"]])
 def test_damaged_weights_are_not_evaluated(trained: Path, command: list[str]) -> None:
     finished = Path(shutil.copytree(trained / "seed-0", "finished"))

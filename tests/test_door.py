@@ -151,6 +151,11 @@ def test_a_number_beyond_32_bits(folder: Path) -> None:
     assert "Warning: the attack became NaN or infinite for 32 samples" in done(result).stdout
 
 
+def test_a_size_beyond_64_bits() -> None:
+    result = bench("run", "--dry-run", "--set", f"method.projection_dim={2**63}")
+    refused(result, 2, "a size is too large for numbers of 64 bits: lower the options that set one")
+
+
 # Files and folders that the operating system refuses
 
 

@@ -90,6 +90,10 @@ def machine_errors() -> Iterator[None]:
             f"{error.object[error.start : error.end]!r} is no character of {error.encoding}, but a name, an option or "
             "a file has it: rename it, or set LC_ALL=C.UTF-8"
         ) from error
+    except TypeError as error:  # Torch raises it for sizes beyond 64 bits.
+        if "Overflow when unpacking" not in str(error):
+            raise
+        raise UsageError("a size is too large for numbers of 64 bits: lower the options that set one") from error
     except (OSError, MemoryError, RuntimeError) as error:
         first = str(error).partition("\n")[0]
         if isinstance(error, OSError) or "PytorchStreamWriter" in first or "Symlink loop" in first:

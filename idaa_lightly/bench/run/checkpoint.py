@@ -13,6 +13,7 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor
 
+from idaa_lightly.bench.ranks import is_first_process
 from idaa_lightly.bench.schema import Progress, check_form
 from idaa_lightly.data import DataSet
 from idaa_lightly.errors import DataError, FileFormatError
@@ -127,10 +128,8 @@ def checkpoint_to_evaluate(folder: Path) -> Found | None:
     return found
 
 
-def last_checkpoint(out: Path) -> dict[str, Any]:
-    """Read the checkpoint of an interrupted run. Return an empty dictionary if there is none.
-
-    If last.ckpt is missing or damaged, previous.ckpt is renamed to last.ckpt and read.
+def last_checkpoint(out: Path) -> Found | None:
+    """Read the checkpoint of an interrupted run. Return None if there is none.
 
     Args:
         out: The run directory.
@@ -139,33 +138,43 @@ def last_checkpoint(out: Path) -> dict[str, Any]:
         FileFormatError: Neither file is a checkpoint of this version.
     """
     found = read_checkpoint(out / "checkpoints")
-    if found is None:
-        return {}
-    if found.content.get("idaa_lightly_streams") != STREAMS:
+    if found is not None and found.content.get("idaa_lightly_streams") != STREAMS:
         raise FileFormatError(
             f"{found.path} was written by a version of idaa-lightly with other random streams, so a resumed run would "
             "differ from an uninterrupted one: finish it with that version, or start anew with another --out"
         )
-    if found.fallback:
-        os.replace(found.path, found.path.with_name(LAST))
+    return found
+
+
+def adopt(found: Found) -> Path:
+    """Return the path of a checkpoint to resume, last.ckpt. A previous.ckpt is renamed to it by the first process.
+
+    The next checkpoint would otherwise replace the good file by the damaged one.
+
+    Args:
+        found: Checkpoint that fits the run.
+    """
+    last = found.path.with_name(LAST)
+    if found.fallback and is_first_process():
+        os.replace(found.path, last)
         log.info(f"{found.fallback}, which is {LAST} now.")
-    return found.content
+    return last
 
 
-def require_fit(checkpoint: dict[str, Any], path: Path, module: pl.LightningModule, trainer: pl.Trainer) -> None:
+def require_fit(found: Found, module: pl.LightningModule, trainer: pl.Trainer) -> None:
     """Check that a checkpoint has the form of those that a run writes: its names, types, shapes and ranges.
 
     Lightning checks neither the state of the optimiser nor that of the callbacks.
 
     Args:
-        checkpoint: Content of the checkpoint.
-        path: Its file, for the error message.
+        found: The checkpoint.
         module: The run's module.
         trainer: The run's trainer, with its callbacks.
 
     Raises:
         FileFormatError: The checkpoint has another form.
     """
+    checkpoint, path = found.content, found.path
     made: Any = module.configure_optimizers()
     optimizer = made["optimizer"]
     parameters = [part for group in optimizer.param_groups for part in group["params"]]

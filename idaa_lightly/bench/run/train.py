@@ -21,7 +21,7 @@ from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.progress import quantity
 from idaa_lightly.bench.ranks import is_first_process
 from idaa_lightly.bench.record import SCHEMA, environment, open_folder, write_json
-from idaa_lightly.bench.run.checkpoint import LAST, CheckpointFiles, SameImages, last_checkpoint, require_fit
+from idaa_lightly.bench.run.checkpoint import CheckpointFiles, SameImages, adopt, last_checkpoint, require_fit
 from idaa_lightly.bench.run.cost import estimate, flops_per_image, in_words
 from idaa_lightly.bench.run.evaluation import evaluator, protocol
 from idaa_lightly.bench.run.figures import save_curves, save_views
@@ -93,13 +93,14 @@ class _Training:
 
 
 def _run(parts: Parts, out: Path, start: tuple[float, float]) -> Record | None:
-    resumed = last_checkpoint(out)
+    found = last_checkpoint(out)
+    resumed = found.content if found else {}
     with warnings.catch_warnings():
         quiet_lightning()
         training = _fitted(parts, out, resumed)
-        if resumed:
-            require_fit(resumed, out / "checkpoints" / LAST, training.module, training.trainer)
-        _train(parts, training, out, resumed=bool(resumed))
+        if found:
+            require_fit(found, training.module, training.trainer)
+        _train(parts, training, out, adopt(found) if found else None)
     rows = _export(parts, training, out)  # All processes take part, because the loss may gather over them.
     if not training.trainer.is_global_zero:
         return None
@@ -143,7 +144,7 @@ def _fitted(parts: Parts, out: Path, resumed: dict[str, Any]) -> _Training:
     return _Training(module, trainer, evaluation, timer, flops_per_image(parts, module, device))
 
 
-def _train(parts: Parts, training: _Training, out: Path, *, resumed: bool) -> None:
+def _train(parts: Parts, training: _Training, out: Path, checkpoint: Path | None) -> None:
     config, trainer = parts.config, training.trainer
     if config.compile:
         parts.method.backbone.compile()
@@ -153,7 +154,6 @@ def _train(parts: Parts, training: _Training, out: Path, *, resumed: bool) -> No
         with atomic_write(out / "config.toml") as temporary:
             temporary.write_text(config.to_toml())
     begin(trainer.loggers, config, out)
-    checkpoint = out / "checkpoints" / LAST if resumed else None
     if rank == 0 and (watching := supervisor()):
         watching.send(cast(Any, trainer.strategy).cluster_environment.main_port)  # It starts the other ranks.
     try:
