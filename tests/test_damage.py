@@ -111,6 +111,15 @@ def test_damaged_weights_are_not_evaluated(trained: Path, command: list[str]) ->
     refused(bench(*command), 1, "finished/backbone.pt is not a backbone written by a run: it is damaged, because")
 
 
+def test_features_of_broken_weights_are_not_kept(trained: Path) -> None:
+    finished = Path(shutil.copytree(trained / "seed-0", "finished"))
+    (finished / "features.npz").unlink(missing_ok=True)
+    rewritten(finished / "backbone.pt", lambda weights: next(iter(weights.values())).fill_(math.nan))
+    before = files()
+    refused(bench("knn", finished), 1, "hold NaN or infinity")
+    assert files() == before
+
+
 def test_results_that_lack_accuracies(trained: Path) -> None:
     finished = Path(shutil.copytree(trained / "seed-0", "finished"))
     command = ("knn", finished, "--k", "1,5,90", "--temperature", "0.1,0.5")

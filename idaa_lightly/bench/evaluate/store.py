@@ -248,8 +248,9 @@ def run_features(folder: Path) -> tuple[Features, str]:
         log.info(f"Note: {path} cannot be read, so the features are computed again.")
     features = features_of(network, data)
     arrays: dict[str, Any] = {name: part.numpy() for name, part in features._asdict().items()}
-    with atomic_write(path) as temporary:
-        np.savez(temporary, source=np.array(source), **arrays)
+    if all(np.isfinite(part).all() for part in arrays.values()):  # Every evaluation refuses others.
+        with atomic_write(path) as temporary:
+            np.savez(temporary, source=np.array(source), **arrays)
     return features, source
 
 
