@@ -140,3 +140,8 @@ def test_the_help_of_a_run_lists_its_files(folder: Path) -> None:
     text = done(bench("run", "--help")).stdout
     for path in files():
         assert str(path.relative_to("out")) in text
+
+
+def test_a_study_is_written_to_this_directory(trained: Path) -> None:
+    done(bench("identity", trained / "seed-0", "--aug", "clae", "--samples", 4, "--out", "."))
+    assert Path("identity.json").exists()

@@ -59,7 +59,7 @@ def identity(run: Path, aug: str, samples: int, out: Path | None) -> None:
     from idaa_lightly.bench.evaluate.store import runs_below
 
     for suffix, folder in runs_below(run).items():
-        place = out.with_name(out.name + suffix) if out else folder / "identity"
+        place = Path(f"{out}{suffix}") if out else folder / "identity"
         figures = study(folder, [name.strip() for name in aug.split(",")], place, samples=samples)
         table = Table(*COLUMNS, title=str(folder) if suffix else None)
         for name, part in figures.items():
