@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -145,3 +146,11 @@ def test_the_help_of_a_run_lists_its_files(folder: Path) -> None:
 def test_a_study_is_written_to_this_directory(trained: Path) -> None:
     done(bench("identity", trained / "seed-0", "--aug", "clae", "--samples", 4, "--out", "."))
     assert Path("identity.json").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_features_that_are_a_fifo(trained: Path) -> None:
+    finished = Path(shutil.copytree(trained / "seed-0", "finished"))
+    (finished / "features.npz").unlink(missing_ok=True)
+    os.mkfifo(finished / "features.npz")
+    refused(bench("knn", finished), 1, "finished/features.npz is a FIFO, but expected the features of a run")

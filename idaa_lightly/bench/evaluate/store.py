@@ -41,7 +41,7 @@ from idaa_lightly.bench.record import environment, read_record, write_json
 from idaa_lightly.bench.schema import read_json
 from idaa_lightly.data import DataSet
 from idaa_lightly.errors import FileFormatError
-from idaa_lightly.files import atomic_write, claim
+from idaa_lightly.files import atomic_write, claim, require_file
 
 SCHEMA = 1
 Result = dict[str, Any]
@@ -237,6 +237,7 @@ def run_features(folder: Path) -> tuple[Features, str]:
     """
     network, data = load_backbone(folder)
     source, path = source_of(folder, data), folder / "features.npz"
+    require_file(path, "the features of a run")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             if str(kept["source"]) == source:
