@@ -1,13 +1,11 @@
-"""Convolutional beta-VAE whose bottleneck IDAA perturbs, with its training and cache.
+"""Convolutional beta-VAE whose bottleneck IDAA perturbs, with its training.
 
 Source: Yang et al., ICML 2022, Sec. 3.2 and the appendix on architectures and training.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import logging
 import math
 import time
@@ -23,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from idaa_lightly.errors import DataError, FileFormatError, NonFiniteError, UsageError
-from idaa_lightly.files import atomic_write, clear_leftovers, load_tensors, locked, save_tensors
+from idaa_lightly.files import load_tensors, save_tensors
 from idaa_lightly.options import Count, NonNegative, checked
 
 log = logging.getLogger(__name__)
@@ -300,50 +298,6 @@ def _images(batch: Any) -> Tensor:
         f"fit_vae got a batch with {got}, but expected normalised images (N, C, H, W), (images, labels) or "
         "(views, labels, names): give the data set a transform that ends in a normalisation"
     )
-
-
-def cached_vae(key: dict[str, object], directory: Path, fit: Callable[[], VAE]) -> VAE:
-    """Return the VAE that is cached under a key, or fit and cache one.
-
-    Concurrent processes with one key wait for each other, so that only one of them fits the VAE. A cached file whose
-    key or checksum differs from its description is not used: this is logged, and the VAE is fitted again.
-
-    Args:
-        key: Everything that the VAE depends on, as JSON values: data, transform, architecture, beta, epochs, seed.
-        directory: Directory of the cache. `key` and the SHA-256 of the file are written beside each VAE.
-        fit: Function that returns a fitted VAE. Called only if none is cached.
-    """
-    text = json.dumps(key, sort_keys=True)
-    path = directory / f"vae-{hashlib.sha256(text.encode()).hexdigest()[:16]}.pt"
-    note = path.with_suffix(".json")
-    directory.mkdir(parents=True, exist_ok=True)
-    with locked(path.with_suffix(".lock")):
-        clear_leftovers(directory)
-        fault = _fault(path, note, json.loads(text))
-        if fault and path.exists():
-            log.info(f"The cached VAE {path} is not used, because {fault}. It is fitted again and replaced.")
-        if fault:
-            fit().save(path)
-            with atomic_write(note) as temporary:
-                temporary.write_text(json.dumps({"key": key, "sha256": _sha256(path)}, indent=2, sort_keys=True))
-        return VAE.load(path)
-
-
-def _fault(path: Path, note: Path, key: dict[str, object]) -> str | None:
-    """Return why a cached VAE cannot be trusted, in words, or None if it can."""
-    if not (path.is_file() and note.is_file()):
-        return f"it is not a regular file with {note.name} beside it"
-    try:
-        kept = json.loads(note.read_text())
-    except ValueError:
-        return f"{note.name} beside it is damaged"
-    if not isinstance(kept, dict) or kept.get("key") != key:
-        return f"{note.name} beside it names other settings"
-    return None if kept.get("sha256") == _sha256(path) else "its checksum is wrong"
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _joined(layers: Sequence[nn.Module]) -> list[nn.Module]:

@@ -26,7 +26,7 @@ from idaa_lightly import VAE
 from idaa_lightly.cli import main
 from idaa_lightly.errors import FileFormatError, RunFolderError
 from idaa_lightly.files import atomic_write, claim, load_tensors
-from idaa_lightly.vae import cached_vae
+from idaa_lightly.vae_cache import cached_vae
 
 RUN = ["run", "--aug", "none", "--data", "folder:images", "--backbone", "resnet9-w2", "--batch-size", "12"]
 RUN += ["--epochs", "4", "--accelerator", "cpu"]

@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from idaa_lightly import VAE, fit_vae
 from idaa_lightly.errors import DataError, FileFormatError, NonFiniteError, UsageError
-from idaa_lightly.vae import cached_vae, vae_loss
+from idaa_lightly.vae import vae_loss
+from idaa_lightly.vae_cache import cached_vae
 
 
 @pytest.mark.parametrize(("size", "side", "channels"), [(16, 8, 3), (28, 7, 1), (32, 8, 3), (64, 8, 3), (224, 7, 3)])

@@ -12,7 +12,7 @@ from idaa_lightly.ascent import Ascent, Norm
 from idaa_lightly.errors import UsageError
 from idaa_lightly.options import Count, NonNegative
 from idaa_lightly.plugin import FitContext, GeneratorAugmentation
-from idaa_lightly.vae import cached_vae
+from idaa_lightly.vae_cache import cached_vae
 
 BATCH_SIZE = 128  # batch size of VAE training: Yang et al., ICML 2022, appendix on training
 
