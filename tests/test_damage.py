@@ -51,6 +51,14 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda content: moments(content)[0].pop("exp_avg"),
         "does not fit this run (the state of the optimiser has other entries)",
     ),
+    "moments that are not finite": (
+        lambda content: moments(content)[0]["exp_avg"].fill_(math.inf),
+        "does not fit this run (the optimiser's state for parameter 0 is not finite)",
+    ),
+    "weights that are not finite": (
+        lambda content: content["state_dict"]["method.backbone.conv1.weight"].fill_(math.nan),
+        "does not fit this run (state_dict.method.backbone.conv1.weight is not finite)",
+    ),
     "a schedule of another kind": (
         lambda content: content.update(lr_schedulers=[3]),
         "does not fit this run (lr_schedulers.0 is of type int)",

@@ -205,6 +205,8 @@ def _fault(expected: Any, got: Any, where: str = "") -> str | None:
     """Return where a value has another form than expected, or None. An expected None, [] or {} stands for anything."""
     if isinstance(expected, Tensor):
         same = isinstance(got, Tensor) and (got.shape, got.dtype) == (expected.shape, expected.dtype)
+        if same and expected.isfinite().all() and not got.isfinite().all():
+            return f"{where} is not finite"
     elif isinstance(expected, bool | str):
         same = isinstance(got, type(expected))
     elif isinstance(expected, int | float):
@@ -232,4 +234,6 @@ def _fault_of_moments(state: Any, parameters: list[Tensor]) -> str | None:
             shapes = (parameters[number].shape, torch.Size())
             if not (value.shape in shapes if isinstance(value, Tensor) else isinstance(value, int | float | None)):
                 return f"the optimiser has another state for parameter {number}"
+            if isinstance(value, Tensor) and not value.isfinite().all():
+                return f"the optimiser's state for parameter {number} is not finite"
     return None
