@@ -6,9 +6,6 @@ Options of a plugin are the keyword-only arguments of its constructor; see `idaa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -17,10 +14,17 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import ParamsT
 
+from idaa_lightly.controls import Control, third_view_controls
+from idaa_lightly.fitting import FitContext
 from idaa_lightly.losses import AdversarialLoss
 from idaa_lightly.options import NonNegative, check_at_construction
 from idaa_lightly.variants import LOSSES, Mode
 from idaa_lightly.views import ViewGenerator
+
+__all__ = [
+    "Augmentation", "Backbone", "Control", "FitContext", "GeneratorAugmentation", "LearnedAugmentation", "Method",
+    "PairMethod",
+]  # fmt: skip
 
 
 class Backbone(nn.Module, ABC):
@@ -157,39 +161,6 @@ class PairMethod(Method):
         return loss
 
 
-@dataclass(frozen=True)
-class FitContext:
-    """Resources that an augmentation may use before training starts.
-
-    Attributes:
-        views: Function that takes a batch size and returns an iterable. Each iteration over it yields batches
-            (N, C, H, W) of the method's augmented, normalised training views.
-        key: JSON values that identify everything `views` depends on.
-        images: Number of training images.
-        image_size: Height and width of the views, in pixels.
-        channels: Number of channels of the views.
-        normalize: Keys `mean` and `std`, one value per channel of the views, as passed to `Method.transform`.
-        epochs: Number of epochs of the following training.
-        seed: Seed of the run.
-        device: Device of the training.
-        cache_dir: Directory for results that other runs can reuse.
-        progress: Function that takes a title and a number of steps. It returns a function that is called with a text
-            after each step.
-    """
-
-    views: Callable[[int], Iterable[Tensor]]
-    key: dict[str, object]
-    images: int
-    image_size: int
-    channels: int
-    normalize: dict[str, list[float]]
-    epochs: int
-    seed: int
-    device: torch.device
-    cache_dir: Path
-    progress: Callable[[str, int], Callable[[str], None]]
-
-
 class Augmentation(ABC):
     """Augmentation that turns a method into a loss over views."""
 
@@ -199,6 +170,8 @@ class Augmentation(ABC):
     """True if the augmentation works with a compiled backbone."""
     lr: NonNegative | None = None
     """Learning rate of the loss's own parameters, if it has any. None takes the method's."""
+    adds: ClassVar[str] = "all of the augmentation"
+    """What the augmentation adds to the last of its `controls` that has `adds`."""
 
     def __init_subclass__(cls) -> None:
         """Check the options of every augmentation by their annotations when it is constructed."""
@@ -216,6 +189,16 @@ class Augmentation(ABC):
             The reason, or an empty string if they can be combined.
         """
         return ""
+
+    def controls(self, method: type[Method]) -> list[Control]:
+        """Return the runs that show which part of the augmentation helps, for `idaa-bench ablate`.
+
+        The method alone, for as many epochs and for as many operations, is always compared and need not be named.
+
+        Args:
+            method: Class of the method.
+        """
+        return []
 
     def transform(self, transform: MultiViewTransform) -> MultiViewTransform:
         """Return the transform that makes the views of a training image. The default is the method's own.
@@ -277,9 +260,21 @@ class GeneratorAugmentation(Augmentation):
             BatchNorm.
     """
 
+    adds = "search"
+
     def __init__(self, *, weight: NonNegative = 1.0, random: bool = False, mode: Mode = "exact") -> None:
         self.weight, self.random, self.mode = weight, random, mode
         self.dual_batchnorm = mode != "shared"
+
+    def controls(self, method: type[Method]) -> list[Control]:
+        """Return a third ordinary view, the unperturbed view, a random direction, and the search with one BatchNorm."""
+        single = method.embed is PairMethod.embed
+        found = third_view_controls(self.weight, uniformity=single, shared=not self.dual_batchnorm)
+        if not self.random:
+            found.append(Control("random direction", options={"aug": {"random": True}}, adds="random direction"))
+        if self.dual_batchnorm:
+            found.append(Control("search with one BatchNorm", options={"aug": {"mode": "shared"}}, judged=False))
+        return found
 
     @abstractmethod
     def generator(self) -> ViewGenerator:
@@ -299,8 +294,15 @@ class LearnedAugmentation(Augmentation):
         lr: Learning rate of the generator. None takes the method's.
     """
 
+    adds = "training of the generator"
+
     def __init__(self, *, weight: NonNegative = 1.0, lr: NonNegative | None = None) -> None:
         self.weight, self.lr = weight, lr
+
+    def controls(self, method: type[Method]) -> list[Control]:
+        """Return a third ordinary view, the unperturbed view, and the generator without training."""
+        untrained = Control("untrained generator", options={"aug": {"lr": 0.0}}, adds="untrained generator")
+        return [*third_view_controls(self.weight, uniformity=method.embed is PairMethod.embed), untrained]
 
     def fit(self, context: FitContext) -> None:
         """Store the normalisation of the views."""

@@ -115,6 +115,26 @@ class ThirdViewLoss(AdversarialLoss):
         return self._terms(model, anchor, positive, rest, third)
 
 
+class UnperturbedLoss(SharedBatchNormLoss):
+    """Loss whose second term compares the first view with itself (control).
+
+    It equals `SharedBatchNormLoss` with a perturbation of 0, without its further forward passes. For a contrastive
+    loss, the second term is a uniformity term: the positive pair is constant, and only the negatives have a gradient.
+
+    Args:
+        criterion: Pair loss or function of one output per view; see `AdversarialLoss`.
+        weight: Weight of the second term.
+    """
+
+    def __init__(self, criterion: Callable[..., Tensor], weight: float = 1.0) -> None:
+        super().__init__(criterion, nn.Identity(), weight)
+
+    def forward(self, model: Callable[[Tensor], Any], x0: Tensor, x1: Tensor, *others: Tensor) -> AdversarialOutput:
+        """Compute both terms. See `AdversarialLoss` for the arguments."""
+        anchor, positive, *rest = [model(x) for x in (x0, x1, *others)]
+        return self._terms(lambda images: anchor, anchor, positive, rest, x0)
+
+
 LOSSES: dict[Mode, type[AdversarialLoss]] = {
     "exact": AdversarialLoss, "reused": ReusedGraphLoss, "half": HalfBatchLoss, "shared": SharedBatchNormLoss,
 }  # fmt: skip

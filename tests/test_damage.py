@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_bad_input import bench, done, files, refused, run
@@ -127,6 +128,19 @@ def test_features_of_broken_weights_are_not_kept(trained: Path) -> None:
     before = files()
     refused(bench("knn", finished), 1, "hold NaN or infinity")
     assert files() == before
+
+
+def test_kept_features_of_another_type_are_computed_again(trained: Path) -> None:
+    finished = Path(shutil.copytree(trained / "seed-0", "finished"))
+    done(bench("knn", finished))
+    with np.load(finished / "features.npz") as kept:
+        arrays = dict(kept)
+    wrong = arrays | {"train_features": arrays["train_features"].astype(str)}
+    np.savez(finished / "features.npz", **wrong)
+    output = done(bench("linear", finished)).stdout
+    assert "features.npz cannot be read, so the features are computed again" in output
+    with np.load(finished / "features.npz") as kept:
+        assert np.array_equal(kept["train_features"], arrays["train_features"])
 
 
 def test_results_that_lack_accuracies(trained: Path) -> None:

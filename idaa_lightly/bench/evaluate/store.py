@@ -35,7 +35,7 @@ from idaa_lightly.bench.compare.groups import Group, left_out, read_groups
 from idaa_lightly.bench.config import read_toml
 from idaa_lightly.bench.evaluate.schema import Accuracies, NeighboursFile
 from idaa_lightly.bench.evaluate.state_dicts import NOTHING, Given
-from idaa_lightly.bench.evaluate.targets import load_backbone, read_features
+from idaa_lightly.bench.evaluate.targets import features_from, load_backbone, read_features
 from idaa_lightly.bench.features import Features, features_of
 from idaa_lightly.bench.record import environment, read_record, write_json
 from idaa_lightly.bench.schema import read_json
@@ -241,7 +241,7 @@ def run_features(folder: Path) -> tuple[Features, str]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             if str(kept["source"]) == source:
-                return Features(*(kept[name] for name in Features._fields)), source
+                return features_from(kept), source
         log.info(f"Note: {path} belongs to other weights or images, so the features are computed again.")
     except FileNotFoundError:
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from textwrap import shorten
@@ -82,13 +83,24 @@ def _arrays(path: Path) -> Features:
             }
         else:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:  # closes the file in any case
-                found = {name: arrays[name] for name in names}
-        for name, values in found.items():
-            if values.dtype.kind not in ("iu" if name.endswith("labels") else "iuf"):
-                raise ValueError(f"{name} is of type {values.dtype}")
-        return Features(**found)
+                return features_from(arrays)
+        return features_from(found)
     except Exception as error:  # The readers of zip files and arrays may raise anything on other files.
         raise FileFormatError(f"{path} is not a file of features ({error}): expected {', '.join(names)}") from error
+
+
+def features_from(arrays: Mapping[str, Any]) -> Features:
+    """Return the features in a mapping of arrays.
+
+    Raises:
+        KeyError: An array is missing.
+        ValueError: An array is not of numbers, or labels are not whole numbers.
+    """
+    found = {name: arrays[name] for name in Features._fields}
+    for name, values in found.items():
+        if values.dtype.kind not in ("iu" if name.endswith("labels") else "iuf"):
+            raise ValueError(f"{name} is of type {values.dtype}")
+    return Features(**found)
 
 
 def load_backbone(target: Path, given: Given = NOTHING, *, labelled: bool = True) -> tuple[nn.Module, DataSet]:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from idaa_lightly import FeatureGenerator, MetAugLoss
+from idaa_lightly.controls import Control
 from idaa_lightly.options import Count, NonNegative
 from idaa_lightly.outputs import embedding_of
 from idaa_lightly.plugin import FitContext, Method
@@ -47,6 +48,7 @@ class MetAug(OUCL):
     """
 
     compiles = False
+    adds = "generated embeddings"
 
     def __init__(
         self,
@@ -68,6 +70,10 @@ class MetAug(OUCL):
             "inner_lr": inner_lr,
         }
         self.hidden_dim, self.lr = hidden_dim, lr
+
+    def controls(self, method: type[Method]) -> list[Control]:
+        """Return the controls of OUCL, and OUCL without generated embeddings."""
+        return [*super().controls(method), Control("OUCL alone", "oucl", {"aug": self.options}, "OUCL")]
 
     def fit(self, context: FitContext) -> None:
         """Store the shape of the views."""

@@ -7,7 +7,8 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from idaa_lightly import OUCLLoss
-from idaa_lightly.options import NonNegative, Positive
+from idaa_lightly.controls import Control
+from idaa_lightly.options import NonNegative, Positive, options_of
 from idaa_lightly.outputs import embedding_of
 from idaa_lightly.plugin import Augmentation, Method
 
@@ -57,10 +58,12 @@ class OUCL(Augmentation):
     """
 
     dual_batchnorm = False
+    adds = "OUCL"
 
     def __init__(
         self, *, gamma: Positive = 16.0, margin: NonNegative = 0.25, form: Literal["weighted", "released"] = "weighted"
     ) -> None:
+        self.options = {"gamma": gamma, "margin": margin, "form": form}
         self.contrast = OUCLLoss(gamma, margin, weighted=form == "weighted", gather_distributed=True)
 
     @classmethod
@@ -69,6 +72,13 @@ class OUCL(Augmentation):
         if method.multi_crop:
             return "it contrasts the embeddings of two views, and this method predicts clusters or classes of many"
         return ""
+
+    def controls(self, method: type[Method]) -> list[Control]:
+        """Return NT-Xent at the temperature of OUCL's logits, γ (cos + 1) / 2."""
+        name, temperature = "NT-Xent at OUCL's temperature", 2 / float(self.options["gamma"])
+        known = "temperature" in options_of(method)
+        missing = "" if known else "it has no option `temperature`"
+        return [Control(name, "none", {"method": {"temperature": temperature}}, name, missing=missing)]
 
     def loss(self, method: Method) -> nn.Module:
         """Return OUCL on the method's embeddings."""
