@@ -15,6 +15,7 @@ from rich.console import Console
 
 from idaa_lightly.bench.ranks import is_first_process
 from idaa_lightly.bench.run.ranks import supervisor
+from idaa_lightly.cli.ablate import ablate
 from idaa_lightly.cli.compare import compare
 from idaa_lightly.cli.embed import embed
 from idaa_lightly.cli.export import export
@@ -106,6 +107,7 @@ class Commands(click.Group):
             hints = {
                 "run": " Repeat the command with --resume to continue after the last finished epoch.",
                 "sweep": " Repeat the command to continue.",
+                "ablate": " Repeat the command to continue.",
                 "transfer": " Repeat the command to continue.",
                 "table": " Repeat the command to continue.",
                 "linear": " Repeat the command to continue with the interrupted protocol.",
@@ -140,6 +142,7 @@ def main() -> None:
 
     \b
     Compare:
+      idaa-bench ablate --aug idaa                    does the augmentation help, and which part of it?
       idaa-bench compare runs                         mean ± std, paired differences, accuracy at equal compute
       idaa-bench report runs --out report.html        the same table and all plots, as one HTML page
       idaa-bench table laptop                         a published table; its missing runs are trained first
@@ -180,6 +183,7 @@ for command in (
     table,
     run,
     sweep,
+    ablate,
     compare,
     report,
     vae,

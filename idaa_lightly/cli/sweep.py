@@ -10,12 +10,11 @@ from typing import Any
 import click
 
 from idaa_lightly.bench.config import RunConfig
+from idaa_lightly.cli.jobs import job_options, names_in, pair_in, seeds_in, slurm_parameters
 from idaa_lightly.cli.options import config_options, configs
 from idaa_lightly.cli.terminal import console
-from idaa_lightly.errors import UsageError, require_extra
+from idaa_lightly.errors import UsageError
 
-MOST = 10_000
-"""Largest number of seeds in a range."""
 SEVERAL = ("method", "aug", "seed", "set")
 
 
@@ -42,27 +41,7 @@ SEVERAL = ("method", "aug", "seed", "set")
     show_default=True,
     help="Directory for the run directories, such as runs/eps. Several sweeps and machines may share it.",
 )
-@click.option(
-    "--jobs",
-    type=click.IntRange(min=1),
-    help="Largest number of runs at a time. With several GPUs, each run gets one. Runs that share a device slow each "
-    "other down, which also distorts the times in `idaa-bench compare`. Default: 1 locally, all on a cluster.",
-)
-@click.option(
-    "--cluster",
-    type=click.Choice(["local", "slurm"]),
-    default="local",
-    show_default=True,
-    help="Where to run. local: processes on this machine. slurm: one Slurm job per run.",
-)
-@click.option(
-    "--slurm",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Parameter of submitit's Slurm jobs, such as partition=gpu, gpus_per_node=1, cpus_per_task=8, mem_gb=32 or "
-    "time=MINUTES. Can be repeated. The default time is one day. A job that is preempted or runs out of time is "
-    "queued again and resumes.",
-)
+@job_options
 @click.option("--print-jobs", is_flag=True, help="Print one command per unfinished run, and run nothing.")
 @config_options(*(item.name for item in fields(RunConfig) if item.name not in SEVERAL))
 def sweep(
@@ -94,22 +73,18 @@ def sweep(
       idaa-bench sweep --data cifar10 --cluster slurm --slurm partition=gpu --slurm gpus_per_node=1
       idaa-bench sweep --seeds 0-4 --print-jobs | parallel --jobs 4
     """
-    if slurm and cluster != "slurm":
-        raise UsageError(f"--slurm is {slurm[0]!r}, but --cluster is {cluster}: add --cluster slurm")
-    if cluster == "slurm" and not print_jobs:
-        require_extra("submitit", "slurm", "--cluster slurm")
+    options = slurm_parameters(cluster, slurm, needed=not print_jobs)
     chosen: dict[str, dict[str, list[str]]] = {}
     for item in settings:
-        name, values = _pair("--set", item)
+        name, values = pair_in("--set", item)
         scope, dot, key = name.partition(".")
         if not (scope and dot and key):
             raise UsageError(f"--set got {item!r}, but expected aug.KEY=VALUES, method.KEY=VALUES or NAME.KEY=VALUES")
-        chosen.setdefault(scope, {}).setdefault(key, []).extend(_names("--set", values))
+        chosen.setdefault(scope, {}).setdefault(key, []).extend(names_in("--set", values))
     for scope, key in (("method", "lr"), ("aug", "vae")):
         if (value := given.pop(key)) is not None:
             chosen.setdefault(scope, {})[key] = [str(value)]
-    options = {key: int(text) if text.isdigit() else text for key, text in (_pair("--slurm", item) for item in slurm)}
-    methods, augs, numbers = _names("--method", method), _names("--aug", aug), _seeds(seeds)
+    methods, augs, numbers = names_in("--method", method), names_in("--aug", aug), seeds_in(seeds)
     from idaa_lightly.bench.sweep.plan import plan
 
     console().stderr = print_jobs  # so that only commands go to standard output
@@ -131,31 +106,3 @@ def sweep(
         limit = jobs or (1 if cluster == "local" else None)
         Jobs(runs, out, terminal, limit=limit, cluster=cluster, options=options).execute()
     terminal.print(f"All runs are finished. Compare them: idaa-bench compare {shlex.quote(str(out))}", highlight=False)
-
-
-def _pair(option: str, item: str) -> tuple[str, str]:
-    key, equals, value = item.partition("=")
-    if not (key.strip() and equals and value.strip()):
-        raise UsageError(f"{option} got {item!r}, but expected KEY=VALUE")
-    return key.strip(), value.strip()
-
-
-def _names(option: str, text: str) -> list[str]:
-    """Return the parts between commas, without repeats."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(parts):
-        raise UsageError(f"{option} got {text!r}, but expected values separated by commas")
-    return list(dict.fromkeys(parts))
-
-
-def _seeds(text: str) -> list[int]:
-    """Parse seeds: "0-2,7" becomes [0, 1, 2, 7]."""
-    result: list[int] = []
-    for part in _names("--seeds", text):
-        first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()) or (dash and not 0 <= int(last) - int(first) < MOST):
-            raise UsageError(
-                f"--seeds got {text!r}, but expected numbers and ranges such as 0-4 or 0,1,7-9, of up to {MOST} seeds"
-            )
-        result += range(int(first), int(last if dash else first) + 1)
-    return list(dict.fromkeys(result))

@@ -13,13 +13,14 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from idaa_lightly.bench.compare.groups import Comparison, Group, Measure, difference
-from idaa_lightly.bench.compare.text import TITLES
+from idaa_lightly.bench.compare.text import ALL_TITLES, TITLES
 from idaa_lightly.files import atomic_write
 
 MEASURES: tuple[Measure, ...] = ("knn", "linear")
 INK, SURE, UNSURE = "#222222", "#1f5fa8", "#8a8a8a"
 ROW, MARGIN = 0.3, 0.9  # inches
 WRAP = 56  # characters of a label in a line
+Points = tuple[float, float | None, float | None]
 SETTINGS: Any = {"svg.fonttype": "none", "svg.hashsalt": "forest", "font.size": 9, "text.parse_math": False}
 
 
@@ -29,13 +30,14 @@ class Contrast:
 
     Attributes:
         label: Name of the row.
-        points: By measure, the mean difference in points and both ends of its 95 % interval (None for one pair).
+        points: By measure or other figure, the mean difference (in points for accuracies) and both ends of its 95 %
+            interval (None for one pair).
         seeds: Number of pairs.
         group: Number of the group that the report hides the row with, if any.
     """
 
     label: str
-    points: Mapping[Measure, tuple[float, float | None, float | None]]
+    points: Mapping[str, Points]
     seeds: int
     group: int | None = None
 
@@ -43,7 +45,7 @@ class Contrast:
 def contrast(label: str, one: Group, other: Group) -> Contrast | None:
     """Return the differences of `one` to `other`; None if they have no seed in common."""
     found = {measure: _points(difference(measure, one, other), measure) for measure in MEASURES}
-    points = {measure: part for measure, part in found.items() if part is not None}
+    points: dict[str, Points] = {measure: part for measure, part in found.items() if part is not None}
     seeds = len(one.records.keys() & other.records.keys())
     return Contrast(label, points, seeds) if points else None
 
@@ -58,14 +60,14 @@ def contrasts_of(comparison: Comparison, labels: Sequence[str] | None = None) ->
     made = []
     for index, row in enumerate(comparison.rows):
         found = {measure: _points(row, measure) for measure in MEASURES}
-        points = {measure: part for measure, part in found.items() if part is not None}
+        points: dict[str, Points] = {measure: part for measure, part in found.items() if part is not None}
         label = labels[index] if labels else " ".join(filter(None, [f"{row['method']} × {row['aug']}", row["options"]]))
         if points:
             made.append(Contrast(label, points, row["knn_pairs"], index))
     return made
 
 
-def _points(row: Mapping[str, Any], measure: Measure) -> tuple[float, float | None, float | None] | None:
+def _points(row: Mapping[str, Any], measure: Measure) -> Points | None:
     center, low, high = (row[f"{measure}_minus_baseline{end}"] for end in ("", "_low", "_high"))
     return None if center is None else (center, low, high)
 
@@ -78,7 +80,7 @@ def forest(contrasts: Sequence[Contrast], *, ink: str = INK, colours: Sequence[s
         ink: Colour of the line at 0.
         colours: Colours of the rows. Default: blue, or grey with a hollow point for intervals that contain 0.
     """
-    measures = [measure for measure in MEASURES if any(measure in item.points for item in contrasts)]
+    measures = [name for name in ALL_TITLES if any(name in item.points for item in contrasts)]
     names = [textwrap.fill(f"{item.label}  (n = {item.seeds})", WRAP) for item in contrasts]
     lines = sum(1 + 0.5 * name.count("\n") for name in names)
     figure = Figure(figsize=(8.6, MARGIN + ROW * lines), layout="constrained")
@@ -88,7 +90,7 @@ def forest(contrasts: Sequence[Contrast], *, ink: str = INK, colours: Sequence[s
         for place, item in enumerate(contrasts):
             if measure in item.points:
                 _row(axis, place, item, item.points[measure], colours[place] if colours else "")
-        axis.set(xlabel=f"Δ {TITLES[measure]}, points", ylim=(len(contrasts) - 0.4, -0.6))
+        axis.set(xlabel=f"Δ {ALL_TITLES[measure]}{', points' * (measure in TITLES)}", ylim=(len(contrasts) - 0.4, -0.6))
         axis.grid(axis="x", linewidth=0.4, alpha=0.5)
         axis.tick_params(axis="y", length=0)
         for side in ("top", "right", "left"):
@@ -97,7 +99,7 @@ def forest(contrasts: Sequence[Contrast], *, ink: str = INK, colours: Sequence[s
     return figure
 
 
-def _row(axis: Any, place: int, item: Contrast, points: tuple[float, float | None, float | None], colour: str) -> None:
+def _row(axis: Any, place: int, item: Contrast, points: Points, colour: str) -> None:
     center, low, high = points
     shown = low is not None and high is not None and (low > 0 or high < 0)
     face = colour or (SURE if shown else "white")

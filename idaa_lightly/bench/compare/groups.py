@@ -23,6 +23,8 @@ MEASURES: tuple[Measure, ...] = get_args(Measure)
 Unlabelled = Literal["rankme", "uniformity", "alignment", "embedding_spread"]
 UNLABELLED: tuple[Unlabelled, ...] = get_args(Unlabelled)
 """Figures of embeddings without labels, as in `idaa_lightly.bench.schema.Evaluated`."""
+Metric = Literal["knn", "knn_projection", "linear", "rankme"]
+"""Figures that rise with the quality of the features."""
 BASELINE = "none"
 CONFIDENCE = 0.95
 MARKS: dict[str, Callable[[Record], str]] = {
@@ -238,7 +240,7 @@ def compare(targets: Iterable[Path], *, by_commit: bool = True, against: str = B
     if against not in [BASELINE, *there]:
         raise UsageError(f"no run has the augmentation {against!r}: there are {', '.join(there)}")
     differing = [name for name in MARKS if len({group.mark(name) for group in groups}) > 1]
-    options = [_non_default(group.config) for group in groups]
+    options = [non_default(group.config) for group in groups]
     common = {key: value for key, value in options[0].items() if all(other.get(key) == value for other in options)}
     rows = []
     for group, own in zip(groups, options, strict=True):
@@ -325,7 +327,12 @@ def difference(measure: Measure, group: Group, baseline: Group | None) -> dict[s
     }
 
 
-def _non_default(config: RunConfig) -> dict[str, Any]:
+def options_in_words(config: RunConfig) -> str:
+    """Return the options of `non_default` as text, such as "aug.eps=0.1 lr=0.001"."""
+    return " ".join(f"{key}={value}" for key, value in non_default(config).items())
+
+
+def non_default(config: RunConfig) -> dict[str, Any]:
     """Return options that are not the defaults of the plugins and the data, except those in `MARKS`."""
     try:
         usual = resolve(RunConfig(method=config.method, aug=config.aug, data=config.data)).flat()

@@ -20,6 +20,8 @@ UNLABELLED_TITLES: dict[Unlabelled, str] = {
     "alignment": "alignment",
     "embedding_spread": "spread",
 }
+ALL_TITLES: dict[str, str] = {str(name): title for name, title in (*TITLES.items(), *UNLABELLED_TITLES.items())}
+"""Titles of accuracies and of figures without labels."""
 LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "Δ": r"$\Delta$",

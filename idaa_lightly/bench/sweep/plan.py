@@ -84,18 +84,33 @@ def plan(
         raise UsageError("none of these methods goes with these augmentations: see `idaa-bench plugins --matrix`")
     _say_where_options_apply(pairs, settings)
     asked = [choice for pair in pairs for choice in _choices(base(*pair), settings)]
-    for config, _ in asked:
+    runs = place([(replace(config, seed=seed), name) for seed, (config, name) in product(seeds, asked)], out)
+    return list(dict.fromkeys(runs))
+
+
+def place(asked: Sequence[tuple[RunConfig, str]], out: Path) -> list[Run]:
+    """Return a run for each configuration, with its directory. Equal configurations share a run.
+
+    Args:
+        asked: Configurations of runs on the same data, and their names in messages.
+        out: Directory of the runs. Existing runs in it are recognised by their configuration, not by their name.
+
+    Raises:
+        UsageError: A value cannot be used.
+    """
+    for config in {config.key(): config for config, _ in asked}.values():
         rehearse(resolve(config))  # so that a bad value is reported before any data is read
     size = read_data(asked[0][0], quiet=True).image_size
     there = _folders(out)
     runs: dict[str, Run] = {}
-    for seed, (shared, name) in product(seeds, asked):
-        config = replace(shared, seed=seed)
+    placed = []
+    for config, name in asked:
         full = replace(resolve(config), image_size=size).canonical()
-        usual = out / f"{config.data.split(':')[0]}-{config.method}-{config.aug}-{full.key()}" / f"seed-{seed}"
+        usual = out / f"{config.data.split(':')[0]}-{config.method}-{config.aug}-{full.key()}" / f"seed-{config.seed}"
         folder = there.get(_identity(full), usual)
-        runs.setdefault(_identity(full), Run(folder, f"{name} seed {seed}", tuple(_options(config))))
-    return list(runs.values())
+        made = Run(folder, f"{name} seed {config.seed}", tuple(_options(config)))
+        placed.append(runs.setdefault(_identity(full), made))
+    return placed
 
 
 def _say_where_options_apply(pairs: list[tuple[str, str]], settings: Settings) -> None:

@@ -1,0 +1,1 @@
+"""Ablation: an augmentation, the method alone, and the controls that show which part of it helps."""
