@@ -597,6 +597,11 @@ def test_knn(kind: str) -> None:
     assert files() == before
 
 
+def test_an_empty_name_is_the_working_directory() -> None:
+    command = ("knn", "", "--backbone", "resnet9-w2", "--data", "digits")
+    refused(bench(*command), 1, "backbone.pt does not exist; expected a state dict, or a checkpoint")
+
+
 def test_knn_takes_labels_of_any_integer_type() -> None:
     arrays(train_labels=(np.arange(9) % 3).astype(np.uint16), test_labels=(np.arange(5) % 3).astype(np.uint8))(
         Path("x.npz")

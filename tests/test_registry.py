@@ -234,7 +234,7 @@ def test_the_matrix_comes_from_what_plugins_declare(install, monkeypatch):
     assert done.exit_code == 0
     header, *rows = [line.split() for line in done.output.splitlines()]
     assert header == ["method", *names("augmentation")]
-    marks = {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in rows if len(row) == len(header)}
+    marks = {row[0]: dict(zip(header[1:], row[1:], strict=False)) for row in rows if row[0] in names("method")}
     assert list(marks) == [name for name in names("method") if name != "wreck"]
     assert (marks["simclr"]["idaa"], marks["simsiam"]["picky"]) == ("✓", "✓")
     number = marks["simclr"]["picky"]

@@ -135,13 +135,15 @@ def _show(result: Ablation) -> None:
 
     from idaa_lightly.bench.ablate.pictures import cells, trial_cells
 
-    tables = [("Descriptive; only the differences below are judged", cells(result))]
+    tables = [("Descriptive; only the differences below are judged", cells(result, brief=True))]
     if result["trials"]:
         tables.insert(0, ("Trials on the validation images, * chosen", trial_cells(result)))
     for caption, (header, lines) in tables:
-        table = Table(*header, caption=caption)
+        table = Table(caption=caption)
+        for name in header:
+            table.add_column(name, no_wrap=name != "row")
         for line in lines:
-            table.add_row(*(cell.replace("**", "") for cell in line))
+            table.add_row(*line)
         console().print(table)
     for text in (*result["notes"], result["verdict"]):
         click.echo(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -40,24 +41,30 @@ def write_ablation(result: Ablation, out: Path) -> list[Path]:
     return [out / name for name in ("ablation.json", "ablation.md", *names)]
 
 
-def cells(result: Ablation) -> tuple[list[str], list[list[str]]]:
-    """Return titles and rows of text of the table. Only the contrasts are judged; the table describes."""
+def cells(result: Ablation, *, brief: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Return titles and rows of text of the table. Only the contrasts are judged; the table describes.
+
+    Args:
+        result: The ablation.
+        brief: Leave out what does not fit a terminal: operations, further figures than `linear`, and options.
+    """
     rows = result["rows"]
     names = [name for name in rows[0]["others"] if all(name in row["others"] for row in rows)]
+    names = [name for name in names if name == "linear"] if brief else names
     unit = ", %" if "sampling_error" in result else ""
     (alone,) = of_kind(rows, "alone")
     base = mean(alone["values"])
-    header = ["row", f"{ALL_TITLES[result['metric']]}{unit}", "Δ", *(ALL_TITLES[name] for name in names)]
     lines = []
     for row in rows:
         center, values = mean(row["values"]), row["values"]
         spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
         change = "" if row is alone else f"{center - base:+.2f}"
         figures = [f"{row['others'][name]:.2f}" for name in names]
-        cost = [str(row["epochs"]), quantity(row["flops"]), f"{row['flops'] / alone['flops']:.2f}"]
-        name = f"**{row['name']}**" if row["kind"] == "candidate" else row["name"]
-        lines.append([name, f"{center:.2f}{spread}", change, *figures, *cost, row["options"]])
-    return [*header, "epochs", "FLOPs", "FLOPs ×", "options"], lines
+        cost = [str(row["epochs"]), f"{row['flops'] / alone['flops']:.2f}"]
+        more = [] if brief else [quantity(row["flops"]), row["options"]]
+        lines.append([row["name"], f"{center:.2f}{spread}", change, *figures, *cost, *more])
+    header = ["row", f"{ALL_TITLES[result['metric']]}{unit}", "Δ", *(ALL_TITLES[name] for name in names)]
+    return [*header, "epochs", "FLOPs ×", *([] if brief else ["FLOPs", "options"])], lines
 
 
 def trial_cells(result: Ablation) -> tuple[list[str], list[list[str]]]:
@@ -102,7 +109,7 @@ def waterfall(result: Ablation) -> Figure:
         )
         before = center
     names = [row["adds"] if place == 0 else f"+ {row['adds']}" for place, row in enumerate(steps)]
-    axis.set_xticks(range(len(steps)), [name.replace(" ", "\n", 1) if len(name) > 16 else name for name in names])
+    axis.set_xticks(range(len(steps)), [textwrap.fill(name, 16) for name in names])
     unit = ", %" if "sampling_error" in result else ""
     axis.set(ylabel=f"{ALL_TITLES[result['metric']]}{unit}")
     axis.margins(y=0.15)

@@ -22,7 +22,7 @@ class RowResult(TypedDict):
         kind: One of `idaa_lightly.bench.ablate.rows.Kind`.
         adds: What it adds to the row before it on the ladder, or an empty string.
         aug: Augmentation.
-        options: Options that are not defaults, in words.
+        options: Options that are neither defaults nor shared by all rows, in words.
         epochs: Epochs of training.
         values: The metric by seed, in percent for accuracies.
         others: Means of the other figures after the last epoch, by name; accuracies in percent.

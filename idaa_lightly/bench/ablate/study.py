@@ -12,7 +12,7 @@ from idaa_lightly.bench.ablate.rows import Row, at_equal_compute, rows_of, trial
 from idaa_lightly.bench.ablate.schema import SCHEMA, Ablation, RowResult, Trial
 from idaa_lightly.bench.ablate.statistics import sampling_error
 from idaa_lightly.bench.ablate.verdict import contrasts_of, paragraph
-from idaa_lightly.bench.compare.groups import MEASURES, Metric, fit_flops, options_in_words, training_flops
+from idaa_lightly.bench.compare.groups import MEASURES, Metric, fit_flops, non_default, training_flops
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.record import read_record
 from idaa_lightly.bench.run.setup import read_data, read_labelled
@@ -63,8 +63,11 @@ def ablate(
     rows.append(at_equal_compute(rows[0], per_epoch, fit_flops(candidate) + training_flops(candidate)))
     runs = _runs(rows, seeds, out)
     execute(runs)
+    own = [non_default(row.config) for row in rows]
     by_row = [[runs[number + len(rows) * place] for place in range(len(seeds))] for number in range(len(rows))]
-    results = [_result(row, found, metric, out) for row, found in zip(rows, by_row, strict=True)]
+    common = {key for key, value in own[0].items() if all(other.get(key) == value for other in own)}
+    options = [" ".join(f"{key}={value}" for key, value in part.items() if key not in common) for part in own]
+    results = [_result(*part, metric, out) for part in zip(rows, options, by_row, strict=True)]
     return _judged(config, metric, seeds, results, trials, missing, candidate)
 
 
@@ -113,7 +116,7 @@ def _value(record: Record, metric: Metric) -> float:
     return record["last"][metric] * (100 if metric in MEASURES else 1)
 
 
-def _result(row: Row, runs: Sequence[Run], metric: Metric, out: Path) -> RowResult:
+def _result(row: Row, options: str, runs: Sequence[Run], metric: Metric, out: Path) -> RowResult:
     records = [read_record(run.folder) for run in runs]
     names: tuple[Metric, ...] = (*MEASURES, "rankme")
     return RowResult(
@@ -121,7 +124,7 @@ def _result(row: Row, runs: Sequence[Run], metric: Metric, out: Path) -> RowResu
         kind=row.kind,
         adds=row.adds,
         aug=row.config.aug,
-        options=options_in_words(row.config),
+        options=options,
         epochs=records[0]["config"]["epochs"],
         values=[_value(record, metric) for record in records],
         others={

@@ -43,8 +43,8 @@ def contrasts_of(rows: Sequence[RowResult]) -> list[ContrastResult]:
 def in_words(contrast: ContrastResult, unit: str) -> str:
     """Return a contrast in words: its figures, and what its interval says."""
     if contrast["low"] is None or contrast["high"] is None:
-        return f"{contrast['center']:+.2f}{unit}"
-    found = {1: "above", -1: "below", 0: "not told apart"}[sign(contrast)]
+        return f"{contrast['center']:+.2f}{unit} to"
+    found = {1: "above", -1: "below", 0: "not told apart from"}[sign(contrast)]
     return f"{contrast['center']:+.2f}{unit} [{contrast['low']:+.2f}, {contrast['high']:+.2f}], {found}"
 
 
@@ -61,16 +61,15 @@ def paragraph(result: Ablation) -> str:
     rows, contrasts, seeds = result["rows"], result["contrasts"], result["seeds"]
     (candidate,) = of_kind(rows, "candidate")
     unit = " points" if "sampling_error" in result else ""
-    listed = "; ".join(f"to {item['name']} {in_words(item, unit)}" for item in contrasts)
-    many = f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"
-    title = ALL_TITLES[result["metric"]]
+    listed = "; ".join(f"{in_words(item, unit)} {item['name']!r}" for item in contrasts)
+    many = f"{len(seeds)} seed{'s' * (len(seeds) != 1)}, {candidate['epochs']} epoch{'s' * (candidate['epochs'] != 1)}"
     parts = [
-        f"{result['method']} × {result['aug']} on {result['data']}, {candidate['epochs']} epochs, {many}: {title} of "
+        f"{result['method']} × {result['aug']} on {result['data']}, {many}: {ALL_TITLES[result['metric']]} is "
         f"{mean(candidate['values']):.2f} on {result['images']} {result['evaluate_on']} images after the last epoch.",
-        f"Differences: {listed}.",
+        f"The differences are {listed}.",
         _judgement(result, candidate),
-        "Intervals are simultaneous 95 % intervals of these differences. Their variance is pooled over all rows and "
-        "seeds, without the common effect of each seed.",
+        "These are simultaneous 95 % intervals, with a variance pooled over all rows and seeds, without the common "
+        "effect of each seed.",
     ]
     if "sampling_error" in result:
         parts.append(

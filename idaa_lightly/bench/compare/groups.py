@@ -327,11 +327,6 @@ def difference(measure: Measure, group: Group, baseline: Group | None) -> dict[s
     }
 
 
-def options_in_words(config: RunConfig) -> str:
-    """Return the options of `non_default` as text, such as "aug.eps=0.1 lr=0.001"."""
-    return " ".join(f"{key}={value}" for key, value in non_default(config).items())
-
-
 def non_default(config: RunConfig) -> dict[str, Any]:
     """Return options that are not the defaults of the plugins and the data, except those in `MARKS`."""
     try:

@@ -66,7 +66,7 @@ class Note(TypedDict):
 
 def note_path(target: Path) -> Path:
     """Return the path of the JSON file beside a state dict."""
-    return target.with_name(f"{target.name}.json")
+    return target.parent / f"{target.name}.json"
 
 
 def load_state_dict(target: Path, given: Given) -> tuple[nn.Module, DataSet]:

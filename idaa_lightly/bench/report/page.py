@@ -16,6 +16,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from idaa_lightly.bench.ablate.pictures import PICTURES
+from idaa_lightly.bench.ablate.schema import SCHEMA as ABLATION
+from idaa_lightly.bench.ablate.schema import Ablation
 from idaa_lightly.bench.compare.forest import Contrast, contrasts_of
 from idaa_lightly.bench.compare.groups import Comparison, compare, read_groups
 from idaa_lightly.bench.compare.text import columns
@@ -68,6 +71,7 @@ def write_report(targets: Sequence[Path], out: Path) -> list[str]:
         "table": table(comparison),
         "comparison": comparison,
         "verdict": verdict(contrasts_of(comparison, [item.label for item in groups])),
+        "ablations": _ablations(targets, missing),
         "differences": _differences(comparison, parts),
         "blocks": [_curves(block, groups, missing) for block in parts],
         "sensitivity": sensitivity_figures(groups),
@@ -173,6 +177,24 @@ def _differences(comparison: Comparison, parts: Sequence[Block]) -> list[tuple[s
     return made
 
 
+def _ablations(targets: Sequence[Path], missing: list[str]) -> list[tuple[str, str, list[Figure]]]:
+    """Return the title, the verdict and the pictures of each ablation below these directories."""
+    made = []
+    for path in sorted({path.resolve() for target in targets for path in target.rglob("ablation.json")}):
+        try:
+            found = read_json(near(path), Ablation, "the result of an ablation", (ABLATION,))
+        except FileFormatError as error:
+            missing.append(f"{error}: it is left out.")
+            continue
+        pictures = [
+            figure
+            for name, caption in PICTURES.items()
+            for figure in _picture(path.with_name(f"{name}.png"), caption, None, missing)
+        ]
+        made.append((f"{found['method']} × {found['aug']}", found["verdict"], pictures))
+    return made
+
+
 def _interval(row: Mapping[str, Any], name: str) -> list[float]:
     center, low, high = (row[part] for part in (name, f"{name}_low", f"{name}_high"))
     return [] if center is None else [center] if low is None else [low, center, high]
@@ -227,7 +249,7 @@ def _views(groups: list[Shown], missing: list[str]) -> list[Figure]:
     return figures
 
 
-def _picture(path: Path, caption: str, item: Shown, missing: list[str]) -> list[Figure]:
+def _picture(path: Path, caption: str, item: Shown | None, missing: list[str]) -> list[Figure]:
     """Return a PNG to embed in the page; nothing if there is none."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
@@ -238,7 +260,7 @@ def _picture(path: Path, caption: str, item: Shown, missing: list[str]) -> list[
         missing.append(f"{near(path)} {problem}: its picture is left out.")
         return []
     content = Markup('<img src="data:image/png;base64,{}" width="{}" height="{}" alt="{}">')
-    return [Figure(content.format(data, width, height, caption), caption, (item.index,))]
+    return [Figure(content.format(data, width, height, caption), caption, (item.index,) if item else ())]
 
 
 def _runs(groups: list[Shown]) -> dict[str, Any]:
