@@ -54,7 +54,8 @@ def atomic_write(path: str | Path, *, previous: Path | None = None) -> Iterator[
 
     The content is on disk before it is renamed. If the block raises, `path` is unchanged and the temporary file is
     deleted. If the process is killed, the next call in this directory deletes it (see `clear_leftovers`). An existing
-    file keeps its mode, and a new one gets the mode that the umask allows.
+    file keeps its mode, and a new one gets the mode that the umask allows. The temporary path has the suffix of `path`,
+    because some writers choose the format by it.
 
     Args:
         path: File to write. Missing parent directories are created. The target of a symbolic link is replaced.
@@ -66,7 +67,7 @@ def atomic_write(path: str | Path, *, previous: Path | None = None) -> Iterator[
     """
     target = Path(os.path.realpath(path))
     require_file(target, "a regular file or a new one")
-    name = f".idaa-tmp-{_owner()}-{os.getpid()}-{secrets.token_hex(4)}{target.suffix or '.tmp'}"
+    name = f".idaa-tmp-{_owner()}-{os.getpid()}-{secrets.token_hex(4)}{Path(path).suffix or '.tmp'}"
     temporary = target.with_name(name)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from zipfile import ZipFile
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -274,6 +275,16 @@ def test_modes_links_and_the_umask() -> None:
     assert Path("link").is_symlink()
     assert Path("shared").read_text() == "2"
     assert stat.S_IMODE(Path("shared").stat().st_mode) == 0o664
+
+
+def test_a_link_to_nothing_gets_a_file_with_the_format_of_the_link() -> None:
+    """NumPy adds the suffix .npz to names without it, so that another file would be written than is renamed."""
+    Path("x.npz").symlink_to("nowhere")
+    with atomic_write("x.npz") as temporary:
+        np.savez(temporary, a=np.arange(3))
+    assert {path.name for path in Path().iterdir()} == {"x.npz", "nowhere"}
+    with np.load("x.npz") as arrays:
+        assert arrays["a"].tolist() == [0, 1, 2]
 
 
 def fifo(path: Path) -> None:
