@@ -1,4 +1,4 @@
-"""Data sets by name or from image files, with or without labels.
+"""Data sets by name or from image files and shards, with or without labels.
 
 Images of up to 96 px are decoded into memory once if they take up to 2 GB. Other image files are read from disk each
 time.
@@ -25,6 +25,7 @@ from torchvision.transforms import functional as TF
 from idaa_lightly.errors import DataError, UsageError, suggestion
 from idaa_lightly.image_files import EXTENSIONS, NO_FILES, ImageFiles, decode, list_images, opened, read_list
 from idaa_lightly.options import Count, ImageSize, Share, checked
+from idaa_lightly.shards import NONE, read_shards
 from idaa_lightly.splits import balanced, split, validation_split
 from idaa_lightly.torchvision_data import SETS, read_torchvision
 
@@ -146,17 +147,18 @@ def load_data(
     """Load a data set by name.
 
     Args:
-        name: One of `NAMES`, "folder:PATH" or "images:PATH". For "folder", PATH holds train/ and test/ (or val/), with
-            one folder per class in each. Images are split if PATH has no test/ or val/, or has one folder per class
-            itself. With one class, or with images at the top, the images have no labels. For "images", they never have
-            labels. PATH is a folder with images at any depth, or a .txt file with one path per line, relative to it.
+        name: One of `NAMES`, "folder:PATH", "images:PATH" or "wds:SHARDS". For "folder", PATH holds train/ and test/
+            (or val/), with one folder per class in each. Images are split if PATH has no test/ or val/, or has one
+            folder per class itself. With one class, or with images at the top, the images have no labels. For "images",
+            they never have labels. PATH is a folder with images at any depth, or a .txt file with one path per line,
+            relative to it. For "wds", see `idaa_lightly.shards.read_shards`. Shards with classes are split.
         data_dir: Folder with torchvision's data sets. Missing ones are downloaded to it.
         image_size: Height and width of the views, in pixels. None keeps the size of images in memory, and of image
             files that are all the same square of up to 96 px. For other files, None takes the largest of 32, 64, 96
             and 224 that does not exceed the median of their shorter sides, but at least 32.
         limit_train: Number of training images to keep, balanced over the classes. The choice is deterministic, and
             a smaller subset is contained in every larger one. None keeps all.
-        test_fraction: Fraction of each class that becomes test images, if a folder has to be split.
+        test_fraction: Fraction of each class that becomes test images, if images have to be split.
         normalize: `mean` and `std` per channel that a trained network expects. None computes them from training
             images in memory, and uses ImageNet's for images on disk.
         progress: Starts a progress bar while images are decoded; see `Progress`.
@@ -194,13 +196,16 @@ def _source(name: str, data_dir: str, test_fraction: float) -> Source:
         return _folder(Path(place).expanduser(), test_fraction)
     if colon and kind == "images":
         return *_unlabelled(_listed(Path(place).expanduser())), ()
+    if colon and kind == "wds":
+        return _sharded(place, test_fraction)
     if name == "digits":
         return _digits()
     if name in SETS:
         train, test, classes = read_torchvision(name, data_dir)
         return Images(*train), Images(*test), classes
     raise UsageError(
-        f"no data set {name!r}; known: {', '.join(NAMES)}, folder:PATH, images:PATH.{suggestion(name, NAMES)}"
+        f"no data set {name!r}; known: {', '.join(NAMES)}, folder:PATH, images:PATH, wds:SHARDS."
+        f"{suggestion(name, NAMES)}"
     )
 
 
@@ -258,6 +263,19 @@ def _folder(root: Path, test_fraction: float) -> Source:
         odd = sorted(set(classes) ^ set(test_classes))
         raise DataError(f"{place} and {others[0]} have different classes, such as {odd[0]!r}")
     return images, test, classes
+
+
+def _sharded(pattern: str, test_fraction: float) -> Source:
+    files, numbers = read_shards(pattern)
+    classes, labels = numbers.unique(return_inverse=True)
+    names = tuple(map(str, classes.tolist()))
+    if len(names) > 1:
+        train, test = map(Images(labels, paths=files).take, split(labels, test_fraction))
+        return train, test, names
+    if names == (str(NONE),):
+        return *_unlabelled(files), ()
+    note = f"{pattern} has images of only one class, {names[0]}, so that all its images are treated as unlabelled"
+    return *_unlabelled(files), (), note
 
 
 def _class_folders(root: Path) -> tuple[Images, tuple[str, ...]]:

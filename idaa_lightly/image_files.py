@@ -1,4 +1,4 @@
-"""Image files: listing them in compact form, and decoding them to RGB."""
+"""Image files, alone or in tar files: listing them in compact form, and decoding them to RGB."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import warnings
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torchvision
@@ -27,11 +28,36 @@ LIMITS = {"IDAA_LIGHTLY_MAX_PIXELS": 50_000_000, "IDAA_LIGHTLY_MAX_ASPECT": 50}
 A small file can hold an image that fills the memory, at the latest when it is resized. Environment variables of these
 names change the limits.
 """
-UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, ZeroDivisionError)
+UNREADABLE = (Image.DecompressionBombError, OSError, SyntaxError, ValueError, ZeroDivisionError)
 ORIENTATION = 0x0112  # EXIF tag
 
 
-class ImageFiles(Sequence[Path]):
+class Member(NamedTuple):
+    """Image file inside of a tar file.
+
+    Attributes:
+        shard: The tar file.
+        name: Name of the image in it.
+        offset: Position of the first byte of the image in the tar file.
+        size: Number of bytes of the image.
+    """
+
+    shard: Path
+    name: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.shard}"
+
+    def read(self) -> BytesIO:
+        """Return the bytes of the image. The rest of the tar file is not read."""
+        with self.shard.open("rb") as file:
+            file.seek(self.offset)
+            return BytesIO(file.read(self.size))
+
+
+class ImageFiles(Sequence[Path | Member]):
     """Paths of image files, kept in two arrays.
 
     The workers of a data loader share the arrays with their parent process. They would copy a list of paths, because
@@ -39,7 +65,7 @@ class ImageFiles(Sequence[Path]):
 
     Args:
         root: Folder that the names are relative to.
-        names: Names of the files, encoded as by `os.fsencode`.
+        names: Names of the files, encoded as by `os.fsencode`. NUL bytes separate the fields of a `Member`.
     """
 
     def __init__(self, root: str | Path, names: Iterable[bytes]) -> None:
@@ -54,13 +80,14 @@ class ImageFiles(Sequence[Path]):
         return len(self.ends)
 
     @overload
-    def __getitem__(self, index: int) -> Path: ...
+    def __getitem__(self, index: int) -> Path | Member: ...
     @overload
     def __getitem__(self, index: slice) -> ImageFiles: ...
-    def __getitem__(self, index: int | slice) -> Path | ImageFiles:
+    def __getitem__(self, index: int | slice) -> Path | Member | ImageFiles:
         if isinstance(index, slice):
             return ImageFiles(os.fsdecode(self.root), (self.name(i) for i in range(len(self))[index]))
-        return Path(os.fsdecode(os.path.join(self.root, self.name(range(len(self))[index]))))
+        path, *rest = os.fsdecode(os.path.join(self.root, self.name(range(len(self))[index]))).split("\0")
+        return Member(Path(path), rest[0], int(rest[1]), int(rest[2])) if rest else Path(path)
 
     def name(self, index: int) -> bytes:
         """Return the encoded name of a file, relative to the root. `index` is 0 or more."""
@@ -72,13 +99,16 @@ class ImageFiles(Sequence[Path]):
         return ImageFiles(os.fsdecode(self.root), map(self.name, indices.tolist()))
 
     def identities(self) -> Iterator[bytes]:
-        """Yield the name and the size of each file. Nothing is opened.
+        """Yield the name and the size of each file, with the name of its shard if there is one. Nothing is opened.
 
         Raises:
             DataError: A file is missing.
         """
         for index in range(len(self)):
-            name = self.name(index)
+            name, *rest = self.name(index).split(b"\0")
+            if rest:
+                yield b"%b/%b:%b;" % (name, rest[0], rest[2])
+                continue
             try:
                 size = os.stat(os.path.join(self.root, name)).st_size
             except OSError as error:
@@ -132,7 +162,7 @@ def _below(folder: bytes, prefix: bytes, above: tuple[tuple[int, int], ...]) -> 
             yield prefix + name
 
 
-def decode(path: Path) -> tuple[np.ndarray[Any, Any], tuple[str, ...]]:
+def decode(path: Path | Member) -> tuple[np.ndarray[Any, Any], tuple[str, ...]]:
     """Decode an image file to RGB.
 
     The image is turned by its EXIF orientation. Of several frames, the first one is decoded. Integer modes with more
@@ -166,21 +196,21 @@ def decode(path: Path) -> tuple[np.ndarray[Any, Any], tuple[str, ...]]:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: Path | Member) -> Iterator[Image.Image]:
     """Open an image file for the with-block. Its size is checked against `LIMITS` before anything is decoded.
 
     Args:
-        path: The file.
+        path: The file, alone or in a shard.
 
     Raises:
         DataError: The file is not an image, is truncated, or exceeds one of `LIMITS`.
         FileFormatError: The path is a FIFO or a device, which could block forever.
     """
-    require_file(path, "an image")
+    require_file(path.shard if isinstance(path, Member) else path, "an image")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")  # It reads EXIF, and warns of damaged ones.
-            with Image.open(path) as image:
+            with Image.open(path.read() if isinstance(path, Member) else path) as image:
                 width, height = image.size
                 pixels, aspect = width * height, max(width, height) / min(width, height)
                 for name, what, value in zip(
@@ -190,14 +220,16 @@ def opened(path: Path) -> Iterator[Image.Image]:
                     if value > limit:
                         raise DataError(
                             f"the image {path} has {width} × {height} px, but expected {what} of {limit:g} or less: "
-                            f"remove it from the folder, or set the environment variable {name}={math.ceil(value)}"
+                            f"remove it, or set the environment variable {name}={math.ceil(value)}"
                         )
                 yield image
     except IDAAError:
         raise
+    except UnidentifiedImageError as error:
+        raise _unreadable(path, "it has no known image format") from error
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, reason: object) -> DataError:
-    return DataError(f"cannot read the image {path} ({reason}): repair it or remove it from the folder")
+def _unreadable(path: Path | Member, reason: object) -> DataError:
+    return DataError(f"cannot read the image {path} ({reason}): repair it or remove it")

@@ -29,7 +29,7 @@ NORMALIZE = {"mean": [0.5] * 3, "std": [0.5] * 3}
 TIMM = 'timm is not installed: pip install "idaa-lightly[vision]" to use '
 KORNIA = 'kornia is not installed: pip install "idaa-lightly[vision]" to use '
 SUBMITIT = 'submitit is not installed: pip install "idaa-lightly[slurm]" to use '
-EXTRAS = {"faiss-cpu", "faiss-gpu", "kornia", "submitit", "timm"}
+EXTRAS = {"braceexpand", "faiss-cpu", "faiss-gpu", "kornia", "submitit", "timm"}
 
 EXAMPLE = """
 import sys, warnings
@@ -50,7 +50,7 @@ print("steps:", trainer.global_step)
 @pytest.fixture
 def core_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide the packages of all extras."""
-    for name in ("timm", "kornia", "submitit"):
+    for name in ("timm", "kornia", "submitit", "braceexpand"):
         monkeypatch.setitem(sys.modules, name, None)
 
 
@@ -115,6 +115,14 @@ def test_submitit_is_missing() -> None:
     printed = CliRunner().invoke(main, [*arguments, "--print-jobs"])
     assert printed.exit_code == 0
     assert printed.stdout.startswith("idaa-bench run ")
+
+
+@pytest.mark.usefixtures("core_only")
+def test_braceexpand_is_missing() -> None:
+    refused(
+        "run", "--aug", "none", "--data", "wds:x-{0..9}.tar",
+        text='braceexpand is not installed: pip install "idaa-lightly[webdataset]" to use --data wds: with braces',
+    )  # fmt: skip
 
 
 def test_a_broken_package_is_not_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:

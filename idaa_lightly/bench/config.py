@@ -45,10 +45,11 @@ class RunConfig:
     data: str = _option(
         "digits",
         "Data set: digits (scikit-learn's), one of torchvision's cifar10, cifar100, stl10, fashionmnist, svhn, dtd, "
-        "flowers102, aircraft, pets, food101 and cars, folder:PATH or images:PATH. The folder holds one folder per "
-        "class, or train/ and test/ (or val/) with one folder per class in each. images:PATH takes images without "
-        "labels: all below a folder, or those that a .txt file lists, one path per line. Image files of more than 50 "
-        "million pixels or with sides in a ratio above 50 are refused. The environment variables "
+        "flowers102, aircraft, pets, food101 and cars, folder:PATH, images:PATH or wds:SHARDS. The folder holds one "
+        "folder per class, or train/ and test/ (or val/) with one folder per class in each. images:PATH takes images "
+        "without labels: all below a folder, or those that a .txt file lists, one path per line. wds:SHARDS takes "
+        "local WebDataset shards, such as 'wds:shards-{000..099}.tar', with labels if they hold .cls files. Image "
+        "files of more than 50 million pixels or with sides in a ratio above 50 are refused. The environment variables "
         "IDAA_LIGHTLY_MAX_PIXELS and IDAA_LIGHTLY_MAX_ASPECT raise these bounds.",
     )
     eval_data: str | None = _option(
@@ -69,7 +70,9 @@ class RunConfig:
         "Smaller views train faster. Default: --image-size.",
     )
     limit_train: Count | None = _option(None, "Use only this many training images, balanced over the classes.")
-    test_fraction: Share = _option(0.2, "Share of images to test on if a folder is not split into train/ and test/.")
+    test_fraction: Share = _option(
+        0.2, "Share of images to test on if a folder has no train/ and test/, or of shards with labels."
+    )
     evaluate_on: Literal["test", "validation"] = _option(
         "test",
         "Images of the final accuracies. test: the test images. validation: a tenth of the training images, balanced "

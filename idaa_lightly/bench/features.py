@@ -86,21 +86,26 @@ def features_and_projections(method: Method, data: DataSet) -> tuple[Features, F
     Returns:
         Backbone features, and the embeddings that the loss compares: projections, or predictions if there are any.
     """
-    both = features_of(_WithProjection(method), data)
+    both = features_of(WithEmbedding(method), data)
     width = method.num_features
     train, test = both.train_features, both.test_features
     features = both._replace(train_features=train[:, :width], test_features=test[:, :width])
     return features, both._replace(train_features=train[:, width:], test_features=test[:, width:])
 
 
-class _WithProjection(nn.Module):
-    """Module that maps images (N, C, H, W) to backbone features and embeddings, concatenated (N, num_features + D)."""
+class WithEmbedding(nn.Module):
+    """Module that maps images (N, C, H, W) to backbone features and embeddings, concatenated (N, num_features + D).
+
+    Args:
+        method: The method. If it has a momentum network too, only the trained network is used.
+    """
 
     def __init__(self, method: Method) -> None:
         super().__init__()
         self.method = method
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return features and embeddings."""
         found: list[Tensor] = []
         with self.method.backbone.register_forward_hook(lambda *call: found.append(call[2])):
             embedding = embedding_of(self.method(images))

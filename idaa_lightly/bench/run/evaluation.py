@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from idaa_lightly.bench.features import (
     EVALUATION_BATCH,
     KNN_K,
     KNN_TEMPERATURE,
+    WithEmbedding,
     features_and_projections,
     features_of,
     knn_accuracy,
@@ -26,7 +27,6 @@ from idaa_lightly.evaluation.search import backend
 from idaa_lightly.evaluation.unlabelled import alignment, rankme, spread, uniformity
 from idaa_lightly.libraries import SMALL
 from idaa_lightly.loading import evaluation_batches
-from idaa_lightly.outputs import embedding_of
 from idaa_lightly.plugin import Method
 from idaa_lightly.splits import spaced
 
@@ -107,26 +107,19 @@ def unlabelled_figures(parts: Parts, method: Method) -> dict[str, float]:
         `rankme`, `uniformity`, `alignment` and `embedding_spread`, as in `idaa_lightly.bench.schema.Evaluated`. If all
         embeddings are zero, `rankme` is 0.
     """
-    network, total = _Embedding(method), len(parts.data.train)
+    network, total = WithEmbedding(method), len(parts.data.train)
+
+    def embeddings_of(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        return embed(network, batches)[0][:, method.num_features :]
+
     images = parts.data.train.take(spaced(total, MEASURED))
-    embeddings, _ = embed(network, evaluation_batches(parts.data, images, EVALUATION_BATCH))
+    embeddings = embeddings_of(evaluation_batches(parts.data, images, EVALUATION_BATCH))
     pairs = [parts.views[parts.epochs, index][0][:2] for index in spaced(total, ALIGNED).tolist()]
     views = [(torch.stack(view), torch.zeros(len(view))) for view in zip(*pairs, strict=True)]
-    anchors, positives = (embed(network, [batch])[0] for batch in views)
+    anchors, positives = (embeddings_of([batch]) for batch in views)
     return {
         "rankme": rankme(embeddings) if embeddings.any() else 0.0,
         "uniformity": uniformity(embeddings),
         "alignment": alignment(anchors, positives),
         "embedding_spread": spread(embeddings),
     }
-
-
-class _Embedding(nn.Module):
-    """Module that maps images (N, C, H, W) to the embeddings (N, D) of a method."""
-
-    def __init__(self, method: Method) -> None:
-        super().__init__()
-        self.method = method
-
-    def forward(self, images: Tensor) -> Tensor:
-        return embedding_of(self.method(images))

@@ -17,8 +17,8 @@ from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 from pytorch_lightning.utilities import rank_zero_only
 
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.bench.schema import Record
-from idaa_lightly.errors import FileFormatError, IDAAError, UsageError, require_extra, suggestion
+from idaa_lightly.bench.schema import Record, read_json
+from idaa_lightly.errors import FileFormatError, IDAAError, MachineError, UsageError, require_extra, suggestion
 from idaa_lightly.files import atomic_write, require_file
 
 PACKAGES = {"csv": "", "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
@@ -112,7 +112,8 @@ def make_loggers(config: RunConfig, out: Path, resume_at: int) -> list[Logger]:
         resume_at: Optimiser steps in the checkpoint that is resumed, or 0.
     """
     path = out / IDENTITIES
-    known = json.loads(path.read_text()) if resume_at and path.exists() else {}
+    resumes = resume_at and path.exists()
+    known = read_json(path, dict[str, str], "the identities of a run's logs") if resumes else {}
     title = f"{config.method}-{config.aug}-{config.key()}-seed{config.seed}"
 
     def tensorboard() -> Logger:
@@ -154,6 +155,25 @@ def _refusals(name: str) -> Iterator[None]:
         raise UsageError(
             f"--logger {name} does not work here ({' '.join(str(error).split())[:300]}): check its settings, or leave "
             "it out; a run directory that exists by now needs --resume"
+        ) from error
+
+
+@contextmanager
+def failures() -> Iterator[None]:
+    """Turn an exception that the package of a logger raises during a training into one sentence.
+
+    Raises:
+        MachineError: The package raised an exception, because its server is gone, for example.
+    """
+    try:
+        yield
+    except Exception as error:
+        package = type(error).__module__.partition(".")[0]
+        if package not in PACKAGES:
+            raise
+        raise MachineError(
+            f"--logger {package} failed ({' '.join(str(error).split())[:300]}): repeat the command with --resume, and "
+            "leave the logger out if it does not work any more"
         ) from error
 
 

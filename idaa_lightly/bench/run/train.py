@@ -21,13 +21,20 @@ from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.progress import quantity
 from idaa_lightly.bench.ranks import is_first_process
 from idaa_lightly.bench.record import SCHEMA, environment, open_folder, write_json
-from idaa_lightly.bench.run.checkpoint import CheckpointFiles, SameImages, adopt, last_checkpoint, require_fit
+from idaa_lightly.bench.run.checkpoint import (
+    CheckpointFiles,
+    Found,
+    SameImages,
+    adopt,
+    last_checkpoint,
+    require_fit,
+)
 from idaa_lightly.bench.run.cost import estimate, flops_per_image, in_words
 from idaa_lightly.bench.run.evaluation import evaluator, protocol
 from idaa_lightly.bench.run.figures import save_curves, save_views
 from idaa_lightly.bench.run.fitting import fit, fit_context
 from idaa_lightly.bench.run.health import warnings_of
-from idaa_lightly.bench.run.loggers import MetricsCSV, begin, finish, make_loggers
+from idaa_lightly.bench.run.loggers import MetricsCSV, begin, failures, finish, make_loggers
 from idaa_lightly.bench.run.pace import Progression
 from idaa_lightly.bench.run.ranks import supervisor
 from idaa_lightly.bench.run.setup import Parts, make_augmentation, make_parts, read_data, read_labelled, resolve
@@ -37,7 +44,7 @@ from idaa_lightly.data import DataSet
 from idaa_lightly.errors import UsageError
 from idaa_lightly.evaluation.search import backend
 from idaa_lightly.files import atomic_write, claim, save_tensors
-from idaa_lightly.loading import require_trainable
+from idaa_lightly.loading import EpochSampler, require_trainable
 from idaa_lightly.training import LOG_EVERY, Evaluation, SelfSupervised
 
 log = logging.getLogger(__name__)
@@ -100,7 +107,7 @@ def _run(parts: Parts, out: Path, start: tuple[float, float]) -> Record | None:
         training = _fitted(parts, out, resumed)
         if found:
             require_fit(found, training.module, training.trainer)
-        _train(parts, training, out, adopt(found) if found else None)
+        _train(parts, training, out, found)
     rows = _export(parts, training, out)  # All processes take part, because the loss may gather over them.
     if not training.trainer.is_global_zero:
         return None
@@ -108,7 +115,8 @@ def _run(parts: Parts, out: Path, start: tuple[float, float]) -> Record | None:
     save_views(out / "views.png", rows, parts.data.normalize)
     record = _record(parts, training, resumed.get("epoch"), start)
     write_json(out / "record.json", record)
-    finish(training.trainer.loggers, parts.config, out, record, training.trainer.global_step)
+    with failures():
+        finish(training.trainer.loggers, parts.config, out, record, training.trainer.global_step)
     for warning in record.get("warnings", []):
         log.info(f"Warning: {warning}.")
     return record
@@ -144,12 +152,14 @@ def _fitted(parts: Parts, out: Path, resumed: dict[str, Any]) -> _Training:
     return _Training(module, trainer, evaluation, timer, flops_per_image(parts, module, device))
 
 
-def _train(parts: Parts, training: _Training, out: Path, checkpoint: Path | None) -> None:
+def _train(parts: Parts, training: _Training, out: Path, found: Found | None) -> None:
     config, trainer = parts.config, training.trainer
     if config.compile:
         parts.method.backbone.compile()
     ranks, rank = trainer.world_size, trainer.global_rank
     loader = parts.loader(parts.batch_size // ranks, ranks=ranks, rank=rank)
+    if found:  # Worker processes load the first batches before Lightning tells the sampler the epoch.
+        cast(EpochSampler, loader.sampler).set_epoch(found.content["epoch"] + 1)
     if trainer.is_global_zero:  # Written only now, so that a refused command leaves the directory unused.
         with atomic_write(out / "config.toml") as temporary:
             temporary.write_text(config.to_toml())
@@ -157,7 +167,8 @@ def _train(parts: Parts, training: _Training, out: Path, checkpoint: Path | None
     if rank == 0 and (watching := supervisor()):
         watching.send(cast(Any, trainer.strategy).cluster_environment.main_port)  # It starts the other ranks.
     try:
-        trainer.fit(training.module, loader, ckpt_path=checkpoint, weights_only=True)
+        with failures():
+            trainer.fit(training.module, loader, ckpt_path=adopt(found) if found else None, weights_only=True)
     except SystemExit as stop:  # Lightning turns KeyboardInterrupt and its subclasses into SystemExit.
         raise (stop.__context__ if isinstance(stop.__context__, KeyboardInterrupt) else KeyboardInterrupt()) from None
 
