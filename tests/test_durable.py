@@ -279,11 +279,12 @@ def test_modes_links_and_the_umask() -> None:
 
 def test_a_link_to_nothing_gets_a_file_with_the_format_of_the_link() -> None:
     """NumPy adds the suffix .npz to names without it, so that another file would be written than is renamed."""
-    Path("x.npz").symlink_to("nowhere")
-    with atomic_write("x.npz") as temporary:
+    Path("here").mkdir()
+    Path("here/x.npz").symlink_to("nowhere")
+    with atomic_write("here/x.npz") as temporary:
         np.savez(temporary, a=np.arange(3))
-    assert {path.name for path in Path().iterdir()} == {"x.npz", "nowhere"}
-    with np.load("x.npz") as arrays:
+    assert {path.name for path in Path("here").iterdir()} == {"x.npz", "nowhere"}
+    with np.load("here/x.npz") as arrays:
         assert arrays["a"].tolist() == [0, 1, 2]
 
 
