@@ -131,6 +131,8 @@ class Method(nn.Module, ABC):
     def before_step(self, step: int, epochs: int, steps_per_epoch: int) -> None:
         """Prepare a training step, for example by updating a momentum network. Called before each step.
 
+        A run whose method computes with `epochs` here cannot be lengthened.
+
         Args:
             step: Index of the training step, counted from 0.
             epochs: Number of epochs of the training.

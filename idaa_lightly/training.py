@@ -20,6 +20,8 @@ from idaa_lightly.seeding import STREAMS, seed_of
 from idaa_lightly.transforms.device import DeviceViews
 from idaa_lightly.views import ViewGenerator
 
+EPOCHS = "idaa_lightly_epochs"
+"""Key of checkpoints: number of epochs of the whole training."""
 LOG_EVERY = 10  # steps between logs; scalars are copied to the host only then
 
 
@@ -91,8 +93,8 @@ class SelfSupervised(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Mark the checkpoint with the version of the random streams."""
-        checkpoint["idaa_lightly_streams"] = STREAMS
+        """Mark the checkpoint with the version of the random streams and the length of the training."""
+        checkpoint |= {"idaa_lightly_streams": STREAMS, EPOCHS: self.schedule[0]}
 
     def on_train_epoch_start(self) -> None:
         """Seed the epoch, so that a resumed run equals an uninterrupted one."""
@@ -221,7 +223,7 @@ class Evaluation(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Evaluate after each tenth of the training, and after the last epoch."""
         epoch = trainer.current_epoch + 1
-        if self._due(epoch):
+        if self.due(epoch):
             self._evaluate(trainer, module.method, epoch)
 
     def expected(self, finished: int) -> tuple[int, float]:
@@ -230,10 +232,11 @@ class Evaluation(pl.Callback):
         Args:
             finished: Finished epochs.
         """
-        later = [epoch for epoch in range(finished + 1, self.epochs + 1) if self._due(epoch)]
+        later = [epoch for epoch in range(finished + 1, self.epochs + 1) if self.due(epoch)]
         return len(later), self.seconds / max(1, len(self.history) - 1)
 
-    def _due(self, epoch: int) -> bool:
+    def due(self, epoch: int) -> bool:
+        """Return True if the training is evaluated after this number of epochs."""
         return epoch % self.every == 0 or epoch == self.epochs
 
     def _evaluate(self, trainer: pl.Trainer, method: Any, epoch: int) -> None:

@@ -24,8 +24,9 @@ from typing import Any
 
 import click
 from attacks.arena import FORKS, PRELOAD, Outcome, Worker
-from attacks.files import damaged_files, full_disks, images, records
+from attacks.files import damaged_files, full_disks, records
 from attacks.fixture import make_fixture
+from attacks.images import images
 from attacks.inputs import options, settings, surroundings
 from attacks.kills import kills, sweeps
 from rich.console import Console
@@ -48,12 +49,23 @@ SHARES = {
     "options": 25, "settings": 5, "files": 14, "records": 12, "images": 10, "disks": 5, "surroundings": 2, "kills": 20,
     "sweeps": 4,
 }  # fmt: skip
-"""Shares of the time."""
+"""Kinds, with weights by which they share the time."""
 LIMITS = {"fixture": 600, "surroundings": 180, "kills": 600, "sweeps": 900}
 """Seconds that a case may take. Others may take `LIMIT`. Most take less than one."""
 LIMIT = 90
 COST = {"kills": 8.0, "sweeps": 60.0, "surroundings": 8.0, "settings": 2.0}
 """Seconds that a case is expected to take, if not one. They are charged to its kind until it has ended."""
+
+
+def _parsed(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
+    """Return kind and number of each case, for Click's `callback`."""
+    cases = [(text, *text.rpartition("-")[::2]) for text in texts]
+    for text, kind, number in cases:
+        if kind not in SHARES or not number.isdecimal():
+            raise click.BadParameter(f"{text!r}; expected one of {', '.join(SHARES)} and a number, such as files-17")
+    if cases and context.params.get("kinds"):
+        raise click.BadParameter("leave --kind out, because each case names its own")
+    return tuple((kind, int(number)) for _, kind, number in cases)
 
 
 @click.command()
@@ -64,10 +76,20 @@ COST = {"kills": 8.0, "sweeps": 60.0, "surroundings": 8.0, "settings": 2.0}
     "--most", type=click.IntRange(1), help="Largest number of cases of each kind. Default: until the time is over."
 )
 @click.option(
-    "--kind", "kinds", multiple=True, type=click.Choice(list(SHARES)), help="Only this kind. Can be repeated."
+    "--kind",
+    "kinds",
+    multiple=True,
+    is_eager=True,  # Read before --case.
+    type=click.Choice(list(SHARES)),
+    help="Only this kind. Can be repeated.",
 )
 @click.option(
-    "--case", "cases", multiple=True, metavar="KIND-NUMBER", help="Only this case, such as files-17. Can be repeated."
+    "--case",
+    "cases",
+    multiple=True,
+    callback=_parsed,
+    metavar="KIND-NUMBER",
+    help="Only this case, such as files-17. Can be repeated. The time is not limited.",
 )
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="JSON file for the result.")
 def attack(
@@ -76,7 +98,7 @@ def attack(
     jobs: int,
     most: int | None,
     kinds: tuple[str, ...],
-    cases: tuple[str, ...],
+    cases: tuple[tuple[str, int], ...],
     out: Path | None,
 ) -> None:
     """Attack idaa-bench, and print how many attacks of each kind it survived.
@@ -112,10 +134,11 @@ def attack(
     FORKS.set_forkserver_preload(PRELOAD)
     root = Path(tempfile.mkdtemp(prefix="attack-")).resolve()
     os.environ["MPLCONFIGDIR"] = str(root)
-    chosen = kinds or tuple(dict.fromkeys(case.rpartition("-")[0] for case in cases)) or tuple(SHARES)
+    numbers: dict[str, list[int]] = {}
+    for kind, number in cases:
+        numbers.setdefault(kind, []).append(number)
     every = range(most or 10**9)
-    listed = {kind: [int(case.rpartition("-")[2]) for case in cases if case.startswith(f"{kind}-")] for kind in chosen}
-    schedule = Schedule({kind: iter(listed[kind] or every) for kind in chosen})
+    schedule = Schedule({kind: iter(numbers.get(kind, every)) for kind in numbers or kinds or SHARES})
     console = Console(stderr=True)
     try:
         outcomes = _attacked(root, seed, jobs, inf if cases else 60 * minutes, schedule, console)
@@ -201,7 +224,7 @@ def _fixed(root: Path, seed: int, console: Console) -> Worker:
 def _say(console: Console, outcome: Outcome, seed: int) -> None:
     name = f"{outcome.kind}-{outcome.number}"
     lines = [f"{name}: {outcome.tried} ({outcome.seconds:.1f} s)", *(f"  {fault}" for fault in outcome.faults)]
-    if outcome.faults:
+    if outcome.faults and outcome.kind in SHARES:
         lines.append(f"  again: python tests/attack.py --seed {seed} --case {name}")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -14,8 +14,10 @@ from pathlib import Path
 import click
 import pytest
 import torch
-from attacks.arena import Case, attempt, faults_of
-from attacks.files import OTHERS, images, records
+from attack import attack as program
+from attacks.arena import Case, Command, attempt, faults_of
+from attacks.files import OTHERS, records
+from attacks.images import images
 from attacks.inputs import options
 from click.testing import CliRunner
 from hypothesis import given, settings
@@ -105,6 +107,30 @@ def test_the_judge_of_files(fixture: Path, tmp_path: Path) -> None:
     wrote, changed = attempt("lose", 0, 0, tmp_path, lose).faults
     assert wrote == "wrote ['x.npz'] by 'embed finished --out x.npz'"
     assert changed == "changed ['finished/record.json'] by 'export finished --out finished/record.json'"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--case", "files"], "'files'; expected one of options, settings, files,"),
+        (["--case", "fixture-0"], "'fixture-0'; expected one of options, settings, files,"),
+        (["--case", "files-x"], "'files-x'; expected one of options, settings, files,"),
+        (["--case", "files-1", "--kind", "options"], "leave --kind out, because each case names its own"),
+    ],
+)
+def test_cases_that_cannot_be_run(arguments: list[str], text: str) -> None:
+    refused = CliRunner().invoke(program, arguments)
+    assert refused.exit_code == 2
+    assert text in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_command_is_killed_at_once() -> None:
+    """The process has no session of its own yet when it is killed."""
+    assert Command(["plugins"], Path("log")).kill()
+    ended = Command(["plugins"], Path("log"))
+    assert ended.end() is None
+    assert not ended.kill()
 
 
 @pytest.mark.slow

@@ -72,6 +72,10 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda content: evaluation(content).update(seconds=math.inf),
         "does not fit this run (callbacks.Evaluation.seconds is inf)",
     ),
+    "a length that is no number": (
+        lambda content: content.update(idaa_lightly_epochs="x"),
+        "is damaged: idaa_lightly_epochs: Input should be a valid integer",
+    ),
     "figures that are none": (
         lambda content: evaluation(content)["history"][0].update(knn=7.0),
         "is damaged: callbacks.Evaluation.history.0.knn: Input should be less than or equal to 1",

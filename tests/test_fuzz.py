@@ -33,7 +33,7 @@ WHOLE = a_record(
         "backbone": "resnet9-w2", "batch_size": 8, "lr": 0.1, "image_size": 32, "precision": "32-true",
         "set": {"method": {"temperature": 0.5, "jitter": 1}, "aug": {"random": True, "norm": "linf"}},
     },
-    warnings=["the loss never fell"],
+    warnings=["the loss did not fall"],
     fitted={"vae": {"epochs": 3, "loss": 1.5}},
 )  # fmt: skip
 DEVICE = {name: RECORD[name] for name in ("versions", "device", "git_commit")}

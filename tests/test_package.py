@@ -107,27 +107,27 @@ def test_the_readmes_lightning_module(changed: bool) -> None:
     assert not any("vae" in name for name in model.state_dict())
 
 
-def readme_code(index: int) -> str:
-    """Return a Python example of the README by its position."""
-    found: list[str] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def page_code(index: int, page: str = "README.md") -> str:
+    """Return a Python example of a page by its position."""
+    found: list[str] = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     return found[index]
 
 
 def test_the_readmes_first_lines_run() -> None:
     scope: dict[str, Any] = {}
-    exec(readme_code(0), scope)
+    exec(page_code(0), scope)
     assert all(part.grad is not None for part in scope["model"].parameters())
 
 
 def test_the_readmes_vae() -> None:
     loader = DataLoader(TensorDataset(torch.randn(8, 3, 32, 32), torch.zeros(8)), 8)
-    exec(readme_code(1).replace("epochs=300", "epochs=1"), {"dataloader": loader})
+    exec(page_code(1).replace("epochs=300", "epochs=1"), {"dataloader": loader})
     assert VAE.load("vae.pt").fitted["epochs"] == 1
 
 
 def test_the_readmes_device_views() -> None:
     scope: dict[str, Any] = {}
-    exec(readme_code(2), scope)
+    exec(page_code(2), scope)
     assert scope["x0"].shape == scope["x1"].shape == (256, 3, 32, 32)
 
 
@@ -148,17 +148,20 @@ class Small(pl.LightningModule):
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*many workers", "ignore:.*number of training batches")
 @pytest.mark.filterwarnings("ignore:k is 200, but the bank", "ignore:GPU available", "ignore:.*isinstance.treespec")
-def test_the_readmes_evaluations() -> None:
-    """The README's code runs on the CPU, with fewer epochs and with the names that a reader would define."""
+@pytest.mark.parametrize(("page", "index"), [("README.md", 3), ("docs/loops.md", 1)])
+def test_the_evaluations_of_the_pages(page: str, index: int) -> None:
+    """The code runs on the CPU, with fewer epochs and with the names that a reader would define."""
     samples = TensorDataset(torch.randn(60, 3, 2, 2), torch.arange(60) % 3)
     loader = DataLoader(samples, 20)
-    scope: dict[str, Any] = {"train_loader": loader, "test_loader": loader, "loader": loader, "model": Small()}
+    model = Small()
+    scope: dict[str, Any] = {"train_loader": loader, "test_loader": loader, "loader": loader, "model": model}
+    scope["backbone"] = model.backbone
     quiet = "accelerator='cpu', logger=False, enable_checkpointing=False, enable_progress_bar=False"
-    for index in (3, 4):
-        scope["backbone"] = scope["model"].backbone
-        code = readme_code(index).replace("max_epochs=100", f"max_epochs=10, {quiet}")
-        exec(code.replace("Trainer(max_epochs=1)", f"Trainer(max_epochs=1, {quiet})"), scope)
-        assert 0 <= scope["trainer"].callback_metrics["val_knn_top1"] <= 1
+    code = page_code(index, page).replace("max_epochs=100", f"max_epochs=10, {quiet}")
+    code = code.replace("Trainer(max_epochs=1)", f"Trainer(max_epochs=1, {quiet})")
+    exec(code, scope)
+    trainer = scope.get("classifier", model).trainer
+    assert 0 <= trainer.callback_metrics["val_knn_top1"] <= 1
 
 
 def guide(index: int) -> dict[str, Any]:

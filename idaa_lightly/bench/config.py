@@ -92,6 +92,11 @@ class RunConfig:
         "which are downloaded. A file is a state dict, or a checkpoint of Lightly, Lightning or a run.",
     )
     epochs: Count | None = _option(None, "Epochs to train. Default: the method's recipe; 15 for digits.")
+    save_every: Count | None = _option(
+        None,
+        "Keep a checkpoint of every so many epochs, such as checkpoints/epoch-00010.ckpt, besides the last two. `knn`, "
+        "`linear`, `embed` and `export` take them. Each has the size of last.ckpt.",
+    )
     batch_size: Annotated[int, Ge(2)] | None = _option(
         None, "Images per batch, summed over all devices; 2 or more. Default: the method's recipe; 128 for digits."
     )
@@ -156,8 +161,8 @@ class RunConfig:
         return values | {f"{kind}.{key}": value for kind, items in options.items() for key, value in items.items()}
 
     def canonical(self) -> RunConfig:
-        """Return the configuration with defaults for fields that change no result: `data_dir`, `logger`, `workers`."""
-        return replace(self, data_dir="data", logger="csv", workers=None)
+        """Return the configuration with defaults for fields that change no result, such as `data_dir`."""
+        return replace(self, data_dir="data", logger="csv", workers=None, save_every=None)
 
     def key(self) -> str:
         """Return a hash of six hexadecimal digits. Runs that differ only in their seed share it."""

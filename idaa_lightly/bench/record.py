@@ -31,16 +31,18 @@ PACKAGES = (
 def open_folder(folder: Path, config: RunConfig, *, resume: bool) -> Record | None:
     """Check that this configuration can be run in a directory, and delete temporary files of killed processes.
 
+    Whether a run may be resumed with another number of epochs is for `idaa_lightly.bench.run.lengthen` to decide.
+
     Args:
         folder: The run directory. It may be missing or empty.
         config: Resolved configuration of the run.
-        resume: Accept a directory that holds the same run.
+        resume: Accept a directory that holds the same run, with the same or another number of epochs.
 
     Returns:
         The record if the run is finished, else None.
 
     Raises:
-        RunFolderError: The directory holds something else, or it holds the same run and `resume` is False.
+        RunFolderError: The directory holds something else, or it holds such a run and `resume` is False.
     """
     taken = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
     if taken:
@@ -55,14 +57,27 @@ def open_folder(folder: Path, config: RunConfig, *, resume: bool) -> Record | No
     both = RunConfig(**read_toml(folder / "config.toml")), config
     there, wanted = (part.canonical().flat() for part in both)
     changed = sorted(name for name in there | wanted if there.get(name) != wanted.get(name))
-    if changed:
+    length = changed == ["epochs"]
+    if changed and not (length and resume):
         differences = ", ".join(f"{name} {there.get(name)} there, {wanted.get(name)} here" for name in changed)
-        raise RunFolderError(f"{folder} holds another run ({differences}): choose another --out")
-    record = read_record(folder) if (folder / "record.json").exists() else None
+        remedy = "add --resume to go on to that number of epochs, or choose" if length else "choose"
+        raise RunFolderError(f"{folder} holds another run ({differences}): {remedy} another --out")
+    record = finished(folder, config)
     if not resume:
         state = "is finished: see its record.json" if record else "was interrupted: add --resume to continue it"
         raise RunFolderError(f"{folder} already holds this run, which {state}, or choose another --out")
     return record
+
+
+def finished(folder: Path, config: RunConfig) -> Record | None:
+    """Return the record of a run that has trained as many epochs as asked for. None if there is no such record.
+
+    Args:
+        folder: The run directory. It may be missing.
+        config: Resolved configuration of the run.
+    """
+    record = read_record(folder) if (folder / "record.json").exists() else None
+    return record if record and record["config"]["epochs"] == config.epochs else None
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -20,6 +20,7 @@ T = TypeVar("T")
 Size = Annotated[int, Interval(ge=0, le=10**18)]
 Quantity = Annotated[float, Interval(ge=0, le=1e18)]
 """Largest numbers that are accepted, so that products of three of them stay finite."""
+Epochs = Annotated[int, Interval(ge=1, le=10**9)]
 
 
 class Open(TypedDict):
@@ -96,6 +97,18 @@ class Progress(Open):
 
     history: Annotated[list[Evaluated], MinLen(1)]
     seconds: Quantity
+
+
+class Position(Open):
+    """Position of a checkpoint in its training. The rest of a checkpoint is checked against the run.
+
+    Attributes:
+        epoch: Number of finished epochs, less one.
+        idaa_lightly_epochs: Number of epochs of the whole training. Missing in older checkpoints.
+    """
+
+    epoch: Size
+    idaa_lightly_epochs: NotRequired[Epochs]
 
 
 class Protocol(Open):
@@ -197,7 +210,7 @@ class Config(Open):
     aug: str
     data: str
     seed: Seed
-    epochs: Annotated[int, Interval(ge=1, le=10**9)]
+    epochs: Epochs
     backbone: NotRequired[str]
     image_size: NotRequired[Size]
     set: dict[
@@ -218,7 +231,7 @@ class Record(Open):
         history: Figures during training, from epoch 0.
         evaluation: Protocol of the evaluations.
         time: Cost of the run.
-        warnings: Signs that the training went wrong, such as a loss that never fell.
+        warnings: Signs that the training went wrong, such as a loss that did not fall.
         fitted: Facts about the fitting before training. For IDAA: {vae: {epochs, seconds, flops, loss, mse,
             kl}}.
         data: Facts about the data set.

@@ -134,7 +134,7 @@ def main() -> None:
 
     \b
     Train:
-      idaa-bench run                                  SimCLR with IDAA on scikit-learn's digits, about two minutes
+      idaa-bench run                                  SimCLR with IDAA on scikit-learn's digits, about a minute
       idaa-bench run --data cifar10 --aug clae        SimCLR with CLAE on CIFAR-10, 300 epochs
       idaa-bench sweep --aug none,idaa --seeds 0-4    every combination; can be interrupted and repeated
       idaa-bench vae --epochs 300 --out vae.pt        IDAA's VAE alone, for --vae of several runs

@@ -17,7 +17,7 @@ from idaa_lightly.cli.options import network_options
 def embed(target: Path, out: Path, **given: Any) -> None:
     """Write the features of a network to an .npz file.
 
-    TARGET is a run directory, its checkpoints/last.ckpt, or a state dict from torchvision, timm or `export`. A state
+    TARGET is a run directory, one of its checkpoints, or a state dict from torchvision, timm or `export`. A state
     dict needs --data, and --backbone unless `export` wrote it. If TARGET is a directory that holds several runs, each
     gets a file of its own, such as features-seed-0.npz. Images are embedded without augmentation, by the backbone in
     eval mode.

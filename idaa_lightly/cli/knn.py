@@ -51,7 +51,7 @@ def knn(
     \b
     TARGETS can be:
       - run directories, or directories that hold runs at any depth
-      - checkpoints/last.ckpt of a run
+      - checkpoints of a run, such as RUN/checkpoints/last.ckpt
       - state dicts from torchvision or timm, with --backbone and --data, and with --image-size, --mean and --std if
         they were trained with others than the data set's
       - state dicts from `idaa-bench export`, with --data; the JSON file beside them holds the rest

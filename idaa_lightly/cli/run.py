@@ -25,7 +25,13 @@ if TYPE_CHECKING:
     help="Run directory to write. With several seeds, it gets one subdirectory per seed. Default: a directory in runs/ "
     "named by data, method, augmentation, a hash of the configuration and the seed.",
 )
-@click.option("--resume", is_flag=True, help="Resume an interrupted run of the same configuration.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Resume an interrupted run of the same configuration. With another --epochs, go on to that number, if the "
+    "finished epochs would have been trained in the same way: with a learning rate that does not depend on it, for "
+    "example.",
+)
 @click.option(
     "--config",
     "config_file",
@@ -39,8 +45,8 @@ def run(out: Path | None, resume: bool, config_file: str | None, dry_run: bool, 
 
     The evaluation is by kNN and a linear probe. The results are written to a run directory.
 
-    Without options, this trains SimCLR with IDAA and a small ResNet on scikit-learn's digits. That takes about two
-    minutes on two cores.
+    Without options, this trains SimCLR with IDAA and a small ResNet on scikit-learn's digits. That takes about a
+    minute on two cores.
 
     \b
     Files of a run directory:
@@ -51,12 +57,15 @@ def run(out: Path | None, resume: bool, config_file: str | None, dry_run: bool, 
       backbone.pt                 state dict of the backbone
       checkpoints/last.ckpt       checkpoint for --resume
       checkpoints/previous.ckpt   the one before, used if last.ckpt is missing or damaged
+      checkpoints/epoch-00010.ckpt, ...                   with --save-every 10
+      record-15-epochs.json, backbone-15-epochs.pt        results of 15 epochs, if the run went on to more of them
 
     \b
     Examples:
       idaa-bench run --data folder:PATH --backbone resnet18 --epochs 100 --seed 0 --seed 1 --seed 2
       idaa-bench run --aug idaa --set aug.eps=0.1 --set method.temperature=0.2
       idaa-bench run --config runs/OLD/config.toml --seed 7
+      idaa-bench run --config runs/OLD/config.toml --epochs 200 --out runs/OLD --resume
     """
     asked = configs(given, config_file)
     from idaa_lightly.bench.run.ranks import supervise

@@ -30,7 +30,7 @@ HEAVY = (
     "idaa_lightly.bench.report.page", "idaa_lightly.bench.sweep.jobs",
 )  # fmt: skip
 """Modules that the fork server imports once. Those that another version lacks are left out."""
-PRELOAD = ["attacks.quiet", "attacks.arena", "attacks.files", *HEAVY]
+PRELOAD = ["attacks.quiet", "attacks.arena", "attacks.images", *HEAVY]
 FORKS = get_context("forkserver")
 Files = dict[str, bytes]
 
@@ -105,8 +105,9 @@ class Case:
         self.expect(not lost, f"changed {lost[:3]} by {shown}")
         left = [path for path in after if leftover(Path(path)) and path not in before]
         self.expect(not left, f"left {left[:3]} behind after {shown}")
-        self.expect(writes or before == after, f"wrote {sorted(after.keys() ^ before.keys())[:3]} by {shown}")
-        away = [path for path in WRITTEN if not path.startswith(str(self.place))]
+        wrote = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+        self.expect(writes or not wrote, f"wrote {wrote[:3]} by {shown}")
+        away = [path for path in WRITTEN if not path.startswith(f"{self.place}{os.sep}")]
         self.expect(not away, f"wrote outside its directory: {away[:3]} by {shown}")
         return result
 
@@ -260,11 +261,13 @@ class Command:
 
     def kill(self, *, group: bool = True) -> bool:
         """Kill the process, or its whole session. Return False if it had ended before."""
-        alive = self.process.is_alive()
+        assert self.process.pid
         with suppress(ProcessLookupError):
-            (os.killpg if group else os.kill)(self.process.pid or 0, signal.SIGKILL)
+            if group:  # The process itself follows, because it may not have its session yet.
+                os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
         self.process.join()
-        return alive
+        return self.process.exitcode == -signal.SIGKILL
 
     def end(self, limit: float = 120.0) -> str | None:
         """Wait for the end. Return what is wrong with it, or None."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from attacks.arena import Case
 from attacks.fixture import NONE, RUN, difference
+from idaa_lightly.registry import entries
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -31,13 +32,7 @@ WORDS = (
     "dangling", "null", "missing", "missing/x.svg", "x.png", "x.csv", "x.npz", "x.tex", "/proc/x", "/sys/x",
     "/proc/self/mem", "finished/x.png", "features.npz/x.png", "x" * 240 + ".png",
 )  # fmt: skip
-METHODS = (
-    "simclr", "simsiam", "plain", "uel", "debiased", "hcl", "moco", "byol", "barlowtwins", "vicreg", "dcl", "nnclr",
-    "swav", "dino",
-)  # fmt: skip
-AUGMENTATIONS = (
-    "none", "idaa", "clae", "pgd", "color-fgsm", "affine", "jitter", "color", "viewmaker", "metaug", "oucl", "random",
-)  # fmt: skip
+METHODS, AUGMENTATIONS = ([entry.name for entry in entries(kind)] for kind in ("method", "augmentation"))
 EXTREMES = {
     bool: ("true", "false"),
     int: ("0", "1", "2", "3", "7", "33"),

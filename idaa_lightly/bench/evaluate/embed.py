@@ -17,7 +17,7 @@ def embed_target(target: Path, out: Path, given: Given = NOTHING) -> dict[str, A
     """Embed images without augmentation, and write their features to an .npz file.
 
     Args:
-        target: A run directory, its checkpoints/last.ckpt, or a state dict from torchvision or timm.
+        target: A run directory, one of its checkpoints, or a state dict from torchvision or timm.
         out: File to write. Its arrays are the fields of `Features`, or `train_features` only if there are no labels.
         given: Options about the network and its images. `data` defaults to the data set that the run was evaluated
             on, or else the one that it was trained on.

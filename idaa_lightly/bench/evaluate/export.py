@@ -10,19 +10,19 @@ from torch import nn
 
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.evaluate.state_dicts import note_path
-from idaa_lightly.bench.evaluate.targets import load_weights
+from idaa_lightly.bench.evaluate.targets import backbone_weights, load_weights
 from idaa_lightly.bench.record import config_of, read_record, write_json
 from idaa_lightly.bench.schema import Record
 from idaa_lightly.errors import MissingExtraError, UsageError, require_extra
-from idaa_lightly.files import load_tensors, save_tensors
+from idaa_lightly.files import save_tensors
 from idaa_lightly.libraries import Blueprint, blueprint
 
 
-def run_backbone(folder: Path) -> tuple[nn.Module, Record]:
+def run_backbone(target: Path) -> tuple[nn.Module, Record]:
     """Load the backbone of a finished run on the CPU. The run's images are not needed.
 
     Args:
-        folder: The run directory.
+        target: The run directory, or a file in its checkpoints.
 
     Returns:
         The backbone, and the run's record.
@@ -30,21 +30,22 @@ def run_backbone(folder: Path) -> tuple[nn.Module, Record]:
     Raises:
         FileFormatError: The directory is not a finished run, or its files do not go together.
     """
-    record = read_record(folder)
+    record = read_record(target if target.is_dir() else target.parent.parent)
     config, image_size = config_of(record), record["data"]["image_size"]
-    name, path = config.backbone or "", folder / "backbone.pt"
+    name = config.backbone or ""
     network, _ = create_backbone(name, image_size, config.set.get("backbone"))
-    load_weights(network, load_tensors(path, "a backbone written by a run"), path, f"the backbone {name}")
+    path = target / "backbone.pt" if target.is_dir() else target
+    load_weights(network, backbone_weights(target), path, f"the backbone {name}")
     return network, record
 
 
-def export(folder: Path, out: Path, form: str | None = None) -> str:
+def export(target: Path, out: Path, form: str | None = None) -> str:
     """Write a run's backbone as a state dict that torchvision's or timm's own network can load.
 
     A JSON file beside it, `out` with ".json" appended, holds the backbone, the image size and the normalisation.
 
     Args:
-        folder: Directory of a finished run.
+        target: Directory of a finished run, or a file in its checkpoints.
         out: File to write.
         form: Library to load the file with, "torchvision" or "timm". Default: the first of them that has the network.
             Narrow networks and plugins are in neither; `create_backbone` loads them.
@@ -53,7 +54,7 @@ def export(folder: Path, out: Path, form: str | None = None) -> str:
         Lines of Python that build the network, load the file and state which images it expects.
 
     Raises:
-        FileFormatError: The directory is not a finished run.
+        FileFormatError: The target is not of a finished run.
         UsageError: The library has no such network, or `out` is a directory.
         MissingExtraError: The network or `form` needs timm, which is not installed.
     """
@@ -61,7 +62,7 @@ def export(folder: Path, out: Path, form: str | None = None) -> str:
         require_extra("timm", "vision", "--format timm")
     if out.is_dir():
         raise UsageError(f"--out is {out}, a directory, but expected a file such as {out / 'backbone.pth'}")
-    network, record = run_backbone(folder)
+    network, record = run_backbone(target)
     backbone, image_size = record["config"]["backbone"], record["data"]["image_size"]
     name = backbone.removeprefix("timm/")
     state = network.state_dict()

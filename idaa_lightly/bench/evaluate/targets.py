@@ -33,7 +33,7 @@ def read_features(target: Path, given: Given = NOTHING, *, labelled: bool = True
     """Return the features of a target. Features are read from a file, or computed if the target is a network.
 
     Args:
-        target: A run directory, its checkpoints/last.ckpt, a state dict from torchvision or timm, an .npz file with
+        target: A run directory, one of its checkpoints, a state dict from torchvision or timm, an .npz file with
             the arrays of `Features`, or a directory with one .npy file per array. The .npy files are memory-mapped.
         given: Options about the network and its images; see `load_backbone`.
         labelled: Refuse images without labels. Such images have no test features.
@@ -107,7 +107,7 @@ def load_backbone(target: Path, given: Given = NOTHING, *, labelled: bool = True
     """Load the backbone of a run or of another checkpoint, and the data set to evaluate it on.
 
     Args:
-        target: A run directory, its checkpoints/last.ckpt, or a state dict from torchvision, timm or `export`.
+        target: A run directory, one of its checkpoints, or a state dict from torchvision, timm or `export`.
         given: Options. `data` defaults to the run's `eval_data`, or else its `data`. For a run's network, the images
             are always normalised as in the run. All others are for state dicts; see `load_state_dict`.
         labelled: Refuse images without labels.
@@ -132,9 +132,9 @@ def load_backbone(target: Path, given: Given = NOTHING, *, labelled: bool = True
 
 
 def _load_run_backbone(target: Path, given: Given) -> tuple[nn.Module, DataSet]:
-    """Load the backbone of a run directory or its checkpoint, and the data set to evaluate it on."""
+    """Load the backbone of a run directory or one of its checkpoints, and the data set to evaluate it on."""
     folder = target if target.is_dir() else target.parent.parent
-    state = _backbone_weights(target)
+    state = backbone_weights(target)
     if not (folder / "config.toml").exists():
         raise FileFormatError(f"{folder} has no config.toml, so nothing says which network and data {target} is for")
     if others := _named(given._replace(data=None)):
@@ -154,8 +154,15 @@ def _load_run_backbone(target: Path, given: Given) -> tuple[nn.Module, DataSet]:
     return network, images
 
 
-def _backbone_weights(target: Path) -> dict[str, Tensor]:
-    """Read a backbone's state dict from a run directory or one of our checkpoints."""
+def backbone_weights(target: Path) -> dict[str, Tensor]:
+    """Read a backbone's state dict from a run directory or one of its checkpoints.
+
+    Args:
+        target: A run directory, or a file in its checkpoints.
+
+    Raises:
+        FileFormatError: The target is neither, or the run is not finished.
+    """
     if target.is_dir():
         if not (target / "backbone.pt").exists():
             raise FileFormatError(

@@ -1,4 +1,8 @@
-"""Checkpoints of a run: last.ckpt, and previous.ckpt from an epoch earlier in case last.ckpt is damaged."""
+"""Checkpoints of a run.
+
+last.ckpt is resumed, or previous.ckpt, from an epoch earlier, if it is damaged. `--save-every 10` also keeps
+epoch-00010.ckpt and so on.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,14 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor
 
+from idaa_lightly.bench.config import read_toml
 from idaa_lightly.bench.ranks import is_first_process
-from idaa_lightly.bench.schema import Progress, check_form
+from idaa_lightly.bench.schema import Position, Progress, check_form
 from idaa_lightly.data import DataSet
 from idaa_lightly.errors import DataError, FileFormatError
 from idaa_lightly.files import load_tensors, save_tensors
 from idaa_lightly.seeding import STREAMS
+from idaa_lightly.training import EPOCHS
 
 log = logging.getLogger(__name__)
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -33,11 +39,21 @@ class CheckpointFiles(TorchCheckpointIO):
 
     Lightning's own writes to TMPDIR and moves the file. Between file systems, that overwrites the only checkpoint in
     place, and a kill meanwhile loses it.
+
+    Args:
+        save_every: Epochs between checkpoints that are written to a file of their own as well. None writes none.
     """
+
+    def __init__(self, save_every: int | None = None) -> None:
+        super().__init__()
+        self.save_every = save_every
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint, and keep the file that it replaces as previous.ckpt."""
-        save_tensors(checkpoint, path, previous=Path(path).with_name(PREVIOUS))
+        place, done = Path(path), checkpoint["epoch"] + 1
+        if self.save_every and done % self.save_every == 0:  # before last.ckpt, so that a kill cannot leave it out
+            save_tensors(checkpoint, place.with_name(f"epoch-{done:05}.ckpt"))
+        save_tensors(checkpoint, place, previous=place.with_name(PREVIOUS))
 
 
 class SameImages(pl.Callback):
@@ -79,11 +95,13 @@ class Found(NamedTuple):
         path: File that it was read from, last.ckpt or previous.ckpt.
         content: Its content.
         fallback: Sentence on why last.ckpt was not used. Empty if it was.
+        begun_with: Number of epochs that the run was begun with, if `content` was changed to another one. Else None.
     """
 
     path: Path
     content: dict[str, Any]
     fallback: str
+    begun_with: int | None = None
 
 
 def read_checkpoint(folder: Path) -> Found | None:
@@ -129,7 +147,7 @@ def checkpoint_to_evaluate(folder: Path) -> Found | None:
 
 
 def last_checkpoint(out: Path) -> Found | None:
-    """Read the checkpoint of an interrupted run. Return None if there is none.
+    """Read the checkpoint that a run is resumed from. Return None if there is none.
 
     Args:
         out: The run directory.
@@ -138,18 +156,23 @@ def last_checkpoint(out: Path) -> Found | None:
         FileFormatError: Neither file is a checkpoint of this version.
     """
     found = read_checkpoint(out / "checkpoints")
-    if found is not None and found.content.get("idaa_lightly_streams") != STREAMS:
+    if found is None:
+        return None
+    if found.content.get("idaa_lightly_streams") != STREAMS:
         raise FileFormatError(
             f"{found.path} was written by a version of idaa-lightly with other random streams, so a resumed run would "
             "differ from an uninterrupted one: finish it with that version, or start anew with another --out"
         )
+    check_form(found.content, Position, found.path)
+    if EPOCHS not in found.content:  # It is older than this key, so config.toml has not been changed since.
+        found.content[EPOCHS] = read_toml(out / "config.toml").get("epochs")
     return found
 
 
 def adopt(found: Found) -> Path:
-    """Return the path of a checkpoint to resume, last.ckpt. A previous.ckpt is renamed to it by the first process.
+    """Return the path of a checkpoint to resume, last.ckpt. The first process puts it there if it is not.
 
-    The next checkpoint would otherwise replace the good file by the damaged one.
+    A previous.ckpt is renamed to it. The next checkpoint would otherwise replace the good file by the damaged one.
 
     Args:
         found: Checkpoint that fits the run.
@@ -158,6 +181,8 @@ def adopt(found: Found) -> Path:
     if found.fallback and is_first_process():
         os.replace(found.path, last)
         log.info(f"{found.fallback}, which is {LAST} now.")
+    if found.begun_with and is_first_process():
+        save_tensors(found.content, last, previous=last.with_name(PREVIOUS))
     return last
 
 

@@ -33,6 +33,9 @@ from idaa_lightly.splits import spaced
 log = logging.getLogger(__name__)
 MEASURED = 1024  # training images whose embeddings are measured without labels, at most
 ALIGNED = 128  # training images whose two views are compared, at most
+NO_EPOCH = -1  # The views that are compared are those of no epoch, whatever the length of the training.
+AT_ENDS = ("knn", "knn_projection", "linear", "linear_l2")
+"""Figures that are computed before the first and after the last epoch only."""
 
 
 def evaluator(parts: Parts) -> Callable[[Method, int], dict[str, float]]:
@@ -114,7 +117,7 @@ def unlabelled_figures(parts: Parts, method: Method) -> dict[str, float]:
 
     images = parts.data.train.take(spaced(total, MEASURED))
     embeddings = embeddings_of(evaluation_batches(parts.data, images, EVALUATION_BATCH))
-    pairs = [parts.views[parts.epochs, index][0][:2] for index in spaced(total, ALIGNED).tolist()]
+    pairs = [parts.views[NO_EPOCH, index][0][:2] for index in spaced(total, ALIGNED).tolist()]
     views = [(torch.stack(view), torch.zeros(len(view))) for view in zip(*pairs, strict=True)]
     anchors, positives = (embeddings_of([batch]) for batch in views)
     return {

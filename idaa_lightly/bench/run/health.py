@@ -26,17 +26,17 @@ def warnings_of(
     first, last, found = history[0], history[-1], []
     if fault := worse_than_mean(fitted.get("vae", {})):
         found.append(fault)
-    fallbacks = 0
+    fallbacks = 0.0
     by_name: dict[str, list[float]] = {"loss/clean_epoch": [], "loss/total_epoch": []}
     for row in rows:
         for name, values in by_name.items():
             if row.get(name) not in (None, ""):
                 values.append(float(row[name]))
-        fallbacks += int(float(row.get("attack/fallbacks") or 0))
+        fallbacks += float(row.get("attack/fallbacks") or 0)
     losses = next(filter(None, by_name.values()), [])
     if len(losses) > 1 and losses[-1] >= losses[0]:
         found.append(
-            f"the loss never fell: its mean was {losses[0]:.4g} in the first epoch and {losses[-1]:.4g} in the last"
+            f"the loss did not fall: its mean was {losses[0]:.4g} in the first epoch and {losses[-1]:.4g} in the last"
         )
     if "knn" in last:
         before, after = 100 * first["knn"], 100 * last["knn"]
@@ -47,9 +47,9 @@ def warnings_of(
             f"the embeddings have collapsed: their standard deviation is {last['embedding_spread']:.2g} of 1/sqrt(D), "
             f"but expected {COLLAPSED} or more"
         )
-    if fallbacks:
+    if fallbacks > 0:
         found.append(
-            f"the attack became NaN or infinite for {fallbacks} samples, counting repeats across epochs, which kept "
-            "their clean view"
+            f"the attack became NaN or infinite for {fallbacks:.0f} samples, counting repeats across epochs, which "
+            "kept their clean view"
         )
     return found

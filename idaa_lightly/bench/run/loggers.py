@@ -53,6 +53,18 @@ class MetricsCSV(CSVLogger):
             except (ValueError, KeyError, TypeError, csv.Error) as error:
                 raise FileFormatError(f"{path} is damaged ({error}): delete it to resume without its rows") from error
 
+    def keep_evaluations(self, history: list[dict[str, float]]) -> None:
+        """Empty the fields of evaluations that are not in the history of a checkpoint.
+
+        Args:
+            history: Figures by epoch, as in `Evaluation.history`. The first entry has all figures.
+        """
+        kept: dict[float, dict[str, float]] = {entry["epoch"]: entry | {"epochs_done": 0} for entry in history}
+        names = {name for entry in kept.values() for name in entry} - {"epoch"}
+        for row in self.rows:
+            if done := row.get("epochs_done"):
+                row.update(dict.fromkeys(names & row.keys() - kept.get(float(done), {}).keys(), ""))
+
     @property
     def experiment(self) -> Any:
         """Rows of the file, a dictionary each."""

@@ -34,7 +34,7 @@ DIGITS: dict[str, Any] = {
     "batch_size": 128,
     "aug": {"width": 32, "bottleneck_dim": 128},
 }
-"""Settings for digits, with which the default run ends within 3 minutes on 2 cores. They are not from a paper."""
+"""Settings for digits, with which the default run trains for about a minute on 2 cores. They are not from a paper."""
 
 
 @dataclass(frozen=True)

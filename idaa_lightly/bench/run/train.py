@@ -20,7 +20,7 @@ from idaa_lightly.batchnorm import strip_dual_batchnorm
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.progress import quantity
 from idaa_lightly.bench.ranks import is_first_process
-from idaa_lightly.bench.record import SCHEMA, environment, open_folder, write_json
+from idaa_lightly.bench.record import SCHEMA, environment, finished, open_folder, write_json
 from idaa_lightly.bench.run.checkpoint import (
     CheckpointFiles,
     Found,
@@ -34,6 +34,7 @@ from idaa_lightly.bench.run.evaluation import evaluator, protocol
 from idaa_lightly.bench.run.figures import save_curves, save_views
 from idaa_lightly.bench.run.fitting import fit, fit_context
 from idaa_lightly.bench.run.health import warnings_of
+from idaa_lightly.bench.run.lengthen import keep_results, lengthened, require_same_start
 from idaa_lightly.bench.run.loggers import MetricsCSV, begin, failures, finish, make_loggers
 from idaa_lightly.bench.run.pace import Progression
 from idaa_lightly.bench.run.ranks import supervisor
@@ -56,13 +57,14 @@ def run(config: RunConfig, out: Path, *, resume: bool = False) -> Record | None:
     Args:
         config: Configuration, resolved or not.
         out: The run directory.
-        resume: Resume an interrupted run of this configuration. A finished run is left unchanged.
+        resume: Resume an interrupted run of this configuration, or of one that differs only in the number of epochs. A
+            finished run of this configuration is left unchanged.
 
     Returns:
         The record. With several processes (DDP), only the first process returns it. The others return None.
 
     Raises:
-        UsageError: An option cannot be used.
+        UsageError: An option cannot be used, or the run cannot be resumed with this number of epochs.
         DataError: The data set cannot be read or is too small.
         RunFolderError: The directory holds something else, another process is using it, or it holds the same run and
             `resume` is False.
@@ -78,7 +80,7 @@ def run(config: RunConfig, out: Path, *, resume: bool = False) -> Record | None:
     config = replace(config, image_size=data.image_size)
     parts = make_parts(config, augmentation, data, read_labelled(config, data))
     if not is_first_process():  # The first process has already checked the directory.
-        return None if (out / "record.json").exists() else _run(parts, out, start)
+        return None if finished(out, config) else _run(parts, out, start)
     open_folder(out, config, resume=resume)  # Checked before locking, so that a refusal leaves no lock file behind.
     with claim(out):
         record = open_folder(out, config, resume=resume)
@@ -104,9 +106,14 @@ def _run(parts: Parts, out: Path, start: tuple[float, float]) -> Record | None:
     resumed = found.content if found else {}
     with warnings.catch_warnings():
         quiet_lightning()
+        if found:
+            require_same_start(found, parts, out)
         training = _fitted(parts, out, resumed)
         if found:
             require_fit(found, training.module, training.trainer)
+            found = lengthened(found, training.module, training.evaluation)
+            evaluated = found.content["callbacks"][training.evaluation.state_key]
+            cast(MetricsCSV, training.trainer.logger).keep_evaluations(evaluated["history"])
         _train(parts, training, out, found)
     rows = _export(parts, training, out)  # All processes take part, because the loss may gather over them.
     if not training.trainer.is_global_zero:
@@ -160,7 +167,10 @@ def _train(parts: Parts, training: _Training, out: Path, found: Found | None) ->
     loader = parts.loader(parts.batch_size // ranks, ranks=ranks, rank=rank)
     if found:  # Worker processes load the first batches before Lightning tells the sampler the epoch.
         cast(EpochSampler, loader.sampler).set_epoch(found.content["epoch"] + 1)
+    checkpoint = adopt(found) if found else None
     if trainer.is_global_zero:  # Written only now, so that a refused command leaves the directory unused.
+        if found and found.begun_with:
+            keep_results(out, found.begun_with)
         with atomic_write(out / "config.toml") as temporary:
             temporary.write_text(config.to_toml())
     begin(trainer.loggers, config, out)
@@ -168,7 +178,7 @@ def _train(parts: Parts, training: _Training, out: Path, found: Found | None) ->
         watching.send(cast(Any, trainer.strategy).cluster_environment.main_port)  # It starts the other ranks.
     try:
         with failures():
-            trainer.fit(training.module, loader, ckpt_path=adopt(found) if found else None, weights_only=True)
+            trainer.fit(training.module, loader, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as stop:  # Lightning turns KeyboardInterrupt and its subclasses into SystemExit.
         raise (stop.__context__ if isinstance(stop.__context__, KeyboardInterrupt) else KeyboardInterrupt()) from None
 
@@ -268,7 +278,7 @@ def _trainer(
         callbacks=[KeepHandler(), progression, *callbacks, saving],
         enable_progress_bar=False,
         log_every_n_steps=min(LOG_EVERY, parts.steps),
-        plugins=[CheckpointFiles()],
+        plugins=[CheckpointFiles(config.save_every)],
     )
 
 

@@ -13,7 +13,7 @@ from lightly.transforms.multi_view_transform import MultiViewTransform
 from lightly.transforms.simclr_transform import SimCLRTransform
 from lightly.utils.scheduler import CosineWarmupScheduler
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import ConstantLR, LambdaLR, LRScheduler
 from torch.optim.optimizer import ParamsT
 
 from idaa_lightly.options import Count, NonNegative, Positive, Share
@@ -36,6 +36,7 @@ class SimCLR(PairMethod):
         weight_decay: Decoupled weight decay (AdamW). The paper has none.
         schedule: Schedule of the learning rate. "idaa" is the paper's: constant for 10 epochs, then a cosine that
             does not reach 0. "warmup" rises linearly over the first tenth of the steps and falls to 0 along a cosine.
+            "constant" does not depend on the number of epochs, so `--resume` can lengthen a run.
         min_scale: Smallest area of a random crop, as a share of the image. Small networks prefer weaker crops.
         jitter: Strength of the colour jitter, a factor on (0.8, 0.8, 0.8, 0.2). Above 2.5 the hue would
             leave its range.
@@ -55,7 +56,7 @@ class SimCLR(PairMethod):
         hidden_dim: Count | None = None,
         head_batchnorm: bool = False,
         weight_decay: NonNegative = 0.0,
-        schedule: Literal["idaa", "warmup"] = "idaa",
+        schedule: Literal["idaa", "warmup", "constant"] = "idaa",
         min_scale: Share = 0.08,
         jitter: Annotated[float, Interval(ge=0, le=2.5)] = 1.0,
     ) -> None:
@@ -80,6 +81,8 @@ class SimCLR(PairMethod):
         steps = epochs * steps_per_epoch
         if self.schedule == "warmup":
             return optimizer, CosineWarmupScheduler(optimizer, max(1, steps // 10), max(2, steps), end_value=0.0)
+        if self.schedule == "constant":
+            return optimizer, ConstantLR(optimizer, factor=1.0)
 
         def factor(step: int) -> float:
             return 0.5 * (1 + math.cos(math.pi * max(0, step // steps_per_epoch - 10) / epochs))
