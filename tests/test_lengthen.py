@@ -12,27 +12,32 @@ from typing import Any
 import pytest
 import torch
 from click.testing import Result
-from test_bad_input import SMALL_VAE, bench, done, files, refused
+from test_bad_input import bench, done, files, refused
 from test_durable import same, when_logged
+from test_run import parts_of
 
-from idaa_lightly.bench.run import checkpoint
+from idaa_lightly import VAE
+from idaa_lightly.bench.config import RunConfig
+from idaa_lightly.bench.run.lengthen import _fitting_asks
+from idaa_lightly_plugins.augmentations.clae import CLAE
+from idaa_lightly_plugins.methods.recipe import LightlyRecipe
 from idaa_lightly_plugins.methods.simclr import SimCLR
 
-RUN = ("run", "--data", "folder:images", "--backbone", "resnet9-w2", "--batch-size", 12, "--accelerator", "cpu")
-CONSTANT = (*RUN, "--aug", "random", *SMALL_VAE, "--set", "aug.vae_epochs=1", "--set", "method.schedule=constant")
+RUN = ("run", "--data", "folder:images", "--backbone", "resnet9-w2", "--batch-size", 36, "--accelerator", "cpu")
+CONSTANT = (*RUN, "--aug", "clae", "--set", "aug.random=true", "--set", "method.schedule=constant")
+"""Random directions have noise to restore."""
 LONG, SHORT = 15, 5
 """Epochs. After the longer training, evaluations are two epochs apart; after the shorter one, one epoch."""
 
 
 @pytest.fixture(scope="module")
-def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory, made_once: Callable[..., Path]) -> Path:
+def runs(folder: Path, made_once: Callable[..., Path]) -> Path:
     """Directory with the images, a run of `LONG` epochs, and one of `SHORT` epochs that keeps two checkpoints."""
 
     def train(root: Path) -> None:
         root.mkdir()
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(root)
-            patch.setenv("IDAA_LIGHTLY_CACHE", str(tmp_path_factory.mktemp("cache")))
             Path("images").symlink_to(folder)
             done(bench(*CONSTANT, "--epochs", LONG, "--out", "long"))
             done(bench(*CONSTANT, "--epochs", SHORT, "--out", "short", "--save-every", 2))
@@ -68,6 +73,7 @@ def test_a_lengthened_run_is_one_run_of_that_length(runs: Path) -> None:
     assert "is finished already" in done(resumed(LONG)).stdout
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_lengthened(runs: Path) -> None:
     shutil.rmtree("short")
     with when_logged("epoch 4/5", lambda: signal.raise_signal(signal.SIGTERM)):
@@ -77,6 +83,7 @@ def test_an_interrupted_run_is_lengthened(runs: Path) -> None:
     assert not list(Path("short").glob("*-5-epochs*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["adopted", "epoch 6/15", "epoch 8/15"])
 def test_a_kill_while_a_run_is_lengthened(runs: Path, moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first moment is between the new last.ckpt and the new config.toml."""
@@ -92,6 +99,7 @@ def test_a_kill_while_a_run_is_lengthened(runs: Path, moment: str, monkeypatch: 
     assert same(str(runs / "long"), "short")
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_while_a_run_is_lengthened(runs: Path) -> None:
     """The checkpoint before is then one of the shorter run."""
     with when_logged("epoch 6/15", lambda: signal.raise_signal(signal.SIGTERM)):
@@ -101,6 +109,7 @@ def test_a_damaged_checkpoint_while_a_run_is_lengthened(runs: Path) -> None:
     assert same(str(runs / "long"), "short")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_its_length_is_of_the_length_in_config_toml(runs: Path) -> None:
     for path in Path("short/checkpoints").iterdir():
         content = torch.load(path, weights_only=True)
@@ -110,6 +119,7 @@ def test_a_checkpoint_without_its_length_is_of_the_length_in_config_toml(runs: P
     assert same(str(runs / "long"), "short")
 
 
+@pytest.mark.slow
 def test_a_schedule_is_continued_at_its_new_length(monkeypatch: pytest.MonkeyPatch) -> None:
     """The drop is at two thirds of the epochs. Its state in the checkpoint, and the rate, are those of the old one."""
 
@@ -123,48 +133,51 @@ def test_a_schedule_is_continued_at_its_new_length(monkeypatch: pytest.MonkeyPat
     options = (*RUN, "--aug", "none", "--out", "dropped")
     with when_logged("epoch 3/3", lambda: signal.raise_signal(signal.SIGTERM)):
         assert bench(*options, "--epochs", 3).exit_code == 143  # The next step would have had the lower rate.
-    done(bench(*options, "--epochs", 4, "--resume"))
-    done(bench(*options[:-1], "whole", "--epochs", 4))
+    done(bench(*options, "--epochs", 6, "--resume"))
+    done(bench(*options[:-1], "whole", "--epochs", 6))
     assert same("dropped", "whole")
     assert rates[-1]["lr"] == pytest.approx(3e-5)
 
 
-def no_number(method: SimCLR, step: int, epochs: int, steps_per_epoch: int) -> None:
-    method.momentum = 1 - step / (epochs * steps_per_epoch)  # type: ignore[assignment]
+def by_the_epochs(method: SimCLR, step: int, epochs: int, steps_per_epoch: int) -> None:
+    method.share = step / (epochs * steps_per_epoch)
 
 
 @pytest.mark.parametrize(
-    ("options", "reason"),
+    ("owner", "name", "function", "reason"),
     [
         (
-            ["--aug", "none", "--set", "method.schedule=warmup"],
-            "its schedule depends on the number of epochs, so step 2 was trained with the learning rate 0.0003, but "
-            "would have been with 0.00015",
+            SimCLR,
+            "optimizer",
+            LightlyRecipe.optimizer,
+            "its schedule depends on the number of epochs, so step 2 was trained with the learning rate 0.0002714, but "
+            "would have been with 0.0002967",
         ),
-        (["--aug", "none", "--method", "byol"], "its schedule depends on the number of epochs, so step 2 was"),
         (
-            ["--aug", "idaa", *SMALL_VAE],
-            "the fitting of 'idaa' depends on the number of epochs, unless its options set another number",
+            CLAE,
+            "fit",
+            lambda augmentation, context: context.epochs,
+            "the fitting of 'clae' depends on the number of epochs, unless its options set another number",
         ),
-        (["--aug", "none"], "'simclr' prepares its steps by the number of epochs"),
+        (SimCLR, "before_step", by_the_epochs, "'simclr' prepares its steps by the number of epochs"),
     ],
-    ids=["warmup", "cosine", "vae", "before_step"],
+    ids=["schedule", "fitting", "method"],
 )
 def test_what_depends_on_the_number_of_epochs_is_refused(
-    options: list[str], reason: str, monkeypatch: pytest.MonkeyPatch
+    owner: type, name: str, function: Callable[..., Any], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if "by the number" in reason:
-        monkeypatch.setattr(SimCLR, "before_step", no_number)
-    command = (*RUN, *options, "--out", "other")
-    done(bench(*command, "--epochs", 1))
+    monkeypatch.setattr(owner, name, function)
     before = files()
-    text = refused(
-        bench(*command, "--epochs", 9, "--resume"),
-        2,
-        f"other was begun with 1 epoch and cannot be resumed with 9: {reason}",
-    )
-    assert "continue from its weights there by --weights other/checkpoints/last.ckpt" in text
-    assert {path: content for path, content in files().items() if path in before} == before
+    text = f"short was begun with 5 epochs and cannot be resumed with 15: {reason}. Train anew with another --out, or "
+    refused(resumed(LONG), 2, text + "continue from its weights there by --weights short/checkpoints/last.ckpt")
+    assert files() == before
+
+
+@pytest.mark.parametrize(("options", "asks"), [({}, True), ({"vae_epochs": 3}, False), ({"vae": "vae.pt"}, False)])
+def test_the_vae_depends_on_the_number_of_epochs_unless_it_has_its_own(options: dict[str, Any], asks: bool) -> None:
+    VAE(16, bottleneck_dim=4, width=4).save("vae.pt")
+    config = RunConfig(data="folder:images", backbone="resnet9-w2", batch_size=36, set={"aug": options})
+    assert _fitting_asks(parts_of(config)) == asks
 
 
 def test_fewer_epochs_than_trained_are_refused() -> None:
@@ -198,9 +211,9 @@ def test_kept_checkpoints_are_evaluated_and_exported(runs: Path) -> None:
     content["state_dict"].pop("method.backbone.conv1.weight")
     torch.save(content, path)
     refused(bench("export", path, "--out", "y.pth"), 1, f"{path} does not fit the backbone resnet9-w2")
-    assert checkpoint.LAST not in refused(bench("export", path, "--out", "y.pth"), 1)
 
 
+@pytest.mark.slow
 def test_keeping_checkpoints_changes_no_result_and_is_no_other_run() -> None:
     done(bench(*CONSTANT, "--epochs", SHORT, "--out", "again"))
     assert same("short", "again")

@@ -24,7 +24,7 @@ from idaa_lightly.data import DataSet
 from idaa_lightly.errors import DataError, FileFormatError
 from idaa_lightly.files import load_tensors, save_tensors
 from idaa_lightly.seeding import STREAMS
-from idaa_lightly.training import EPOCHS
+from idaa_lightly.training import EPOCHS, SelfSupervised
 
 log = logging.getLogger(__name__)
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -186,7 +186,7 @@ def adopt(found: Found) -> Path:
     return last
 
 
-def require_fit(found: Found, module: pl.LightningModule, trainer: pl.Trainer) -> None:
+def require_fit(found: Found, module: SelfSupervised, trainer: pl.Trainer) -> None:
     """Check that a checkpoint has the form of those that a run writes: its names, types, shapes and ranges.
 
     Lightning checks neither the state of the optimiser nor that of the callbacks.
@@ -201,7 +201,7 @@ def require_fit(found: Found, module: pl.LightningModule, trainer: pl.Trainer) -
     """
     checkpoint, path = found.content, found.path
     made: Any = module.configure_optimizers()
-    optimizer = made["optimizer"]
+    optimizer, same_length = made["optimizer"], checkpoint[EPOCHS] == module.schedule[0]
     parameters = [part for group in optimizer.param_groups for part in group["params"]]
     states = {part.state_key: part.state_dict() for part in trainer.callbacks}  # type: ignore[attr-defined]
     parts: dict[str, dict[str, Any]] = {}
@@ -213,7 +213,8 @@ def require_fit(found: Found, module: pl.LightningModule, trainer: pl.Trainer) -
         "global_step": 0,
         "state_dict": module.state_dict(),
         "optimizer_states": [optimizer.state_dict() | {"state": {}}],
-        "lr_schedulers": [made["lr_scheduler"]["scheduler"].state_dict()],
+        # The schedule of another number of epochs is replaced.
+        "lr_schedulers": [made["lr_scheduler"]["scheduler"].state_dict()] if same_length else [],
         "loops": {"fit_loop": trainer.fit_loop.state_dict()},
         # A run may be resumed with other loggers, and so with other callbacks.
         "callbacks": {name: state for name, state in states.items() if name in parts["callbacks"]},

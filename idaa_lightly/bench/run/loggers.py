@@ -53,17 +53,21 @@ class MetricsCSV(CSVLogger):
             except (ValueError, KeyError, TypeError, csv.Error) as error:
                 raise FileFormatError(f"{path} is damaged ({error}): delete it to resume without its rows") from error
 
-    def keep_evaluations(self, history: list[dict[str, float]]) -> None:
-        """Empty the fields of evaluations that are not in the history of a checkpoint.
+    def set_evaluations(self, history: list[dict[str, float]], steps: int) -> None:
+        """Replace the evaluations in the rows by those in a checkpoint. Logging them again would give the same rows.
 
         Args:
             history: Figures by epoch, as in `Evaluation.history`. The first entry has all figures.
+            steps: Optimiser steps per epoch.
         """
-        kept: dict[float, dict[str, float]] = {entry["epoch"]: entry | {"epochs_done": 0} for entry in history}
-        names = {name for entry in kept.values() for name in entry} - {"epoch"}
+        names = {"epochs_done", *history[0]} - {"epoch"}
+        rows = {int(row["step"]): row for row in self.rows}
         for row in self.rows:
-            if done := row.get("epochs_done"):
-                row.update(dict.fromkeys(names & row.keys() - kept.get(float(done), {}).keys(), ""))
+            row.update(dict.fromkeys(names & row.keys(), ""))
+        for entry in history:
+            if row := rows.get(max(0, int(entry["epoch"]) * steps - 1)):
+                figures = {"epochs_done": entry["epoch"]} | {name: entry[name] for name in entry if name != "epoch"}
+                row.update({name: float(value) for name, value in figures.items()})
 
     @property
     def experiment(self) -> Any:

@@ -113,7 +113,7 @@ def _run(parts: Parts, out: Path, start: tuple[float, float]) -> Record | None:
             require_fit(found, training.module, training.trainer)
             found = lengthened(found, training.module, training.evaluation)
             evaluated = found.content["callbacks"][training.evaluation.state_key]
-            cast(MetricsCSV, training.trainer.logger).keep_evaluations(evaluated["history"])
+            cast(MetricsCSV, training.trainer.logger).set_evaluations(evaluated["history"], parts.steps)
         _train(parts, training, out, found)
     rows = _export(parts, training, out)  # All processes take part, because the loss may gather over them.
     if not training.trainer.is_global_zero:
