@@ -65,9 +65,9 @@ class MetricsCSV(CSVLogger):
         for row in self.rows:
             row.update(dict.fromkeys(names & row.keys(), ""))
         for entry in history:
-            if row := rows.get(max(0, int(entry["epoch"]) * steps - 1)):
+            if (step := max(0, int(entry["epoch"]) * steps - 1)) in rows:
                 figures = {"epochs_done": entry["epoch"]} | {name: entry[name] for name in entry if name != "epoch"}
-                row.update({name: float(value) for name, value in figures.items()})
+                rows[step].update({name: float(value) for name, value in figures.items()})
 
     @property
     def experiment(self) -> Any:
