@@ -61,6 +61,15 @@ def third_view_controls(weight: float, *, uniformity: bool, shared: bool = False
     ]
 
 
+def unperturbed_second_view() -> Control:
+    """Return the control of an adversarial view that replaces the second one: that view, through the second BatchNorm.
+
+    Through the first BatchNorm, it is the method alone.
+    """
+    options = {"branch": "adversarial", "place": "replace"}
+    return Control("second view, second BatchNorm", "unperturbed", {"aug": options}, adds="second BatchNorm")
+
+
 def _through(name: str, aug: str, weight: float, branch: str, **facts: Any) -> Control:
     place = "first" if branch == "clean" else "second"
     return Control(f"{name}, {place} BatchNorm", aug, {"aug": {"weight": weight, "branch": branch}}, **facts)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from idaa_lightly.ascent import Noise
-from idaa_lightly.options import Count, Fraction, checked
-from idaa_lightly.spaces import Pixels
+from idaa_lightly.options import Count, Fraction, NonNegative, checked
+from idaa_lightly.spaces import LatentSpace, Pixels
 from idaa_lightly.views import Objective
 
 
@@ -119,6 +119,52 @@ class Viewmaker(nn.Module):
         delta = F.interpolate(self.up(hidden), x.shape[-2:]).float()
         delta = self.budget * delta / delta.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-8)
         return reverse_gradient(self.pixels.normalized((pixels + delta).clamp(0, 1)).to(x.dtype))
+
+
+class LatentNetwork(nn.Module):
+    """Network that predicts adversarial perturbations of a VAE's bottleneck, in place of a search (amortised IDAA).
+
+    x' = R(x) + D(z + δ) with δ = eps · tanh(MLP(z, noise)), so |δ| < eps. See `LatentSpace` for R, D and z. The network
+    is trained by the reversed gradient of the method's own backward pass, so no attack passes are needed.
+
+    The network could collapse to one δ for all samples. `spread` measures this.
+
+    Args:
+        space: Bottleneck of a VAE.
+        dim: Dimension of the bottleneck.
+        eps: Radius of the L∞ ball, in bottleneck units.
+        hidden_dim: Width of the two hidden layers.
+        seed: Seed of the noise.
+
+    Attributes:
+        spread: Standard deviation of δ / eps over the samples of the last batch, averaged over the coordinates, 0 to
+            about 1. It is 0 if all δ are equal.
+    """
+
+    starts_at_input = False
+    spread: Tensor
+
+    @checked
+    def __init__(
+        self, space: LatentSpace, dim: Count, *, eps: NonNegative = 0.15, hidden_dim: Count = 256, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.space, self.eps, self.noise = space, eps, Noise(seed)
+        first, second = nn.Linear(2 * dim, hidden_dim), nn.Linear(hidden_dim, hidden_dim)
+        self.layers = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Linear(hidden_dim, dim))
+        self.spread = torch.zeros(())  # No buffer, because buffers are restored after an attack.
+
+    def forward(self, x: Tensor, objective: Objective) -> Tensor:
+        """Return views of `x`, (N, C, H, W), in the graph. `objective` is never evaluated."""
+        return reverse_gradient(self.search(x, objective)[1])
+
+    def search(self, x: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+        """Return the perturbations (N, dim) and the views (N, C, H, W), in the graph."""
+        start, render = self.space.at(x.detach())
+        with torch.autocast(x.device.type, enabled=False):
+            delta = self.layers(torch.cat([start, self.noise.like(start)], 1)).tanh()
+        self.spread = delta.detach().std(0).mean()
+        return self.eps * delta, render(start + self.eps * delta)
 
 
 def _layer(inside: int, outside: int, kernel: int, stride: int = 1, *, act: bool = True) -> nn.Sequential:

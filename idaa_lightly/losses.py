@@ -110,26 +110,25 @@ class AdversarialLoss(nn.Module):
         total = clean + self.weight * adversarial
         return AdversarialOutput(total, *detached((clean, adversarial, views, (anchor, positive, output))))
 
-    def _attack(self, model: Callable[[Tensor], Any], x0: Tensor, rest: list[Any]) -> Tensor:
-        """Search for x' that raises the loss against the fixed anchor f_adv(x0).
+    def _attack(self, model: Callable[[Tensor], Any], images: Tensor, rest: list[Any], anchor: Any = None) -> Tensor:
+        """Search for views of `images` that raise the loss against a fixed anchor, by default f_adv(images).
 
         Under DDP, the gradient is that of one process with the whole batch, times the number of ranks: each rank
         differentiates the sum of their losses, not the mean. Ascents use only its sign or direction.
         """
-        anchor = None
 
-        def objective(images: Tensor) -> Tensor:
+        def objective(point: Tensor) -> Tensor:
             nonlocal anchor
-            output = model(images)
+            output = model(point)
             if anchor is None and getattr(self.generator, "starts_at_input", False):
-                anchor = detached(output)  # `images` equals x0, so one forward pass serves both sides.
+                anchor = detached(output)  # `point` equals `images`, so one forward pass serves both sides.
             elif anchor is None:
                 with torch.no_grad():
-                    anchor = model(x0)
+                    anchor = model(images)
             return self._loss(anchor, output, *rest)
 
-        with self._adversarial(model), torch.random.fork_rng([x0.device] if x0.is_cuda else []):
-            return self.generator(x0, objective)
+        with self._adversarial(model), torch.random.fork_rng([images.device] if images.is_cuda else []):
+            return self.generator(images, objective)
 
     @contextmanager
     def _adversarial(self, model: Callable[[Tensor], Any]) -> Iterator[None]:

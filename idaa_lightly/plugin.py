@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import ParamsT
 
-from idaa_lightly.controls import Control, third_view_controls
+from idaa_lightly.controls import Control, third_view_controls, unperturbed_second_view
+from idaa_lightly.errors import UsageError
 from idaa_lightly.fitting import FitContext
 from idaa_lightly.losses import AdversarialLoss
 from idaa_lightly.options import NonNegative, check_at_construction
-from idaa_lightly.variants import LOSSES, Mode
+from idaa_lightly.variants import LOSSES, REPLACING, Mode, Place
 from idaa_lightly.views import ViewGenerator
 
 __all__ = [
@@ -260,18 +261,33 @@ class GeneratorAugmentation(Augmentation):
         mode: Variant of the loss, see `idaa_lightly.variants`. reused (search on the graph of the clean pass) and half
             (attack half of the batch) are cheaper approximations. shared is the ablation without an adversarial
             BatchNorm.
+        place: add makes the view from the first one, for a second term of the loss. replace makes it from the second
+            view, which it replaces, so that the loss has one term.
+
+    Raises:
+        UsageError: `place` is replace, and `mode` or `weight` does not go with it.
     """
 
     adds = "search"
 
-    def __init__(self, *, weight: NonNegative = 1.0, random: bool = False, mode: Mode = "exact") -> None:
-        self.weight, self.random, self.mode = weight, random, mode
+    def __init__(
+        self, *, weight: NonNegative = 1.0, random: bool = False, mode: Mode = "exact", place: Place = "add"
+    ) -> None:
+        if place == "replace" and (mode not in REPLACING or weight != 1):
+            raise UsageError(
+                f"place is replace, with mode {mode} and weight {weight}: it needs mode exact or shared, and weight 1"
+            )
+        self.weight, self.random, self.mode, self.place = weight, random, mode, place
         self.dual_batchnorm = mode != "shared"
 
     def controls(self, method: type[Method]) -> list[Control]:
-        """Return a third ordinary view, the unperturbed view, a random direction, and the search with one BatchNorm."""
+        """Return controls of the view's place, a random direction, and the search with one BatchNorm."""
         single = method.embed is PairMethod.embed
-        found = third_view_controls(self.weight, uniformity=single, shared=not self.dual_batchnorm)
+        found = (
+            third_view_controls(self.weight, uniformity=single, shared=not self.dual_batchnorm)
+            if self.place == "add"
+            else [unperturbed_second_view()] * self.dual_batchnorm
+        )
         if not self.random:
             found.append(Control("random direction", options={"aug": {"random": True}}, adds="random direction"))
         if self.dual_batchnorm:
@@ -282,10 +298,16 @@ class GeneratorAugmentation(Augmentation):
     def generator(self) -> ViewGenerator:
         """Return the view generator. Called after `fit`."""
 
+    def search(self) -> nn.Module:
+        """Return the module that makes the views. The default is `generator()`."""
+        return self.generator()
+
     def loss(self, method: Method) -> nn.Module:
-        """Return the adversarial loss of the method, with this generator."""
-        generator = self.generator()
-        return LOSSES[self.mode](method.loss, generator.control() if self.random else generator, self.weight)
+        """Return the adversarial loss of the method, with this generator or its control."""
+        search = self.generator().control() if self.random else self.search()
+        if self.place == "replace":
+            return REPLACING[self.mode](method.loss, search)
+        return LOSSES[self.mode](method.loss, search, self.weight)
 
 
 class LearnedAugmentation(Augmentation):

@@ -14,6 +14,7 @@ from idaa_lightly.ascent import Noise
 from idaa_lightly.batchnorm import dual_batchnorm
 from idaa_lightly.errors import ModelError, NonFiniteError, UsageError
 from idaa_lightly.evaluation.identity import batch_figures
+from idaa_lightly.learned import LatentNetwork
 from idaa_lightly.outputs import embedding_of
 from idaa_lightly.plugin import Augmentation, Method
 from idaa_lightly.seeding import STREAMS, seed_of
@@ -162,6 +163,8 @@ class SelfSupervised(pl.LightningModule):
     def _log_identity(self, anchor: Any = None, *views: Any) -> None:
         """Log how hard the second and the adversarial view are, and whether they keep the identity."""
         for name, view in zip(("second", "adversarial"), views, strict=False):
+            if view is None:
+                continue
             figures = batch_figures(embedding_of(anchor), embedding_of(view))
             self.log_dict({f"identity/{name}_{figure}": value for figure, value in figures.items()}, on_epoch=False)
 
@@ -196,6 +199,9 @@ class SelfSupervised(pl.LightningModule):
         if searches := [part for part in self.objective.modules() if isinstance(part, ViewGenerator)]:
             before, self.fallbacks = self.fallbacks, sum(search.fallbacks for search in searches)
             figures["attack/fallbacks"] = self.fallbacks - before
+        for part in self.objective.modules():
+            if isinstance(part, LatentNetwork):
+                figures["attack/spread"] = float(part.spread)
         for logger in self.loggers:
             logger.log_metrics(figures, self.global_step - 1)
             logger.save()

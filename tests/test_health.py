@@ -42,6 +42,12 @@ def rows(*losses: float, name: str = "loss/clean_epoch") -> list[dict[str, Any]]
             [*rows(3.0, 2.0), {"attack/fallbacks": 2.0}, {"attack/fallbacks": 3.0}],
             ["the attack became NaN or infinite for 5 samples, counting repeats across epochs, which kept their"],
         ),
+        (history(0.2, 0.5), [*rows(3.0, 2.0), {"attack/spread": 0.01}, {"attack/spread": 0.06}], []),
+        (
+            history(0.2, 0.5),
+            [*rows(3.0, 2.0), {"attack/spread": 0.8}, {"attack/spread": 0.01}],
+            ["the network's perturbations are all alike: their spread is 0.01, but expected 0.05 or more"],
+        ),
     ],
 )
 def test_warnings(entries: list[dict[str, Any]], logged: list[dict[str, Any]], words: list[str]) -> None:

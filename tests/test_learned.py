@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import copy
+import csv
+import json
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_bad_input import bench, done
 from torch import Tensor, nn
 
-from idaa_lightly import AdversarialLoss, LearnedColor, Viewmaker
+from idaa_lightly import VAE, AdversarialLoss, LatentSpace, LearnedColor, Viewmaker
+from idaa_lightly.ascent import Noise
 from idaa_lightly.errors import UsageError
-from idaa_lightly.learned import reverse_gradient
+from idaa_lightly.learned import LatentNetwork, reverse_gradient
 from idaa_lightly.spaces import Pixels
 
 NORMALIZE = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.2010]}
@@ -42,6 +47,67 @@ def color(eps: float = 1.0, represent: Callable[[Tensor], Tensor] = MEANS) -> Le
 def viewmaker(budget: float = 0.05, seed: int = 0) -> Viewmaker:
     torch.manual_seed(1)
     return Viewmaker(NORMALIZE, budget=budget, width=4, seed=seed)
+
+
+def latent(eps: float = 0.3) -> tuple[LatentNetwork, VAE]:
+    torch.manual_seed(1)
+    vae = VAE(16, bottleneck_dim=6, width=4).eval()
+    return LatentNetwork(LatentSpace(vae), 6, eps=eps, hidden_dim=8), vae
+
+
+def test_the_network_of_the_bottleneck_by_hand() -> None:
+    """x' = x − D(z) + D(z + ε tanh(MLP(z, noise))), with the noise of its own stream."""
+    made, vae = latent()
+    delta, views = made.search(X, unasked)
+    with torch.no_grad():
+        z, _ = vae.encode(X)
+        noise = Noise(0).like(z)
+        expected = 0.3 * made.layers(torch.cat([z, noise], 1)).tanh()
+        torch.testing.assert_close(delta, expected)
+        torch.testing.assert_close(views, X - vae.decode(z) + vae.decode(z + expected))
+    assert delta.abs().max() < 0.3
+    torch.testing.assert_close(made.spread, (expected / 0.3).std(0).mean())
+
+
+def test_a_collapsed_network_of_the_bottleneck() -> None:
+    made, _ = latent()
+    nn.init.zeros_(made.layers[-1].weight)
+    made(X, unasked)
+    assert made.spread == 0
+    nn.init.zeros_(made.layers[-1].bias)
+    torch.testing.assert_close(made(X, unasked), X)
+
+
+def test_the_network_of_the_bottleneck_learns_to_raise_the_loss() -> None:
+    """Only the network is trained, by the gradient that the model follows downwards, with its sign reversed."""
+    made, vae = latent()
+    frozen = copy.deepcopy(vae.state_dict())
+    optimizer = torch.optim.Adam(made.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(30):
+        loss = -(made(X, unasked) - X).square().mean()  # is lowered by larger changes
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] > losses[0] / 2
+    assert all(torch.equal(value, frozen[name]) for name, value in vae.state_dict().items())
+    assert all(parameter.grad is None for parameter in vae.parameters())
+    assert {name for name, _ in made.named_parameters()} == {
+        f"layers.{number}.{part}" for number in (0, 2, 4) for part in ("weight", "bias")
+    }
+
+
+def test_the_network_in_a_run_and_in_its_study() -> None:
+    options = ["--limit-train", "64", "--backbone", "resnet9-w4", "--batch-size", "32", "--epochs", "1"]
+    settings = [part for option in ("search=network", "vae_epochs=1") for part in ("--set", f"aug.{option}")]
+    done(bench("run", "--aug", "idaa", *settings, *options, "--out", "r"))
+    with Path("r/metrics.csv").open() as file:
+        (spread,) = filter(None, (row["attack/spread"] for row in csv.DictReader(file)))
+    assert 0.01 < float(spread) < 1
+    done(bench("identity", "r", "--aug", "idaa", "--samples", 40))
+    figures = json.loads(Path("r/identity/identity.json").read_text())["augmentations"]["idaa"]
+    assert 0 < figures["own_linf"] < 0.15
 
 
 @given(values=st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1), seed=st.integers(0, 9))

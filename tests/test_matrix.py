@@ -108,9 +108,9 @@ def steps(module: SelfSupervised, optimizer: Any, scheduler: Any, start: int, co
     return losses
 
 
-def fresh(method: str, aug: str, seed: int) -> tuple[SelfSupervised, Any, Any]:
+def fresh(method: str, aug: str, seed: int, **options: Any) -> tuple[SelfSupervised, Any, Any]:
     module = SelfSupervised(
-        make_method(method, seed), make_augmentation(aug), epochs=2, steps_per_epoch=2, seed=0
+        make_method(method, seed), make_augmentation(aug, **options), epochs=2, steps_per_epoch=2, seed=0
     ).train()
     configured = module.configure_optimizers()
     return module, configured["optimizer"], configured["lr_scheduler"]["scheduler"]
@@ -125,7 +125,21 @@ IN_CI = {(method, aug) for method in METHODS for aug in ("none", "idaa")} | {
     ("method", "aug"), [pytest.param(*pair, marks=[] if pair in IN_CI else pytest.mark.matrix) for pair in ALLOWED]
 )
 def test_trains_and_resumes_to_the_bit(method: str, aug: str) -> None:
-    whole = fresh(method, aug, 0)
+    check_training(method, aug)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"place": "replace"}, {"search": "network"}, {"search": "network", "place": "replace", "mode": "shared"}],
+)
+def test_other_forms_of_idaa_train_and_resume_to_the_bit(options: dict[str, Any]) -> None:
+    for method in ("simclr", "byol"):
+        check_training(method, "idaa", **options)
+
+
+def check_training(method: str, aug: str, **options: Any) -> None:
+    """Train for two steps, save, and train for two more. The latter are repeated from the saved state."""
+    whole = fresh(method, aug, 0, **options)
     before = {name: parameter.detach().clone() for name, parameter in whole[0].named_parameters()}
     losses = steps(*whole, 0, 2)
     torch.save([part.state_dict() for part in whole], "half.pt")
@@ -137,7 +151,7 @@ def test_trains_and_resumes_to_the_bit(method: str, aug: str) -> None:
         if torch.equal(before[name], parameter) and not name.endswith("original0")
     ]  # `original0` holds the fixed weight norms of DINO's last layer.
     assert idle == []
-    resumed = fresh(method, aug, 1)
+    resumed = fresh(method, aug, 1, **options)
     for part, state in zip(resumed, torch.load("half.pt", weights_only=True), strict=True):
         part.load_state_dict(state)
     assert steps(*resumed, 2, 2) == losses[2:]
@@ -192,6 +206,22 @@ def test_what_a_step_with_the_augmentation_leaves_behind_is_what_one_without_lea
     for (key, found), expected in zip(method.named_buffers(), plain.buffers(), strict=True):
         assert torch.equal(found, expected), key
     assert all(parameter.grad is None for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_replaced_view_enters_no_queue(name: str) -> None:
+    """Queues, banks and centres hold what the loss of x0 with itself puts there."""
+    method = make_method(name)
+    module = SelfSupervised(
+        method, make_augmentation("clae", place="replace"), epochs=1, steps_per_epoch=1, seed=0
+    ).train()
+    plain = copy.deepcopy(method)
+    x0, x1, *local = views(0, local=2 * method.multi_crop)
+    module.losses(x0, x1, *local).total.backward()
+    outputs = [plain(view) for view in (x0, *local)]
+    plain.loss(outputs[0], *outputs)
+    for (key, found), expected in zip(method.named_buffers(), plain.buffers(), strict=True):
+        assert torch.equal(found, expected), key
 
 
 def test_a_third_view_is_one_more_loss_of_the_method() -> None:

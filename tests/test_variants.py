@@ -13,9 +13,18 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from idaa_lightly import CLAE, PGD, AdversarialLoss, PixelSpace, RandomDirection, ViewGenerator, dual_batchnorm
+from idaa_lightly.batchnorm import adversarial_batchnorm
 from idaa_lightly.cli import main
 from idaa_lightly.errors import UsageError
-from idaa_lightly.variants import LOSSES, HalfBatchLoss, ReusedGraphLoss, SharedBatchNormLoss
+from idaa_lightly.registry import load
+from idaa_lightly.variants import (
+    LOSSES,
+    HalfBatchLoss,
+    ReplacingLoss,
+    ReusedGraphLoss,
+    SharedBatchNormLoss,
+    SharedReplacingLoss,
+)  # fmt: skip
 
 X0, X1 = torch.randn(2, 6, 3, 8, 8, dtype=torch.double, generator=torch.Generator().manual_seed(0))
 
@@ -85,6 +94,51 @@ def test_shared_statistics_take_in_all_views_and_no_attack() -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), twin.buffers(), strict=True))
 
 
+def test_a_view_that_replaces_the_second_one() -> None:
+    """L(f(x0), f_adv(x1')), with x1' one signed step from x1 against the fixed output of x0."""
+    model, criterion = dual_batchnorm(network(norm=True)), NTXentLoss()
+    output, found = gradients(ReplacingLoss(criterion, CLAE(0.1)), model)
+    twin = dual_batchnorm(network(norm=True))
+    anchor, x1 = twin(X0), X1.clone().requires_grad_()
+    with adversarial_batchnorm(twin):
+        (slope,) = torch.autograd.grad(criterion(anchor.detach(), twin(x1)), x1)
+        views = X1 + 0.1 * slope.sign()
+        loss = criterion(anchor, twin(views))
+    torch.testing.assert_close(
+        (output.total.detach(), output.adversarial, output.views), (loss.detach(),) * 2 + (views,)
+    )
+    twin.zero_grad()
+    loss.backward()
+    torch.testing.assert_close(found, [part.grad for part in twin.parameters() if part.grad is not None])
+    for (name, value), (_, wanted) in zip(model.named_buffers(), twin.named_buffers(), strict=True):
+        torch.testing.assert_close(value, wanted, msg=name)
+    torch.testing.assert_close(output.outputs[0], anchor.detach())
+    assert output.outputs[1] is None
+
+
+def test_a_replaced_view_through_the_same_batchnorm() -> None:
+    """The running statistics take in x0 and x1', but none of the attack."""
+    model = network(norm=True)
+    twin = copy.deepcopy(model)
+    output = SharedReplacingLoss(NTXentLoss(), CLAE(0.1))(model, X0, X1)
+    torch.testing.assert_close(output.total, NTXentLoss()(twin(X0), twin(output.views)))
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), twin.buffers(), strict=True))
+
+
+@pytest.mark.parametrize(("place", "sixths"), [("add", 9), ("replace", 6)])
+def test_flops_of_a_view_without_a_search(place: str, sixths: int) -> None:
+    plugin = load("augmentation", "unperturbed")(branch="adversarial", place=place)
+    method = load("method", "simclr")(nn.Identity(), 4)
+    method.loss = lambda one, other: (one - other).square().sum()  # without counted operations
+    model, x = dual_batchnorm(nn.Sequential(nn.Conv2d(3, 64, 1), nn.BatchNorm2d(64), nn.Flatten())), X0.float()
+    counts = []
+    for step in (lambda: model(x).sum(), lambda: plugin.loss(method)(model, x, x).total):
+        with FlopCounterMode(display=False) as counter:
+            step().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[1] / counts[0] == pytest.approx(sixths / 3, rel=0.01)
+
+
 def test_flops() -> None:
     """Costs in forward passes. Clean pair: 2 × (1 + 2). Attack: 1 + 1, or 1 on the clean graph. x': 1 + 2."""
     model, x = nn.Sequential(nn.Conv2d(3, 64, 1), *(nn.Conv2d(64, 64, 1) for _ in range(20)), nn.Flatten()), X0.float()
@@ -98,16 +152,19 @@ def test_flops() -> None:
     for mode, sixths in (("exact", 11), ("reused", 10), ("half", 8.5)):
         loss = LOSSES[mode](NTXentLoss(), CLAE(0.1))
         assert flops(lambda loss=loss: loss(model, x, x).total) / plain == pytest.approx(sixths / 6, rel=0.01), mode
+    replacing = ReplacingLoss(NTXentLoss(), CLAE(0.1))
+    assert flops(lambda: replacing(model, x, x).total) / plain == pytest.approx(8 / 6, rel=0.01)
 
 
-@pytest.mark.parametrize("mode", ["reused", "half", "shared"])
-def test_modes_in_the_runner(mode: str) -> None:
+@pytest.mark.parametrize("setting", ["mode=reused", "mode=half", "mode=shared", "place=replace"])
+def test_modes_in_the_runner(setting: str) -> None:
+    name, _, mode = setting.partition("=")
     options = ["--limit-train", "64", "--backbone", "resnet9-w4", "--batch-size", "32", "--epochs", "1"]
-    arguments = ["run", "--aug", "clae", "--set", f"aug.mode={mode}", *options, "--accelerator", "cpu", "--out", mode]
+    arguments = ["run", "--aug", "clae", "--set", f"aug.{setting}", *options, "--accelerator", "cpu", "--out", mode]
     for command in (arguments, ["identity", mode, "--aug", "clae", "--samples", "40"]):
         result = CliRunner().invoke(main, command)
         assert result.exit_code == 0, result.output
-    assert json.loads(Path(mode, "record.json").read_text())["config"]["set"]["aug"]["mode"] == mode
+    assert json.loads(Path(mode, "record.json").read_text())["config"]["set"]["aug"][name] == mode
 
 
 @pytest.mark.parametrize(
@@ -116,6 +173,8 @@ def test_modes_in_the_runner(mode: str) -> None:
         ("idaa", ["aug.steps=2"], "mode is reused, with steps 2 and decompose True: it needs 1 and true"),
         ("idaa", ["aug.decompose=false"], "with steps 1 and decompose False"),
         ("pgd", [], "mode is reused, which needs a single step from the input: choose clae, or mode exact"),
+        ("clae", ["aug.place=replace"], "place is replace, with mode reused and weight 1.0: it needs mode exact or"),
+        ("idaa", ["aug.search=network"], "search is network, with mode reused, steps 1 and norm linf: it needs mode"),
     ],
 )
 def test_a_search_that_cannot_reuse_the_graph(aug: str, options: list[str], text: str) -> None:

@@ -25,6 +25,7 @@ from idaa_lightly.options import options_of, parse_options
 from idaa_lightly.outputs import embedding_of
 from idaa_lightly.plugin import GeneratorAugmentation, Method
 from idaa_lightly.registry import load
+from idaa_lightly.training import SelfSupervised
 from idaa_lightly.views import Objective, ViewGenerator
 
 SECOND_VIEW = "second view"
@@ -52,7 +53,7 @@ def study(folder: Path, augmentations: list[str], out: Path, *, samples: int = 1
     parts, module = load_run(folder)
     device = pick_device()
     module.to(device)
-    losses = {name: _loss(name, parts, module.method, device) for name in augmentations}
+    losses = {name: _loss(name, parts, module, device) for name in augmentations}
     count = min(samples, len(parts.views))
     if count < 2:
         raise UsageError(f"samples is {samples}, but must be 2 or more")
@@ -121,20 +122,24 @@ def _sizes(generator: Measured, x: Tensor, views: Tensor, std: list[float]) -> d
     return asdict(perturbation(x, views, std)) | {"own_l2": l2, "own_linf": linf}
 
 
-def _loss(name: str, parts: Parts, method: Method, device: torch.device) -> tuple[nn.Module, nn.Module, Measured]:
+def _loss(
+    name: str, parts: Parts, module: SelfSupervised, device: torch.device
+) -> tuple[nn.Module, nn.Module, Measured]:
     """Return a copy of the network to attack, the loss that makes the augmentation's views, and its generator."""
     plugin = load("augmentation", name)
     if not issubclass(plugin, GeneratorAugmentation):
         raise UsageError(f"{name!r} does not search for views of images: choose others, such as clae, idaa or random")
-    if reason := plugin.refuses(type(method)):
+    if reason := plugin.refuses(type(module.method)):
         raise UsageError(f"{name!r} does not go with {parts.config.method!r}: {reason}")
     own = name == parts.config.aug
     options = parts.config.set["aug"] if own else parse_options(plugin, name, _shared(plugin, parts))
-    every = {"mode": "exact"} if "mode" in options else {}  # A cheaper mode may skip samples.
-    augmentation = plugin(**{**options, **every})
+    every = {"mode": "exact", "place": "add"}  # A cheaper mode may skip samples, and replaced views have other anchors.
+    augmentation = plugin(**{**options, **{key: value for key, value in every.items() if key in options}})
     fit(augmentation, fit_context(parts, device), parts.config.precision)
-    network = dual_batchnorm(copy.deepcopy(method)).train()
+    network = dual_batchnorm(copy.deepcopy(module.method)).train()
     loss: Any = augmentation.loss(network)
+    if own and list(loss.parameters()):  # A generator that was trained with the network
+        loss.load_state_dict(module.objective.state_dict())
     loss.generator = Measured(loss.generator)
     return network, loss, loss.generator
 

@@ -12,6 +12,9 @@ LOST_POINTS = 1.0
 COLLAPSED = 0.1
 """Embeddings with a smaller spread count as collapsed; see `idaa_lightly.evaluation.unlabelled.spread`."""
 
+ALIKE = 0.05
+"""Perturbations of a network with a smaller spread count as all alike; see `idaa_lightly.learned.LatentNetwork`."""
+
 
 def warnings_of(
     history: Sequence[Mapping[str, Any]], rows: Iterable[Mapping[str, Any]], fitted: Mapping[str, Any]
@@ -27,12 +30,13 @@ def warnings_of(
     if fault := worse_than_mean(fitted.get("vae", {})):
         found.append(fault)
     fallbacks = 0.0
-    by_name: dict[str, list[float]] = {"loss/clean_epoch": [], "loss/total_epoch": []}
+    by_name: dict[str, list[float]] = {"loss/clean_epoch": [], "loss/total_epoch": [], "attack/spread": []}
     for row in rows:
         for name, values in by_name.items():
             if row.get(name) not in (None, ""):
                 values.append(float(row[name]))
         fallbacks += float(row.get("attack/fallbacks") or 0)
+    spreads = by_name.pop("attack/spread")
     losses = next(filter(None, by_name.values()), [])
     if len(losses) > 1 and losses[-1] >= losses[0]:
         found.append(
@@ -46,6 +50,11 @@ def warnings_of(
         found.append(
             f"the embeddings have collapsed: their standard deviation is {last['embedding_spread']:.2g} of 1/sqrt(D), "
             f"but expected {COLLAPSED} or more"
+        )
+    if spreads and spreads[-1] < ALIKE:
+        found.append(
+            f"the network's perturbations are all alike: their spread is {spreads[-1]:.2g}, but expected {ALIKE} or "
+            "more"
         )
     if fallbacks > 0:
         found.append(

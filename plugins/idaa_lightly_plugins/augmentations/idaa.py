@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from idaa_lightly import FGSM, PGD, VAE, LatentSpace, ViewGenerator, fit_vae
 from idaa_lightly.ascent import Ascent, Norm
 from idaa_lightly.errors import UsageError
+from idaa_lightly.learned import LatentNetwork
 from idaa_lightly.options import Count, NonNegative
-from idaa_lightly.plugin import FitContext, GeneratorAugmentation
+from idaa_lightly.plugin import Control, FitContext, GeneratorAugmentation, Method
 from idaa_lightly.vae_cache import cached_vae
 
 BATCH_SIZE = 128  # batch size of VAE training: Yang et al., ICML 2022, appendix on training
@@ -35,9 +36,14 @@ class IDAA(GeneratorAugmentation):
         bottleneck_dim: Dimension of the bottleneck. The paper uses 512 on CIFAR and 3072 on ImageNet.
         width: Channels of the VAE's innermost feature map.
         vae_epochs: Epochs of VAE training. None takes the epochs of the method, as in the paper (300 and 300).
+        search: How the perturbation is found. gradient is the paper's ascent. network trains a small network to predict
+            it (amortised IDAA), which needs no attack passes.
+        hidden_dim: Width of that network's hidden layers.
+        lr: Learning rate of that network. None takes the method's.
 
     Raises:
-        UsageError: `mode` is "reused" with more than one step or without decomposition.
+        UsageError: `mode` is "reused" with more than one step, without decomposition or with a network, or `search` is
+            "network" with another norm than "linf" or several steps.
     """
 
     def __init__(
@@ -52,9 +58,17 @@ class IDAA(GeneratorAugmentation):
         bottleneck_dim: Count = 512,
         width: Count = 128,
         vae_epochs: Count | None = None,
+        search: Literal["gradient", "network"] = "gradient",
+        hidden_dim: Count = 256,
+        lr: NonNegative | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        if search == "network" and (self.mode in ("reused", "half") or steps > 1 or norm != "linf"):
+            raise UsageError(
+                f"search is network, with mode {self.mode}, steps {steps} and norm {norm}: it needs mode exact or "
+                "shared, 1 step and norm linf"
+            )
         if self.mode == "reused" and (steps > 1 or not decompose):
             raise UsageError(f"mode is reused, with steps {steps} and decompose {decompose}: it needs 1 and true")
         self.ascent: Ascent = FGSM(eps, norm) if steps == 1 else PGD(eps, steps=steps, norm=norm)
@@ -62,6 +76,16 @@ class IDAA(GeneratorAugmentation):
         self.file, self.beta, self.epochs = vae, beta, vae_epochs
         self.size = {"bottleneck_dim": bottleneck_dim, "width": width}
         self.vae: VAE | None = None
+        self.eps, self.by_network, self.hidden_dim, self.lr = eps, search == "network", hidden_dim, lr
+
+    def controls(self, method: type[Method]) -> list[Control]:
+        """Return the controls of every search, and those of the network: without training, and the gradient search."""
+        found = super().controls(method)
+        if self.by_network and not self.random:
+            untrained, gradient = {"lr": 0.0}, {"search": "gradient"}
+            found.append(Control("untrained network", options={"aug": untrained}))
+            found.append(Control("search by gradient", options={"aug": gradient}, judged=False))
+        return found
 
     def fit(self, context: FitContext) -> None:
         """Load the VAE from its file or the cache, or fit one on the method's views.
@@ -104,12 +128,22 @@ class IDAA(GeneratorAugmentation):
         """Return the ascent on the bottleneck."""
         return ViewGenerator(self.space, self.ascent)
 
+    def search(self) -> nn.Module:
+        """Return the ascent, or the network that takes its place."""
+        if not self.by_network:
+            return self.generator()
+        space, dim = self.space, self._fitted_vae().config["bottleneck_dim"]
+        return LatentNetwork(space, dim, eps=self.eps, hidden_dim=self.hidden_dim)
+
     @property
     def space(self) -> LatentSpace:
         """Bottleneck of the fitted VAE."""
+        return LatentSpace(self._fitted_vae(), decompose=self.decompose)
+
+    def _fitted_vae(self) -> VAE:
         if self.vae is None:
             raise UsageError("IDAA has no VAE yet: call fit() first, or give vae=PATH")
-        return LatentSpace(self.vae, decompose=self.decompose)
+        return self.vae
 
     def panels(self, images: Tensor) -> dict[str, Tensor]:
         """Return the residual R(x) and the reconstruction G(x)."""
