@@ -26,6 +26,7 @@ def rendered(page: str) -> str:
     """
     found = {path.stem: json.loads(path.read_text()) for path in sorted((HERE / "results").glob("*.json"))}
     parts = [markdown(["what", "against", "target", "measured", "command"], [list(row) for row in _rows(found)])]
+    parts += [_forms(found["step_cost_forms"])] if "step_cost_forms" in found else []
     parts += [_growth_of_step(found["step_cost_growth"]), _growth_of_views(found["views_cost_growth"])]
     parts += [_growth_of_knn(found["knn_cost_growth"]), _machines(found)]
     text = "\n\n".join(parts)
@@ -74,6 +75,14 @@ def _rows(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     seen += f"beyond {start['imports_s']:.1f} s of imports and {evaluation:.1f} s of evaluating the untrained network"
     yield "start to the first step, digits", "—", "< 2 s", seen, "`startup_cost.py`"
     yield "NT-Xent", "Lightly's", "no slower, no more memory", "it is Lightly's", "—"
+
+
+def _forms(found: dict[str, Any]) -> str:
+    """Return a table of the forms of a further view."""
+    (step,) = found["settings"]
+    rows = [[name, *(f"{entry['relative'][key]:.2f}" for key in COSTS)] for name, entry in step["steps"].items()]
+    caption = f"A step of every form, × SimCLR's, {step['backbone']}, {step['image_size']} px, `step_cost.py --forms`:"
+    return f"{caption}\n\n{markdown(['step', *COSTS.values()], rows)}"
 
 
 COSTS = {"flops_per_image": "FLOPs", "seconds": "time", "peak_bytes": "peak memory"}

@@ -1,14 +1,17 @@
-"""Cost of a training step in FLOPs, time and memory: SimCLR alone, with CLAE, and with IDAA and its cheaper modes.
+"""Cost of a training step in FLOPs, time and memory, relative to SimCLR alone.
 
 python benchmarks/step_cost.py                          ResNet-18, 32 px, one CPU thread
+python benchmarks/step_cost.py --forms                  every form of a further view, and every control
 python benchmarks/step_cost.py --growth                 several batch and image sizes, ResNet-18 of width 16
 python benchmarks/step_cost.py --device cuda --batch-size 256 --precision bf16
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -16,58 +19,95 @@ import torch
 from measure import interleaved, peak_memory, save
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from idaa_lightly import CLAE, IDAA, VAE, dual_batchnorm
+from idaa_lightly import VAE
 from idaa_lightly.backbones import create_backbone
+from idaa_lightly.plugin import FitContext
 from idaa_lightly.registry import load
-from idaa_lightly.variants import LOSSES
+from idaa_lightly.training import SelfSupervised
 
+NORMALIZE = {"mean": [0.5] * 3, "std": [0.25] * 3}
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "SimCLR": ("none", {}),
+    "CLAE": ("clae", {}),
+    "IDAA, random": ("idaa", {"random": True}),
+    "IDAA": ("idaa", {}),
+    "IDAA, reused": ("idaa", {"mode": "reused"}),
+    "IDAA, half": ("idaa", {"mode": "half"}),
+    "IDAA, replacing": ("idaa", {"place": "replace"}),
+    "IDAA, network": ("idaa", {"search": "network"}),
+    "IDAA, network, replacing": ("idaa", {"search": "network", "place": "replace"}),
+    "CLAE, replacing": ("clae", {"place": "replace"}),
+    "viewmaker": ("viewmaker", {}),
+    "third ordinary view": ("third", {}),
+    "unperturbed view, first BatchNorm": ("unperturbed", {}),
+    "unperturbed view, second BatchNorm": ("unperturbed", {"branch": "adversarial"}),
+    "second view, second BatchNorm": ("unperturbed", {"branch": "adversarial", "place": "replace"}),
+}
+"""Augmentation and its options by name."""
 RIVALS = ("SimCLR", "CLAE", "IDAA, random", "IDAA", "IDAA, reused", "IDAA, half")
 
 
-def make_step(name: str, backbone: str, x0: Tensor, x1: Tensor, precision: str) -> Callable[[], Tensor]:
+def make_step(name: str, backbone: str, size: int, batch: int, precision: str, device: str) -> Callable[[], Tensor]:
     """Build the forward passes, attack and backward pass of a step.
 
-    The optimiser step is left out, because it costs the same for all rivals.
+    The optimiser step is left out, because it costs the same for all rivals. So are the fitting of a VAE and the making
+    of views.
 
     Args:
-        name: One of `RIVALS`.
+        name: One of `FORMS`.
         backbone: Name of the backbone.
-        x0: First view (N, 3, H, W).
-        x1: Second view (N, 3, H, W).
+        size: Height and width of the images, in pixels.
+        batch: Images per step.
         precision: "fp32" or "bf16".
+        device: "cpu" or "cuda".
     """
     torch.manual_seed(0)
-    network, num_features = create_backbone(backbone, x0.shape[-1])
-    method = load("method", "simclr")(network, num_features).to(x0.device, memory_format=torch.channels_last)
-    loss: Callable[..., Any]
-    if name == "SimCLR":
-        loss = lambda model, a, b: model.loss(model(a), model(b))  # noqa: E731
-    else:
-        dual_batchnorm(method)
-        generator = CLAE() if name == "CLAE" else IDAA(VAE(x0.shape[-1]).to(x0.device).eval())
-        generator = generator.control() if name.endswith("random") else generator
-        mode = name.rpartition(", ")[2] if name.endswith(("reused", "half")) else "exact"
-        attacked = LOSSES[mode](method.loss, generator)
-        loss = lambda *parts: attacked(*parts).total  # noqa: E731
-    autocast = partial(torch.autocast, x0.device.type, torch.bfloat16, enabled=precision == "bf16")
-    return partial(_step, method, loss, x0, x1, autocast)
+    method = load("method", "simclr")(*create_backbone(backbone, size))
+    aug, options = FORMS[name]
+    with TemporaryDirectory() as folder:
+        if aug == "idaa":
+            VAE(size).save(Path(folder) / "vae.pt")
+            options = options | {"vae": f"{folder}/vae.pt"}
+        augmentation = load("augmentation", aug)(**options)
+        augmentation.fit(
+            FitContext(
+                views=lambda count: [],
+                key={},
+                images=batch,
+                image_size=size,
+                channels=3,
+                normalize=NORMALIZE,
+                epochs=1,
+                seed=0,
+                device=torch.device(device),
+                cache_dir=Path(folder),
+                progress=lambda title, total: print,
+            )
+        )
+    count = len(augmentation.transform(method.transform(size, NORMALIZE)).transforms)
+    views = [torch.randn(batch, 3, size, size, device=device) for _ in range(count)]
+    module = SelfSupervised(method, augmentation, epochs=1, steps_per_epoch=1, seed=0).to(device)
+    return partial(_step, module, views, partial(torch.autocast, device, torch.bfloat16, enabled=precision == "bf16"))
 
 
-def _step(method: nn.Module, loss: Callable[..., Tensor], x0: Tensor, x1: Tensor, autocast: Any) -> Tensor:
-    method.zero_grad()
+def _step(module: SelfSupervised, views: list[Tensor], autocast: Any) -> Tensor:
+    module.zero_grad()
     with autocast():
-        total = loss(method, x0, x1)
+        total: Tensor = module.losses(*views).total
     total.backward()
     return total.detach()
 
 
-def measure(backbone: str, size: int, batch: int, repeats: int, precision: str, device: str) -> dict[str, Any]:
-    """Measure FLOPs per image, and seconds and peak bytes per step, of all `RIVALS`.
+def measure(
+    names: Iterable[str], backbone: str, size: int, batch: int, repeats: int, precision: str, device: str
+) -> dict[str, Any]:
+    """Measure FLOPs per image, and seconds and peak bytes per step.
 
     Args:
+        names: Names in `FORMS`. The first is what the others are compared with.
         backbone: Name of the backbone.
         size: Height and width of the images, in pixels.
         batch: Images per step.
@@ -75,9 +115,8 @@ def measure(backbone: str, size: int, batch: int, repeats: int, precision: str, 
         precision: "fp32" or "bf16".
         device: "cpu" or "cuda".
     """
-    x0, x1 = (torch.randn(batch, 3, size, size, device=device) for _ in range(2))
-    steps = {name: make_step(name, backbone, x0, x1, precision) for name in RIVALS}
-    result: dict[str, Any] = {name: {} for name in RIVALS}
+    steps = {name: make_step(name, backbone, size, batch, precision, device) for name in names}
+    result: dict[str, Any] = {name: {} for name in steps}
     for name, step in steps.items():
         with FlopCounterMode(display=False) as counter:
             step()
@@ -85,7 +124,7 @@ def measure(backbone: str, size: int, batch: int, repeats: int, precision: str, 
         result[name]["peak_bytes"] = peak_memory(step, device)
     for name, seconds in interleaved(steps, repeats, device).items():
         result[name]["seconds"] = seconds
-    plain = result["SimCLR"]
+    plain = next(iter(result.values()))
     for entry in result.values():
         entry["relative"] = {key: entry[key] / plain[key] for key in ("flops_per_image", "seconds", "peak_bytes")}
     return {"backbone": backbone, "image_size": size, "batch_size": batch, "precision": precision, "steps": result}
@@ -108,9 +147,17 @@ def show(found: dict[str, Any]) -> None:
 @click.option("--repeats", default=5, help="Measured steps. The fastest counts.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", help="Precision of the steps.")
 @click.option("--device", default="cpu", help="Device: cpu (one thread, CPU seconds) or cuda (wall time).")
+@click.option("--forms", is_flag=True, help="Measure every form of a further view, and every control.")
 @click.option("--growth", is_flag=True, help="Vary batch and image size instead, with ResNet-18 of width 16.")
 def main(
-    backbone: str, image_size: int, batch_size: int, repeats: int, precision: str, device: str, growth: bool
+    backbone: str,
+    image_size: int,
+    batch_size: int,
+    repeats: int,
+    precision: str,
+    device: str,
+    forms: bool,
+    growth: bool,
 ) -> None:
     """Measure the cost of a step, and write results/step_cost*.json beside this file."""
     torch.set_num_threads(1)
@@ -120,9 +167,13 @@ def main(
         settings += [("resnet18-w16", size, 32) for size in (64, 96)]
     found = []
     for setting in settings:
-        found.append(measure(*setting, repeats, precision, device))
+        found.append(measure(FORMS if forms else RIVALS, *setting, repeats, precision, device))
         show(found[-1])
-    name = "step_cost" + ("_growth" if growth else "") + (f"_{device}_{precision}" if device != "cpu" else "")
+    name = (
+        "step_cost"
+        + ("_growth" if growth else "_forms" if forms else "")
+        + (f"_{device}_{precision}" if device != "cpu" else "")
+    )
     Console().print(f"Written to {save(name, {'settings': found}, device)}")
 
 
