@@ -74,7 +74,9 @@ class Method(nn.Module, ABC):
     batch_size: ClassVar[int] = 256
     """Batch size of the published recipe. Overridden by `--batch-size`."""
     multi_crop: ClassVar[bool] = False
-    """Set to True if `transform` returns smaller views after the first two."""
+    """Set to True if `transform` returns more than two views. Those after the first two may be smaller."""
+    start_gradient: ClassVar[bool] = True
+    """Set to False if the gradient of the loss is zero where both views are equal."""
 
     def __init_subclass__(cls) -> None:
         """Check the options of every method by their annotations when it is constructed."""
@@ -269,6 +271,15 @@ class GeneratorAugmentation(Augmentation):
     """
 
     adds = "search"
+    starts_at_input: ClassVar[bool] = True
+    """Set to False if the search starts at another point than the view, or does not search."""
+
+    @classmethod
+    def refuses(cls, method: type[Method]) -> str:
+        """Refuse methods whose loss has no gradient at the start of the search."""
+        if cls.starts_at_input and not method.start_gradient:
+            return "its search starts at the view itself, where the gradient of this method's loss is zero"
+        return ""
 
     def __init__(
         self, *, weight: NonNegative = 1.0, random: bool = False, mode: Mode = "exact", place: Place = "add"

@@ -17,6 +17,7 @@ from idaa_lightly import CLAE, IDAA, VAE, AdversarialLoss, dual_batchnorm
 from idaa_lightly.ascent import Noise
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.batchnorm import adversarial_batchnorm
+from idaa_lightly.errors import UsageError
 from idaa_lightly.options import options_of
 from idaa_lightly.outputs import detached, embedding_of
 from idaa_lightly.plugin import Augmentation, FitContext, GeneratorAugmentation, Method
@@ -36,7 +37,7 @@ ALLOWED = [
 ]
 SMALL = {
     "projection_dim": 16, "prediction_dim": 16, "hidden_dim": 16, "bottleneck_dim": 8, "prototypes": 8, "queue": 32,
-    "bank": 32, "local_views": 2, "width": 4,
+    "bank": 32, "local_views": 2, "width": 4, "groups": 8, "slices": 16, "whitened_dim": 3, "whitening_size": 8,
 }  # fmt: skip
 
 
@@ -162,7 +163,10 @@ def check_training(method: str, aug: str, **options: Any) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_attacks_start_gradient_is_not_zero(name: str) -> None:
-    """The attack has a direction at its start, between an image and itself. Checked in float64 on the whole method."""
+    """The attack has a direction at its start, between an image and itself. Checked in float64 on the whole method.
+
+    The methods that have none say so, and refuse searches that start there.
+    """
     method = dual_batchnorm(make_method(name).double())
     method.before_step(0, 1, 1)
     x, *_ = views(0, torch.float64)
@@ -170,7 +174,10 @@ def test_the_attacks_start_gradient_is_not_zero(name: str) -> None:
     with adversarial_batchnorm(method):
         output = method(x)
         (gradient,) = torch.autograd.grad(method.loss(detached(output), output), x)  # type: ignore[operator]
-    assert gradient.flatten(1).norm(dim=1).min() > 1e-8
+    lengths = gradient.flatten(1).norm(dim=1)
+    assert lengths.min() > 1e-8 if method.start_gradient else lengths.max() < 1e-12
+    assert ((name, "clae") in ALLOWED) == method.start_gradient
+    assert {(name, "pgd"), (name, "random"), (name, "third")} <= set(ALLOWED)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -237,11 +244,14 @@ def test_a_third_view_is_one_more_loss_of_the_method() -> None:
     assert make_augmentation("third", branch="adversarial").dual_batchnorm
 
 
-@pytest.mark.parametrize("name", ["moco", "nnclr", "dino"])
+@pytest.mark.parametrize("name", ["moco", "nnclr", "dino", "tico", "smog"])
 def test_the_clean_pair_does_enter(name: str) -> None:
     """The clean pair does change the banks and centres, so the test above can fail."""
     method = dual_batchnorm(make_method(name)).train()
-    bank = {"moco": "criterion.memory_bank.bank", "nnclr": "bank.bank", "dino": "criterion.center"}[name]
+    bank = {
+        "moco": "criterion.memory_bank.bank", "nnclr": "bank.bank", "dino": "criterion.center",
+        "tico": "criterion.C", "smog": "groups.group_features",
+    }[name]  # fmt: skip
     before = dict(method.named_buffers())[bank].clone()
     AdversarialLoss(method.loss, CLAE())(method, *views(0, local=2 * method.multi_crop))  # type: ignore[arg-type]
     assert not torch.equal(before, dict(method.named_buffers())[bank])
@@ -273,6 +283,79 @@ def test_momentum_networks_follow_before_each_step(name: str) -> None:
     for parameter, follower in zip(method.backbone.parameters(), method.momentum_backbone.parameters(), strict=True):
         torch.testing.assert_close(follower, parameter - 0.99)
         assert not follower.requires_grad
+
+
+@pytest.mark.parametrize("name", ["tico", "mmcr"])
+def test_the_momentum_rises_to_one(name: str) -> None:
+    method: Any = make_method(name)
+    seen: list[float] = []
+    method.follow = seen.append
+    for step in range(4):
+        method.before_step(step, 2, 2)
+    assert (seen[0], seen[-1]) == (0.996, 1.0)
+    assert seen == sorted(seen)
+
+
+def test_smog_restarts_its_groups_and_its_momentum_network() -> None:
+    method: Any = make_method("smog")
+    method.bank.bank[:] = torch.eye(16).repeat(2, 1)[torch.arange(32) % 8]  # eight clusters of one point each
+    with torch.no_grad():
+        for parameter in method.backbone.parameters():
+            parameter.add_(1)
+    method.before_step(300, 1, 1)
+    assert all(map(torch.equal, method.backbone.parameters(), method.momentum_backbone.parameters()))
+    torch.testing.assert_close(
+        method.groups.group_features.sort(0, descending=True).values[0], torch.eye(16)[:8].sum(0)
+    )
+    torch.testing.assert_close(method.groups.group_features.norm(dim=1), torch.ones(8))
+
+
+def test_fastsiam_predicts_the_mean_of_the_other_views() -> None:
+    method: Any = make_method("fastsiam").eval()
+    outputs = [method(view) for seed in range(2) for view in views(seed)]
+    expected = 0.0
+    for number, (prediction, _) in enumerate(outputs):
+        others = [projection for other, (_, projection) in enumerate(outputs) if other != number]
+        expected = expected - nn.functional.cosine_similarity(prediction, torch.stack(others).mean(0)).mean() / 4
+    torch.testing.assert_close(method.loss(*outputs), expected)
+    pair: Any = make_method("simsiam").eval()
+    torch.testing.assert_close(method.loss(*outputs[:2]), pair.loss(*outputs[:2]))
+
+
+def test_mmcr_is_minus_the_nuclear_norm_of_the_mean_embeddings() -> None:
+    method: Any = make_method("mmcr")
+    outputs = [method(view) for view in views(0)]
+    means = sum(part for output in outputs for part in output) / 4
+    torch.testing.assert_close(method.loss(*outputs), -torch.linalg.svdvals(means).sum())
+    assert all(part.norm(dim=1).allclose(torch.ones(8)) for output in outputs for part in output)
+
+
+@pytest.mark.parametrize("name", ["lejepa", "wmse"])
+def test_random_numbers_of_a_loss_depend_on_the_step_only(name: str) -> None:
+    method: Any = make_method(name)
+    method.whitening_size = 6  # otherwise all samples are one group, and nothing is drawn
+    outputs = [method(torch.cat([view, view[:4].flip(3)])) for view in views(0)]
+    losses = []
+    for step in (0, 1, 0):
+        state = torch.get_rng_state()
+        method.before_step(step, 1, 1)
+        losses.append(method.loss(*outputs).item())
+        assert torch.equal(torch.get_rng_state(), state)
+    assert losses[0] == losses[2] != losses[1]
+
+
+def test_wmse_whitens_in_groups() -> None:
+    method: Any = load("method", "wmse")(nn.Flatten(), 12, whitened_dim=3, whitening_size=8)
+    first, second = torch.randn(2, 16, 3, dtype=torch.float64)
+    same = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q  # whitening removes scales
+    torch.testing.assert_close(method.loss(first, 5 * first + 1).item(), 0.0, atol=1e-3, rtol=0)
+    assert method.loss(first, second) > 0.1 < method.loss(first, first @ same)
+    with pytest.raises(UsageError, match="12 samples cannot be whitened in groups of 8: use a multiple as batch size"):
+        method.loss(first[:12], second[:12])
+    with pytest.raises(UsageError, match="4 samples are whitened in 3 dimensions, but twice as many samples as"):
+        method.loss(first[:4], second[:4])
+    with pytest.raises(UsageError, match="128 samples are whitened in 65 dimensions"):
+        load("method", "wmse")(nn.Flatten(), 12, whitened_dim=65)
 
 
 def test_swav_brings_its_prototypes_back_to_the_sphere() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -54,8 +54,13 @@ class Column:
     measure: Measure | None = None
 
 
-def columns(comparison: Comparison) -> list[Column]:
-    """Return the columns that are not empty in all rows. Figures without labels are shown if a row has no accuracy."""
+def columns(comparison: Comparison, wanted: Collection[str] = ()) -> list[Column]:
+    """Return the columns that are not empty in all rows.
+
+    Args:
+        comparison: Comparison to show.
+        wanted: Figures without labels to show. All are shown if a row has no accuracy.
+    """
     against = comparison.against
     to = "" if against == BASELINE else f" to {against}"
     budgets = {row["budget_flops"] for row in comparison.rows}
@@ -71,7 +76,7 @@ def columns(comparison: Comparison) -> list[Column]:
         *(
             Column(name, title, partial(_spread, name), f"{name}_mean")
             for name, title in UNLABELLED_TITLES.items()
-            if any(row["knn_mean"] is None for row in comparison.rows)
+            if name in wanted or any(row["knn_mean"] is None for row in comparison.rows)
         ),
         *(difference_column(measure, to) for measure in ("knn", "linear")),
         Column("train_s", "training, s", partial(_spread, "train_s", digits=1), "train_s_mean"),

@@ -78,7 +78,7 @@ def _compared(table: Table) -> _Found:
     notes = [note.removesuffix(".") for note in comparison.notes]
     if table.pairs:
         notes = [note.removesuffix(": see its column") for note in notes]
-    shown = columns(comparison)
+    shown = columns(comparison, table.columns)
     groups: dict[str, list[tuple[Group, Line]]] = {}
     for group, row in zip(read_groups(there, by_commit=False)[0], comparison.rows, strict=True):
         name = next(iter(group.folders.values())).parent.name

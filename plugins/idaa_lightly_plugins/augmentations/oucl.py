@@ -70,7 +70,7 @@ class OUCL(Augmentation):
     def refuses(cls, method: type[Method]) -> str:
         """Refuse methods with multi-crop, whose outputs are not compared in pairs."""
         if method.multi_crop:
-            return "it contrasts the embeddings of two views, and this method predicts clusters or classes of many"
+            return "it contrasts the embeddings of two views, and this method compares more"
         return ""
 
     def controls(self, method: type[Method]) -> list[Control]:

@@ -29,6 +29,8 @@ class PGD(GeneratorAugmentation):
         UsageError: `mode` is "reused".
     """
 
+    starts_at_input = False
+
     def __init__(
         self,
         *,

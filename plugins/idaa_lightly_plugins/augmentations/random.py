@@ -14,5 +14,7 @@ class Random(IDAA):
     every other search, such as `--aug clae --set aug.random=true`.
     """
 
+    starts_at_input = False
+
     def __init__(self, *, random: bool = True, **options: Any) -> None:
         super().__init__(random=random, **options)

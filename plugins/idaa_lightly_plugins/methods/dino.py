@@ -76,5 +76,5 @@ class DINO(MomentumRecipe):
     def loss(self, anchor: Pair, positive: Pair, *others: Pair) -> Tensor:
         """Compute the cross-entropy of student outputs for all views with teacher outputs for the two global views."""
         views = (anchor, positive, *others)
-        loss: Tensor = self.criterion([anchor[1], positive[1]], [student for student, _ in views])
+        loss: Tensor = self.criterion([anchor[1], positive[1]], [view[0] for view in views])
         return loss

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import torch
 from lightly.models.utils import deactivate_requires_grad, update_momentum
+from lightly.transforms.byol_transform import BYOLTransform, BYOLView1Transform, BYOLView2Transform
 from lightly.transforms.multi_view_transform import MultiViewTransform
 from lightly.transforms.simclr_transform import SimCLRTransform
+from lightly.utils.scheduler import cosine_schedule
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.optimizer import ParamsT
@@ -31,6 +36,7 @@ class LightlyRecipe(Method):
 
     epochs = 200
     batch_size = 512
+    weight_decay: ClassVar[float] = 5e-4
     head: nn.Module
 
     def __init__(self, backbone: nn.Module, num_features: int, *, lr: NonNegative = 0.24) -> None:
@@ -50,7 +56,7 @@ class LightlyRecipe(Method):
         self, parameters: ParamsT, epochs: int, steps_per_epoch: int
     ) -> tuple[torch.optim.Optimizer, LRScheduler]:
         """Return SGD with a cosine schedule over all steps."""
-        optimizer = torch.optim.SGD(parameters, lr=self.lr, momentum=0.9, weight_decay=5e-4)
+        optimizer = torch.optim.SGD(parameters, lr=self.lr, momentum=0.9, weight_decay=self.weight_decay)
         return optimizer, cosine(optimizer, epochs * steps_per_epoch)
 
 
@@ -60,6 +66,9 @@ class MomentumRecipe(LightlyRecipe):
     Args:
         momentum: Momentum of the moving averages.
     """
+
+    rising: ClassVar[bool] = False
+    """Set to True if the momentum rises to 1 along a cosine."""
 
     def __init__(
         self,
@@ -84,8 +93,42 @@ class MomentumRecipe(LightlyRecipe):
 
     def before_step(self, step: int, epochs: int, steps_per_epoch: int) -> None:
         """Update the momentum network."""
-        update_momentum(self.backbone, self.momentum_backbone, self.momentum)
-        update_momentum(self.head, self.momentum_head, self.momentum)
+        steps = epochs * steps_per_epoch
+        self.follow(cosine_schedule(step, steps, self.momentum, 1.0) if self.rising else self.momentum)
+
+    def follow(self, momentum: float) -> None:
+        """Move the momentum network towards the trained one.
+
+        Args:
+            momentum: Weight of the old parameters. 0 copies the trained network.
+        """
+        update_momentum(self.backbone, self.momentum_backbone, momentum)
+        update_momentum(self.head, self.momentum_head, momentum)
+
+
+class RandomLoss(Method):
+    """Base class of methods whose loss draws random numbers.
+
+    They depend only on the training step. All ranks, an attack and a resumed run therefore draw the same ones, and the
+    global random stream does not change.
+    """
+
+    step = 0
+
+    def before_step(self, step: int, epochs: int, steps_per_epoch: int) -> None:
+        """Store the step."""
+        self.step = step
+
+    @contextmanager
+    def draws(self, device: torch.device) -> Iterator[None]:
+        """Seed torch's generators by the step. Restore them on exit.
+
+        Args:
+            device: Device that the loss is computed on.
+        """
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(self.step)
+            yield
 
 
 def cosine(optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
@@ -96,6 +139,26 @@ def cosine(optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
         steps: Number of optimiser steps of the whole training.
     """
     return LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step, steps) / steps)))
+
+
+def byol_views(image_size: int, normalize: dict[str, list[float]]) -> MultiViewTransform:
+    """Return BYOL's transform, which solarises a fifth of the second views. It has no blur, as in Lightly's benchmark.
+
+    Args:
+        image_size: Height and width of the views, in pixels.
+        normalize: Keys `mean` and `std`, one value per channel.
+    """
+    options: dict[str, Any] = {"input_size": image_size, "gaussian_blur": 0.0, "normalize": normalize}
+    return BYOLTransform(BYOLView1Transform(**options), BYOLView2Transform(**options))
+
+
+def full_precision(embeddings: Tensor) -> Tensor:
+    """Return embeddings in float32, or unchanged if they are in float64.
+
+    Args:
+        embeddings: Embeddings of any shape.
+    """
+    return embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
 
 
 def keep_in_checkpoints(bank: nn.Module) -> None:

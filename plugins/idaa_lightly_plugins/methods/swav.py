@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import ParamsT
 
 from idaa_lightly.options import Count, NonNegativeInt
-from idaa_lightly_plugins.methods.recipe import LightlyRecipe, cosine, local_size
+from idaa_lightly_plugins.methods.recipe import LightlyRecipe, cosine, full_precision, local_size
 
 
 class SwaV(LightlyRecipe):
@@ -67,7 +67,7 @@ class SwaV(LightlyRecipe):
     def embed(self, images: Tensor) -> Tensor:
         """Compute the scores (N, prototypes) of images (N, C, H, W)."""
         scores: Tensor = self.prototypes(F.normalize(self.project(images), dim=1))
-        return scores.to(torch.promote_types(scores.dtype, torch.float32))  # The codes exceed the range of float16.
+        return full_precision(scores)  # The codes exceed the range of float16.
 
     def loss(self, anchor: Tensor, positive: Tensor, *others: Tensor) -> Tensor:
         """Compute the cross-entropy of the codes of each global view with the scores of all other views."""

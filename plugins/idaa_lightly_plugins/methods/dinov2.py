@@ -1,0 +1,42 @@
+"""DINO with the KoLeo regulariser of DINOv2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightly.loss import KoLeoLoss
+from torch import Tensor, nn
+
+from idaa_lightly.criteria import gathered
+from idaa_lightly.options import NonNegative
+from idaa_lightly_plugins.methods.dino import DINO
+from idaa_lightly_plugins.methods.recipe import full_precision
+
+
+class DINOv2(DINO):
+    """DINOv2's losses that compare images: DINO, and KoLeo, which spreads the features of the two global views.
+
+    Source: Oquab et al., "DINOv2: Learning Robust Visual Features without Supervision", TMLR 2024, Sec. 4. The weight
+    of KoLeo is that of Lightly's example (examples/pytorch/dinov2.py). All other settings are those of DINO in
+    Lightly's CIFAR-10 benchmark.
+
+    Differs from the paper: no loss on masked patches (iBOT), which needs the tokens of a vision transformer, one head,
+    and the centring of DINO instead of Sinkhorn-Knopp.
+
+    Args:
+        koleo: Weight of KoLeo.
+    """
+
+    def __init__(self, backbone: nn.Module, num_features: int, *, koleo: NonNegative = 0.1, **options: Any) -> None:
+        super().__init__(backbone, num_features, **options)
+        self.koleo, self.spread = koleo, KoLeoLoss()
+
+    def embed(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return outputs of student and teacher, (N, projection_dim) each, and the student's features."""
+        features = self.backbone(images).flatten(1)
+        return self.head(features), self.project_by_momentum(images), features
+
+    def loss(self, anchor: tuple[Tensor, ...], positive: tuple[Tensor, ...], *others: tuple[Tensor, ...]) -> Tensor:
+        """Return the loss of DINO plus KoLeo of the global views' features on all ranks."""
+        spread = sum(self.spread(gathered(full_precision(view[2]))) for view in (anchor, positive))
+        return super().loss(anchor, positive, *others) + self.koleo * spread
