@@ -15,7 +15,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from idaa_lightly.options import Count, NonNegativeInt
 from idaa_lightly_plugins.methods.recipe import MomentumRecipe, local_size
 
-Pair = tuple[Tensor, Tensor]
+Outputs = tuple[Tensor, ...]
 
 
 class DINO(MomentumRecipe):
@@ -69,11 +69,11 @@ class DINO(MomentumRecipe):
             normalize=normalize,
         )
 
-    def embed(self, images: Tensor) -> Pair:
+    def embed(self, images: Tensor) -> Outputs:
         """Return outputs of student and teacher, (N, projection_dim) each."""
         return self.project(images), self.project_by_momentum(images)
 
-    def loss(self, anchor: Pair, positive: Pair, *others: Pair) -> Tensor:
+    def loss(self, anchor: Outputs, positive: Outputs, *others: Outputs) -> Tensor:
         """Compute the cross-entropy of student outputs for all views with teacher outputs for the two global views."""
         views = (anchor, positive, *others)
         loss: Tensor = self.criterion([anchor[1], positive[1]], [view[0] for view in views])

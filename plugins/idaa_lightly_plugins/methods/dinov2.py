@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from idaa_lightly.criteria import gathered
 from idaa_lightly.options import NonNegative
-from idaa_lightly_plugins.methods.dino import DINO
+from idaa_lightly_plugins.methods.dino import DINO, Outputs
 from idaa_lightly_plugins.methods.recipe import full_precision
 
 
@@ -31,12 +31,13 @@ class DINOv2(DINO):
         super().__init__(backbone, num_features, **options)
         self.koleo, self.spread = koleo, KoLeoLoss()
 
-    def embed(self, images: Tensor) -> tuple[Tensor, ...]:
+    def embed(self, images: Tensor) -> Outputs:
         """Return outputs of student and teacher, (N, projection_dim) each, and the student's features."""
         features = self.backbone(images).flatten(1)
         return self.head(features), self.project_by_momentum(images), features
 
-    def loss(self, anchor: tuple[Tensor, ...], positive: tuple[Tensor, ...], *others: tuple[Tensor, ...]) -> Tensor:
+    def loss(self, anchor: Outputs, positive: Outputs, *others: Outputs) -> Tensor:
         """Return the loss of DINO plus KoLeo of the global views' features on all ranks."""
         spread = sum(self.spread(gathered(full_precision(view[2]))) for view in (anchor, positive))
-        return super().loss(anchor, positive, *others) + self.koleo * spread
+        loss: Tensor = super().loss(anchor, positive, *others) + self.koleo * spread
+        return loss

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import ParamsT
 
+from idaa_lightly.criteria import gathered
 from idaa_lightly.options import Count, Fraction, NonNegative, NonNegativeInt
 from idaa_lightly.plugin import PairMethod
 from idaa_lightly_plugins.methods.recipe import RandomLoss, full_precision, local_size
@@ -56,7 +57,7 @@ class LeJEPA(RandomLoss, PairMethod):
     ) -> None:
         super().__init__(backbone, num_features)
         self.head = LeJEPAProjectionHead(num_features, hidden_dim, projection_dim)
-        self.criterion = SIGReg(num_vectors=slices, gather_distributed=True)
+        self.criterion = SIGReg(num_vectors=slices)
         self.regularisation, self.local_views = regularisation, local_views
         self.lr, self.weight_decay = lr, weight_decay
 
@@ -73,10 +74,10 @@ class LeJEPA(RandomLoss, PairMethod):
         )
 
     def loss(self, anchor: Tensor, positive: Tensor, *others: Tensor) -> Tensor:
-        """Return the weighted sum of SIGReg and the squared distances to the mean of the two global views."""
+        """Return the weighted sum of SIGReg on all ranks and the squared distances to the mean of the global views."""
         views = full_precision(torch.stack([anchor, positive, *others]))
-        with self.draws(views.device):
-            gaussian: Tensor = self.criterion(views)
+        with self.draws(views.device), torch.autocast(views.device.type, enabled=False):
+            gaussian: Tensor = self.criterion(gathered(views))
         return torch.lerp((views - views[:2].mean(0)).square().mean(), gaussian, self.regularisation)
 
     def optimizer(

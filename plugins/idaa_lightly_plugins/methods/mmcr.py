@@ -67,7 +67,8 @@ class MMCR(MomentumRecipe):
 
     def transform(self, image_size: int, normalize: dict[str, list[float]]) -> MultiViewTransform:
         """Return SimCLR's transform for all views."""
-        return MultiViewTransform(super().transform(image_size, normalize).transforms[:1] * self.views)
+        first, *_ = super().transform(image_size, normalize).transforms
+        return MultiViewTransform([first] * self.views)
 
     def embed(self, images: Tensor) -> Pair:
         """Return projections of unit length by the trained and by the momentum network, (N, projection_dim) each."""

@@ -48,6 +48,7 @@ class WMSE(RandomLoss, PairMethod):
     epochs = 1000
     batch_size = 512
     start_gradient = False
+    criterion: WMSELoss
 
     def __init__(
         self,
