@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from idaa_lightly.bench.config import read_recipe
 from idaa_lightly.bench.published.pages import figures, figures_of, pages
 from idaa_lightly.bench.published.recipes import read_questions, read_table
 from idaa_lightly.bench.published.tables import render
+from idaa_lightly.bench.record import read_record
+from idaa_lightly.bench.run.setup import resolve
 from idaa_lightly.cli import main
 from idaa_lightly.errors import FileFormatError, UsageError
+from idaa_lightly.registry import entries
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 RECIPES = """\
@@ -351,3 +355,27 @@ def test_every_figure_of_the_readme_stands_in_a_table() -> None:
     readme = (BENCHMARKS.parent / "README.md").read_text()
     looked_up(readme.partition("## What to expect")[2].partition("##")[0], (BENCHMARKS / "tables/gain.md").read_text())
     assert "[" not in re.sub(r"\[[^\]]*\]\(", "", readme.partition("## What to expect")[2].partition("##")[0])
+
+
+def test_the_table_of_all_methods_treats_them_alike() -> None:
+    """Each method has four trials, which differ in the learning rate, and the table has the best one of those run."""
+    table, trials = (read_table(BENCHMARKS, name) for name in ("lightly", "lightly-trials"))
+    assert [recipe.config.method for recipe in table.recipes] == [
+        entry.name for entry in entries("method") if entry.distribution == "idaa-lightly"
+    ]
+    settings = {"epochs": 12, "evaluate_on": "validation"}
+    assert {(recipe.config.epochs, recipe.config.evaluate_on) for recipe in table.recipes} == {(120, "test")}
+    same = [replace(recipe.config, method="simclr", lr=None) for recipe in (*table.recipes, *trials.recipes)]
+    assert {json.dumps({**config.to_dict(), **settings}, sort_keys=True) for config in same} == {
+        json.dumps({**same[-1].to_dict(), **settings}, sort_keys=True)
+    }
+    for recipe in table.recipes:
+        tried = [trial for trial in trials.recipes if trial.config.method == recipe.config.method]
+        rates = [trial.config.lr for trial in tried]
+        assert len(set(rates)) == 4
+        assert recipe.config.lr in rates
+        assert resolve(recipe.run_of(0)).set["method"]["lr"] == recipe.config.lr
+        records = [path for trial in tried for path in trials.records(trial).rglob("record.json")]
+        if len(records) == 4:
+            reached = [read_record(path.parent)["last"]["knn"] for path in records]
+            assert rates[reached.index(max(reached))] == recipe.config.lr, recipe.name

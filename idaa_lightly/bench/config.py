@@ -216,7 +216,11 @@ def read_recipe(path: str | Path, name: str) -> dict[str, Any]:
         FileFormatError: The file cannot be read, or bases are missing or go round in a circle.
         UsageError: There is no such recipe, or it sets a field to a value that cannot be used.
     """
-    content = load_toml(path)
+    return recipe_in(load_toml(path), path, name)
+
+
+def recipe_in(content: dict[str, Any], path: str | Path, name: str) -> dict[str, Any]:
+    """Return what `read_recipe` returns, from the content of the file."""
     recipes, bases = (content.get(key, {}) for key in ("recipes", "bases"))
     if name not in recipes:
         raise UsageError(f"no recipe {name!r} in {path}; known: {', '.join(recipes)}.{suggestion(name, recipes)}")

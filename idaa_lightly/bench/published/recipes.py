@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from idaa_lightly.bench.compare.groups import BASELINE
-from idaa_lightly.bench.config import RunConfig, load_toml, read_recipe
+from idaa_lightly.bench.config import RunConfig, load_toml, recipe_in
 from idaa_lightly.bench.evaluate.identity import study
 from idaa_lightly.bench.record import config_of, read_record
 from idaa_lightly.bench.run.setup import resolve
@@ -158,7 +158,9 @@ def read_table(folder: Path, name: str) -> Table:
         raise UsageError(f"no table {name!r} in {folder}; known: {', '.join(tables)}.{suggestion(name, tables)}")
     entry = tables[name]
     names = entry.get("recipes", list(dict.fromkeys(recipe for pair in entry.get("pairs", ()) for recipe in pair)))
-    recipes = tuple(Recipe(recipe, RunConfig(**read_recipe(folder / "recipes.toml", recipe))) for recipe in names)
+    path = folder / "recipes.toml"
+    content = load_toml(path)
+    recipes = tuple(Recipe(recipe, RunConfig(**recipe_in(content, path, recipe))) for recipe in names)
     usual = {recipe.name: paper.get(recipe.config.method, {}).get(recipe.config.aug, {}) for recipe in recipes}
     figures = entry.get("paper", usual)
     return Table(

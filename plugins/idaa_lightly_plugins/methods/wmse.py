@@ -15,7 +15,7 @@ from torch.optim.optimizer import ParamsT
 
 from idaa_lightly.criteria import gathered
 from idaa_lightly.errors import UsageError
-from idaa_lightly.options import Count, NonNegative
+from idaa_lightly.options import Count, Fraction, NonNegative
 from idaa_lightly.plugin import PairMethod
 from idaa_lightly_plugins.methods.recipe import RandomLoss, full_precision
 
@@ -39,7 +39,7 @@ class WMSE(RandomLoss, PairMethod):
         hidden_dim: Width of the projection head.
         whitened_dim: Dimension of the projection. It must be at most half of `whitening_size`.
         whitening_size: Number of samples that are whitened together. A batch must be a multiple of it, or smaller.
-        shrinkage: Weight of the identity matrix in the covariance.
+        shrinkage: Weight of the identity matrix in the covariance of projections with unit mean variance.
 
     Raises:
         UsageError: `whitened_dim` is more than half of `whitening_size`.
@@ -59,7 +59,7 @@ class WMSE(RandomLoss, PairMethod):
         hidden_dim: Count = 1024,
         whitened_dim: Count = 64,
         whitening_size: Count = 128,
-        shrinkage: NonNegative = 1e-4,
+        shrinkage: Fraction = 1e-6,
     ) -> None:
         super().__init__(backbone, num_features)
         self._require_samples(whitening_size, whitened_dim)
@@ -84,6 +84,8 @@ class WMSE(RandomLoss, PairMethod):
             UsageError: The samples cannot be divided into groups of `whitening_size`.
         """
         views = torch.cat([gathered(full_precision(view)) for view in (anchor, positive)])
+        views = views - views.mean(0)  # Whitening removes shift and scale, but the shrinkage does not.
+        views = views / views.detach().square().mean().sqrt().clamp_min(1e-6)
         samples = len(views) // 2
         size = self.criterion.w_size = min(self.whitening_size, samples)
         self._require_samples(size, self.whitened_dim)
