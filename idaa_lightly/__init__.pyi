@@ -11,7 +11,7 @@ from .evaluation.knn import knn_classify, knn_sweep
 from .evaluation.lightning import FaissKNNClassifier, KNNCallback, UnlabelledCallback
 from .evaluation.linear import linear_probe
 from .evaluation.unlabelled import alignment, rankme, spread, uniformity
-from .learned import LearnedColor, Viewmaker
+from .learned import LearnedColor, LearnedNoise, Viewmaker
 from .losses import AdversarialLoss, AdversarialOutput
 from .metaug import FeatureGenerator, MetAugLoss
 from .spaces import AffineSpace, ColorSpace, JitterSpace, LatentSpace, PixelSpace
@@ -43,6 +43,7 @@ __all__ = [
     "KNNCallback",
     "LatentSpace",
     "LearnedColor",
+    "LearnedNoise",
     "MetAugLoss",
     "OUCLLoss",
     "PixelSpace",

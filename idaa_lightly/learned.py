@@ -1,12 +1,13 @@
-"""View generators that are networks, trained by ascent in the method's own backward pass.
+"""View generators that are networks, trained in the method's own backward pass.
 
 Like a `ViewGenerator`, each is called as `generator(images, objective)`, but it never evaluates the objective. Its
-views stay in the graph, and the gradient that flows back through them is reversed.
+views stay in the graph. The gradient that flows back through them is reversed, or not, see `Direction`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from idaa_lightly.ascent import Noise
 from idaa_lightly.options import Count, Fraction, NonNegative, checked
 from idaa_lightly.spaces import LatentSpace, Pixels
 from idaa_lightly.views import Objective
+
+Direction = Literal["ascend", "descend"]
+"""Direction in which a generator is trained. `ascend` raises the loss that the method lowers, `descend` lowers it."""
 
 
 def reverse_gradient(x: Tensor) -> Tensor:
@@ -27,6 +31,10 @@ def reverse_gradient(x: Tensor) -> Tensor:
         x: Tensor of any shape.
     """
     return 2 * x.detach() - x
+
+
+def _directed(views: Tensor, direction: Direction) -> Tensor:
+    return reverse_gradient(views) if direction == "ascend" else views
 
 
 class LearnedColor(nn.Module):
@@ -43,6 +51,7 @@ class LearnedColor(nn.Module):
         num_features: Dimension of the representation.
         normalize: Keys `mean` and `std`, one value per channel of the images, as in Lightly's transforms.
         eps: Largest share of other channels in a channel.
+        direction: Train the layer to raise (`ascend`) or to lower (`descend`) the loss.
     """
 
     @checked
@@ -53,9 +62,10 @@ class LearnedColor(nn.Module):
         normalize: dict[str, list[float]],
         *,
         eps: Fraction = 1.0,
+        direction: Direction = "ascend",
     ) -> None:
         super().__init__()
-        self.eps, self.pixels = eps, Pixels(normalize)
+        self.eps, self.pixels, self.direction = eps, Pixels(normalize), direction
         self.layer = nn.Linear(num_features, 9)
         self.represent: list[Callable[[Tensor], Tensor]] = [represent]  # Kept in a list, so that it is not a submodule.
 
@@ -67,7 +77,7 @@ class LearnedColor(nn.Module):
         alpha = torch.lerp(torch.eye(3, device=x.device, dtype=mixed.dtype), mixed, self.eps)
         with torch.autocast(x.device.type, enabled=False):  # Half precision would round the images.
             pixels = torch.einsum("nij,njhw->nihw", alpha.to(x.dtype), self.pixels.from_normalized(x))
-            return reverse_gradient(self.pixels.normalized(pixels))
+            return _directed(self.pixels.normalized(pixels), self.direction)
 
 
 class Viewmaker(nn.Module):
@@ -84,15 +94,22 @@ class Viewmaker(nn.Module):
         budget: Mean absolute perturbation of a pixel, on images in [0, 1].
         width: Number of channels of the first layer. The innermost layers have four times as many, plus noise.
         seed: Seed of the noise.
+        direction: Train the network to raise (`ascend`, as in the paper) or to lower (`descend`) the loss.
     """
 
     @checked
     def __init__(
-        self, normalize: dict[str, list[float]], *, budget: Fraction = 0.05, width: Count = 32, seed: int = 0
+        self,
+        normalize: dict[str, list[float]],
+        *,
+        budget: Fraction = 0.05,
+        width: Count = 32,
+        seed: int = 0,
+        direction: Direction = "ascend",
     ) -> None:
         super().__init__()
         channels = len(normalize["mean"])
-        self.budget, self.pixels, self.noise = budget, Pixels(normalize), Noise(seed)
+        self.budget, self.pixels, self.noise, self.direction = budget, Pixels(normalize), Noise(seed), direction
         self.down = nn.Sequential(
             _layer(channels, width, 9), _layer(width, 2 * width, 3, 2), _layer(2 * width, 4 * width, 3, 2)
         )
@@ -118,7 +135,56 @@ class Viewmaker(nn.Module):
             hidden = hidden + block(hidden)
         delta = F.interpolate(self.up(hidden), x.shape[-2:]).float()
         delta = self.budget * delta / delta.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-8)
-        return reverse_gradient(self.pixels.normalized((pixels + delta).clamp(0, 1)).to(x.dtype))
+        return _directed(self.pixels.normalized((pixels + delta).clamp(0, 1)).to(x.dtype), self.direction)
+
+
+class LearnedNoise(nn.Module):
+    """Gaussian noise whose mean and standard deviation a network predicts for every value of the image.
+
+    x' = x + μ(x) + σ(x) · ε with ε ~ N(0, 1), |μ| < eps and 0 < σ < eps. The noise is reparametrised, so that the
+    gradient of the loss trains both. An untrained network has μ = 0 and σ = eps / 2.
+
+    Source: Zhang et al., "Data Augmentation of Contrastive Learning is Estimating Positive-incentive Noise", ICML 2026
+    (PiNDA). The bounds and the network, five convolutions, are ours.
+
+    Args:
+        channels: Channels of the images.
+        eps: Bound of mean and standard deviation, in units of the normalised image.
+        width: Number of channels of the first layer. The innermost layer has twice as many.
+        seed: Seed of the noise.
+        direction: Train the network to raise (`ascend`) or to lower (`descend`, as in the paper) the loss.
+    """
+
+    @checked
+    def __init__(
+        self,
+        channels: Count = 3,
+        *,
+        eps: NonNegative = 0.5,
+        width: Count = 32,
+        seed: int = 0,
+        direction: Direction = "descend",
+    ) -> None:
+        super().__init__()
+        self.eps, self.noise, self.direction = eps, Noise(seed), direction
+        last = nn.Conv2d(width, 2 * channels, 3, padding=1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        self.layers = nn.Sequential(
+            _layer(channels, width, 3),
+            _layer(width, 2 * width, 3, 2),
+            _layer(2 * width, 2 * width, 3),
+            nn.Upsample(scale_factor=2),
+            _layer(2 * width, width, 3),
+            last,
+        )
+
+    def forward(self, x: Tensor, objective: Objective) -> Tensor:
+        """Return views of `x`, (N, C, H, W), in the graph. `objective` is never evaluated."""
+        predicted = F.interpolate(self.layers(x), x.shape[-2:]).to(x.dtype)
+        mean, deviation = predicted.chunk(2, 1)
+        noise = mean.tanh() + deviation.sigmoid() * self.noise.like(x)
+        return _directed(x + self.eps * noise, self.direction)
 
 
 class LatentNetwork(nn.Module):

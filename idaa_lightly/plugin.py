@@ -17,6 +17,7 @@ from torch.optim.optimizer import ParamsT
 from idaa_lightly.controls import Control, third_view_controls, unperturbed_second_view
 from idaa_lightly.errors import UsageError
 from idaa_lightly.fitting import FitContext
+from idaa_lightly.learned import Direction
 from idaa_lightly.losses import AdversarialLoss
 from idaa_lightly.options import NonNegative, check_at_construction
 from idaa_lightly.variants import LOSSES, REPLACING, Mode, Place
@@ -322,22 +323,30 @@ class GeneratorAugmentation(Augmentation):
 
 
 class LearnedAugmentation(Augmentation):
-    """Augmentation with a generator network inside `AdversarialLoss`, which is trained to raise the loss.
+    """Augmentation with a generator network inside `AdversarialLoss`.
 
     Args:
         weight: Weight of the adversarial term.
         lr: Learning rate of the generator. None takes the method's.
+        direction: ascend trains the generator to raise the loss, descend to lower it.
     """
 
     adds = "training of the generator"
 
-    def __init__(self, *, weight: NonNegative = 1.0, lr: NonNegative | None = None) -> None:
-        self.weight, self.lr = weight, lr
+    def __init__(
+        self, *, weight: NonNegative = 1.0, lr: NonNegative | None = None, direction: Direction = "ascend"
+    ) -> None:
+        self.weight, self.lr, self.direction = weight, lr, direction
 
     def controls(self, method: type[Method]) -> list[Control]:
-        """Return a third ordinary view, the unperturbed view, and the generator without training."""
+        """Return a third ordinary view, the unperturbed view, and the generator untrained or trained the other way."""
         untrained = Control("untrained generator", options={"aug": {"lr": 0.0}}, adds="untrained generator")
-        return [*third_view_controls(self.weight, uniformity=method.embed is PairMethod.embed), untrained]
+        name, other = {
+            "ascend": ("generator that lowers the loss", "descend"),
+            "descend": ("generator that raises the loss", "ascend"),
+        }[self.direction]
+        turned = Control(name, options={"aug": {"direction": other}}, judged=False)
+        return [*third_view_controls(self.weight, uniformity=method.embed is PairMethod.embed), untrained, turned]
 
     def fit(self, context: FitContext) -> None:
         """Store the normalisation of the views."""

@@ -121,6 +121,7 @@ def test_ladder_of_a_search_with_one_batchnorm() -> None:
         ("oucl", [ALONE, "NT-Xent at OUCL's temperature", "oucl"]),
         ("third", [ALONE, "third"]),
         ("viewmaker", [ALONE, "unperturbed view, second BatchNorm", "untrained generator", "viewmaker"]),
+        ("pinda", [ALONE, "unperturbed view, second BatchNorm", "untrained generator", "pinda"]),
     ],
 )
 def test_ladders_of_other_kinds(aug: str, names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Learned generators: their views obey their bounds, and they learn to raise the loss that the model lowers."""
+"""Learned generators: their views obey their bounds, and they learn to raise the loss that the model lowers, or not."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from test_bad_input import bench, done
 from torch import Tensor, nn
 
-from idaa_lightly import VAE, AdversarialLoss, LatentSpace, LearnedColor, Viewmaker
+from idaa_lightly import VAE, AdversarialLoss, LatentSpace, LearnedColor, LearnedNoise, Viewmaker
 from idaa_lightly.ascent import Noise
 from idaa_lightly.errors import UsageError
-from idaa_lightly.learned import LatentNetwork, reverse_gradient
+from idaa_lightly.learned import Direction, LatentNetwork, reverse_gradient
 from idaa_lightly.spaces import Pixels
 
 NORMALIZE = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.2010]}
@@ -39,14 +39,21 @@ def unasked(images: Tensor) -> Tensor:
     raise AssertionError("a learned generator does not ask the objective")
 
 
-def color(eps: float = 1.0, represent: Callable[[Tensor], Tensor] = MEANS) -> LearnedColor:
+def color(
+    eps: float = 1.0, represent: Callable[[Tensor], Tensor] = MEANS, direction: Direction = "ascend"
+) -> LearnedColor:
     torch.manual_seed(1)
-    return LearnedColor(represent, 3, NORMALIZE, eps=eps)
+    return LearnedColor(represent, 3, NORMALIZE, eps=eps, direction=direction)
 
 
-def viewmaker(budget: float = 0.05, seed: int = 0) -> Viewmaker:
+def viewmaker(budget: float = 0.05, seed: int = 0, direction: Direction = "ascend") -> Viewmaker:
     torch.manual_seed(1)
-    return Viewmaker(NORMALIZE, budget=budget, width=4, seed=seed)
+    return Viewmaker(NORMALIZE, budget=budget, width=4, seed=seed, direction=direction)
+
+
+def noise(eps: float = 0.5, seed: int = 0, direction: Direction = "ascend") -> LearnedNoise:
+    torch.manual_seed(1)
+    return LearnedNoise(eps=eps, width=4, seed=seed, direction=direction)
 
 
 def latent(eps: float = 0.3) -> tuple[LatentNetwork, VAE]:
@@ -141,7 +148,7 @@ def test_a_learned_mixing_by_hand() -> None:
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("make", [color, viewmaker])
+@pytest.mark.parametrize("make", [color, viewmaker, noise])
 def test_without_strength_the_view_is_the_input(make: Callable[[float], nn.Module], autocast: bool) -> None:
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         torch.testing.assert_close(make(0.0)(X, unasked), X, rtol=0, atol=1e-5)
@@ -173,14 +180,29 @@ def test_views_stay_within_budget_and_range(budget: float, seed: int) -> None:
     assert -1e-6 <= views.min() <= views.max() <= 1 + 1e-6
 
 
-def test_the_noise_is_ones_own_and_checkpointed() -> None:
-    generator, resumed, before = viewmaker(), Viewmaker(NORMALIZE, width=4), torch.get_rng_state()
+@pytest.mark.parametrize("size", [16, 15])
+def test_learned_noise_by_hand(size: int) -> None:
+    """An untrained network gives noise of mean 0 and deviation eps / 2. A trained one gives any within the bounds."""
+    images, generator = torch.full((64, 3, size, size), 7.0), noise(0.4)
+    added = (generator(images, unasked) - images).detach()
+    assert added.mean().abs() < 0.01
+    assert added.std().item() == pytest.approx(0.2, abs=0.003)
+    with torch.no_grad():
+        generator.layers[-1].bias.copy_(torch.tensor([0.0, 0.5, -50.0, -50.0, -50.0, 50.0]))
+    added = (generator(images, unasked) - images).detach().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(added[:2], torch.tensor([[0.0], [0.4 * math.tanh(0.5)]]).expand_as(added[:2]))
+    assert (added[2].mean().item(), added[2].std().item()) == pytest.approx((-0.4, 0.4), abs=0.01)
+
+
+@pytest.mark.parametrize("make", [viewmaker, noise])
+def test_the_noise_is_ones_own_and_checkpointed(make: Callable[..., nn.Module]) -> None:
+    generator, resumed, before = make(), make(), torch.get_rng_state()
     first, state, second = generator(X, unasked), copy.deepcopy(generator.state_dict()), generator(X, unasked)
     assert torch.equal(before, torch.get_rng_state())
     assert not torch.equal(first, second)
     resumed.load_state_dict(state)
     assert torch.equal(resumed(X, unasked), second)
-    assert not torch.equal(viewmaker(seed=1)(X, unasked), first)
+    assert not torch.equal(make(seed=1)(X, unasked), first)
 
 
 class Shifted(nn.Module):
@@ -224,18 +246,33 @@ def test_the_viewmaker_learns_to_brighten() -> None:
     assert 0.04 < changes[-1] < 0.05 + 1e-6  # The budget allows 0.05.
 
 
-@pytest.mark.parametrize("make", [color, viewmaker])
-def test_the_gradient_is_minus_the_weighted_gradient_of_the_loss(make: Callable[[], nn.Module]) -> None:
+@pytest.mark.parametrize("direction", ["ascend", "descend"])
+@pytest.mark.parametrize("make", [color, viewmaker, noise])
+def test_the_gradient_is_plus_or_minus_the_weighted_gradient_of_the_loss(
+    make: Callable[..., nn.Module], direction: Direction
+) -> None:
+    """The reference takes the views as they are, without a reversal, and differentiates the loss itself."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten()).double()
     criterion = lambda first, second: (first - second).square().sum()  # noqa: E731
-    generator, twin, y = make(), make(), PIXELS.normalized(draw(4, 3, 16, 16, seed=1))
-    AdversarialLoss(criterion, generator, weight=0.25)(model, X, y).total.backward()
-    plain = criterion(model(X), model(reverse_gradient(twin(X, unasked))))  # Reversing twice cancels.
-    expected = torch.autograd.grad(plain, list(twin.parameters()))
+    generator, twin = make(direction=direction).double(), make(direction="descend").double()
+    x, y = (PIXELS.normalized(draw(4, 3, 16, 16, seed=seed)).double() for seed in (0, 1))
+    AdversarialLoss(criterion, generator, weight=0.25)(model, x, y).total.backward()
+    expected = torch.autograd.grad(criterion(model(x), model(twin(x, unasked))), list(twin.parameters()))
     assert max(gradient.abs().max() for gradient in expected) > 1e-3
+    factor = {"ascend": -0.25, "descend": 0.25}[direction]
     for (name, parameter), gradient in zip(generator.named_parameters(), expected, strict=True):
-        torch.testing.assert_close(parameter.grad, -0.25 * gradient, rtol=1e-5, atol=1e-8, msg=name)
+        torch.testing.assert_close(parameter.grad, factor * gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("direction", ["ascend", "descend"])
+def test_learned_noise_brightens_or_darkens(direction: Direction) -> None:
+    """The loss is the brightness, which the mean of the noise can move by at most eps = 0.5, times the deviation."""
+    generator = noise(direction=direction)
+    changes = train(generator, PIXELS.normalized(0.2 + 0.6 * draw(4, 3, 16, 16)), steps=60, lr=0.02)
+    reached = changes[-1] / (0.5 * sum(NORMALIZE["std"]) / 3)
+    assert abs(changes[0]) < 0.02
+    assert reached > 0.8 if direction == "ascend" else reached < -0.8
 
 
 @pytest.mark.parametrize(("name", "make"), [("eps", color), ("budget", viewmaker)])

@@ -380,7 +380,7 @@ def test_simclr_overfits_a_batch() -> None:
     assert last < floor + 0.6
 
 
-@pytest.mark.parametrize("name", ["random", "pgd", "viewmaker"])
+@pytest.mark.parametrize("name", ["random", "pgd", "viewmaker", "pinda"])
 def test_noise_is_of_the_runs_seed(name: str) -> None:
     """Several seeds of a random control must not share their directions."""
     drawn = []

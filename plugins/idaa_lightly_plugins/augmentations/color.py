@@ -28,7 +28,7 @@ class Color(LearnedAugmentation):
     def generator(self, method: Method) -> nn.Module:
         """Return the mixing layer."""
         represent = partial(_represent, method)  # not a lambda, so that a copied loss uses the copied method
-        return LearnedColor(represent, method.num_features, self.normalize, eps=self.eps)
+        return LearnedColor(represent, method.num_features, self.normalize, eps=self.eps, direction=self.direction)
 
 
 def _represent(method: Method, images: Tensor) -> Tensor:

@@ -27,4 +27,4 @@ class Viewmaker(LearnedAugmentation):
 
     def generator(self, method: Method) -> nn.Module:
         """Return the perturbation network."""
-        return Network(self.normalize, budget=self.budget, width=self.width)
+        return Network(self.normalize, budget=self.budget, width=self.width, direction=self.direction)
