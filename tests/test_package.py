@@ -23,6 +23,7 @@ import idaa_lightly
 from idaa_lightly import CLAE, VAE, AdversarialLoss, dual_batchnorm
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.options import options_of
+from idaa_lightly.registry import load
 
 ROOT = Path(__file__).parents[1]
 
@@ -167,16 +168,26 @@ def test_the_evaluations_of_the_pages(page: str, index: int, logged: str) -> Non
     assert 0 < trainer.callback_metrics[logged] <= 1
 
 
-def guide(index: int) -> dict[str, Any]:
-    """Run a code block of plugins/README.md and return the names that it defines."""
+def guide(*indices: int) -> dict[str, Any]:
+    """Run code blocks of plugins/README.md and return the names that they define."""
     scope: dict[str, Any] = {}
-    exec(re.findall(r"```python\n(.*?)```", (ROOT / "plugins/README.md").read_text(), re.DOTALL)[index], scope)
+    for index in indices:
+        exec(re.findall(r"```python\n(.*?)```", (ROOT / "plugins/README.md").read_text(), re.DOTALL)[index], scope)
     return scope
+
+
+def test_the_plugin_guides_controls() -> None:
+    plugin, method = guide(0, 1)["ComparedBrightness"](eps=0.5), load("method", "simclr")
+    *inherited, weak = plugin.controls(method)
+    assert [control.name for control in inherited] == [
+        control.name for control in load("augmentation", "clae")().controls(method)
+    ]
+    assert (weak.options, weak.judged) == ({"aug": {"eps": 0.25}}, False)
 
 
 def test_the_plugin_guides_method() -> None:
     backbone, num_features = create_backbone("resnet9-w2", 16)
-    method = guide(1)["Barlow"](backbone, num_features, dim=4)
+    method = guide(2)["Barlow"](backbone, num_features, dim=4)
     before = [parameter.detach().clone() for parameter in method.parameters()]
     optimizer, scheduler = method.optimizer(method.parameters(), 2, 3)
     AdversarialLoss(method.loss, CLAE())(dual_batchnorm(method), *torch.randn(2, 8, 3, 16, 16)).total.backward()
@@ -192,7 +203,7 @@ def test_the_plugin_guides_augmentation() -> None:
     scope = guide(0)
     plugin = scope["AdversarialBrightness"]
     defaults = {name: option.default for name, option in options_of(plugin).items()}
-    assert defaults == {"eps": 0.2, "weight": 1.0, "random": False, "mode": "exact"}
+    assert defaults == {"eps": 0.2, "weight": 1.0, "random": False, "mode": "exact", "place": "add"}
     x = torch.zeros(2, 3, 4, 4)
     slope = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
     views = plugin(eps=0.5).generator()(x, lambda images: (images * slope).sum())
@@ -200,6 +211,6 @@ def test_the_plugin_guides_augmentation() -> None:
 
 
 def test_the_plugin_guides_backbone() -> None:
-    network = guide(2)["Tiny"](16, width=4)
+    network = guide(3)["Tiny"](16, width=4)
     assert network(torch.zeros(2, 3, 16, 16)).shape == (2, network.num_features) == (2, 4)
     assert options_of(type(network))["width"].type_name == "int, 1 or more"
