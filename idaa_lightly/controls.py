@@ -21,6 +21,7 @@ class Control:
         judged: True if a gain of the augmentation must exceed that of this control. False for other forms of the
             augmentation, which are only shown.
         missing: Reason why this method has no such control, as a sentence. Empty if it has.
+        twin: True if another row is the same in a network without BatchNorm.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Control:
     adds: str = ""
     judged: bool = True
     missing: str = ""
+    twin: bool = False
 
 
 def third_view_controls(weight: float, *, uniformity: bool, shared: bool = False) -> list[Control]:
@@ -72,4 +74,5 @@ def unperturbed_second_view() -> Control:
 
 def _through(name: str, aug: str, weight: float, branch: str, **facts: Any) -> Control:
     place = "first" if branch == "clean" else "second"
-    return Control(f"{name}, {place} BatchNorm", aug, {"aug": {"weight": weight, "branch": branch}}, **facts)
+    options = {"aug": {"weight": weight, "branch": branch}}
+    return Control(f"{name}, {place} BatchNorm", aug, options, twin=branch == "clean", **facts)

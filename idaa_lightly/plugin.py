@@ -303,7 +303,8 @@ class GeneratorAugmentation(Augmentation):
         if not self.random:
             found.append(Control("random direction", options={"aug": {"random": True}}, adds="random direction"))
         if self.dual_batchnorm:
-            found.append(Control("search with one BatchNorm", options={"aug": {"mode": "shared"}}, judged=False))
+            one = {"aug": {"mode": "shared"}}
+            found.append(Control("search with one BatchNorm", options=one, judged=False, twin=True))
         return found
 
     @abstractmethod

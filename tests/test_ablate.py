@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from idaa_lightly import AdversarialLoss, PixelSpace, RandomDirection, ViewGenerator, dual_batchnorm
+from idaa_lightly.bench.ablate.budget import rounds_within
 from idaa_lightly.bench.ablate.rows import ALONE, COMPUTE, at_equal_compute, rows_of, trials_of
 from idaa_lightly.bench.ablate.schema import Ablation, RowResult
 from idaa_lightly.bench.ablate.statistics import differences, residual_variance, sampling_error
 from idaa_lightly.bench.ablate.study import ablate
 from idaa_lightly.bench.ablate.verdict import contrasts_of, paragraph, strongest
-from idaa_lightly.bench.config import RunConfig
+from idaa_lightly.bench.config import RunConfig, read_toml
 from idaa_lightly.bench.record import read_record
 from idaa_lightly.bench.schema import read_json
 from idaa_lightly.bench.sweep.plan import Run
@@ -26,6 +28,10 @@ from idaa_lightly.errors import UsageError
 from idaa_lightly.registry import load
 from idaa_lightly.variants import SharedBatchNormLoss, UnperturbedLoss
 
+TINY = RunConfig(
+    aug="oucl", limit_train=64, backbone="resnet9-w2", batch_size=32, epochs=1, accelerator="cpu", views="device"
+)
+ROOT = Path(__file__).parents[1]
 X0, X1 = torch.randn(2, 6, 3, 8, 8, dtype=torch.double, generator=torch.Generator().manual_seed(0))
 UNCHANGED = ViewGenerator(PixelSpace(), RandomDirection(0.0))
 
@@ -106,6 +112,46 @@ def test_methods_without_a_uniformity_row(method: str) -> None:
         f"There is no row 'unperturbed view, first BatchNorm' for {method}: its loss compares the outputs of two "
         "different networks or heads, so that of a view with itself is no uniformity term."
     ]
+
+
+def test_rows_of_a_network_without_batchnorm() -> None:
+    """Both BatchNorms are the same then. SimSiam's heads have BatchNorms of their own."""
+    rows, missing = rows_of(RunConfig(aug="clae", backbone="vit_b_16", image_size=32))
+    assert [row.name for row in rows if "BatchNorm" in row.name] == [
+        "third ordinary view, second BatchNorm", "unperturbed view, second BatchNorm",
+    ]  # fmt: skip
+    assert len(missing) == 3
+    assert missing[0] == (
+        "There is no row 'third ordinary view, first BatchNorm' for simclr: without BatchNorm it is another row."
+    )
+    rows, _ = rows_of(RunConfig(method="simsiam", aug="clae", backbone="vit_b_16", image_size=32))
+    assert "search with one BatchNorm" in [row.name for row in rows]
+
+
+def test_rows_of_a_view_that_replaces_the_second_one() -> None:
+    rows, _ = rows_of(RunConfig(aug="idaa", set={"aug": {"place": "replace", "search": "network"}}))
+    assert [row.name for row in rows] == [
+        ALONE, "second view, second BatchNorm", "random direction", "search with one BatchNorm", "untrained network",
+        "search by gradient", "idaa",
+    ]  # fmt: skip
+
+
+def test_rows_of_a_plugin_in_a_file() -> None:
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "plugins/README.md").read_text(), re.DOTALL)
+    Path("views.py").write_text(code[0] + code[1])
+    command = ("ablate", "--plugin", "views.py", "--aug", "compared-brightness", "--set", "aug.eps=0.5", "--dry-run")
+    made = [Path(line) for line in done(bench(*command, "--out", "study")).stdout.splitlines()]
+    assert "eps = 0.25" in Path("study/rows/half-as-strong.toml").read_text()
+    assert len(made) == 9
+    assert {RunConfig(**read_toml(path)).aug for path in made} == {
+        "none", "third", "unperturbed", "compared-brightness",
+    }  # fmt: skip
+
+
+def test_rounds_within_a_budget() -> None:
+    assert rounds_within(1e6, TINY, Path("study"), range(3), {}, 1) == 3
+    with pytest.raises(UsageError, match=r"--budget is 10 s, but one round with its trials takes about \d+ (s|min)"):
+        rounds_within(1e-3, TINY, Path("study"), range(3), {"lr": ["1", "2"]}, 1)
 
 
 def test_ladder_of_a_search_with_one_batchnorm() -> None:
@@ -258,11 +304,6 @@ def test_the_strongest_control_is_judged() -> None:
     assert best is not None
     assert best["name"] == "other"
     assert [part["name"] for part in contrasts_of(result["rows"])] == [ALONE, "other", COMPUTE]
-
-
-TINY = RunConfig(
-    aug="oucl", limit_train=64, backbone="resnet9-w2", batch_size=32, epochs=1, accelerator="cpu", views="device"
-)
 
 
 @pytest.mark.slow

@@ -7,6 +7,11 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Literal
 
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.compare.groups import BASELINE
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.run.setup import make_augmentation, resolve
@@ -55,15 +60,27 @@ def rows_of(config: RunConfig) -> tuple[list[Row], list[str]]:
         raise UsageError("--aug is none, which is what augmentations are compared with: name an augmentation")
     augmentation, method = make_augmentation(resolve(config)), load("method", config.method)
     rows, missing = [Row(ALONE, "alone", _controlled(config, Control(ALONE, BASELINE)), ALONE)], []
+    norms = _has_batchnorm(config)
     for control in augmentation.controls(method):
         aug = control.aug or config.aug
-        if reason := control.missing or load("augmentation", aug).refuses(method):
+        same = "without BatchNorm it is another row" * (control.twin and not norms)
+        if reason := control.missing or same or load("augmentation", aug).refuses(method):
             missing.append(f"There is no row {control.name!r} for {config.method}: {reason}.")
             continue
         kind: Kind = "control" if control.judged else "variant"
         fixed = tuple(control.options.get("method", ()))
         rows.append(Row(control.name, kind, _controlled(config, control), control.adds, fixed))
     return [*rows, Row(config.aug, "candidate", config, augmentation.adds)], missing
+
+
+def _has_batchnorm(config: RunConfig) -> bool:
+    """Return True if the method has a BatchNorm, in its backbone or its heads. Its weights take no memory."""
+    config = resolve(config)
+    with torch.device("meta"):
+        network, size = create_backbone(config.backbone or "", config.image_size or 32, config.set.get("backbone"))
+    with torch.random.fork_rng([]):
+        method = load("method", config.method)(nn.Identity(), size, **config.set["method"])
+    return any(isinstance(part, _BatchNorm) for part in (*network.modules(), *method.modules()))
 
 
 def at_equal_compute(alone: Row, flops_per_epoch: float, flops: float) -> Row:
