@@ -87,12 +87,12 @@ OWN = ["flag", "mode", "level", "count", "rate", "limit", "label", "size"]
 @pytest.mark.parametrize(
     ("plugin", "expected"),
     [
-        (Mine, [*OWN, "weight", "random"]),
-        (Child, ["extra", "count", *(name for name in OWN if name != "count"), "weight", "random"]),
+        (Mine, [*OWN, "weight", "random", "place"]),
+        (Child, ["extra", "count", *(name for name in OWN if name != "count"), "weight", "random", "place"]),
         (Grandchild, list(options_of(Child))),
         (Closed, ["only"]),
         (Optionless, []),
-        (GeneratorAugmentation, ["weight", "random", "mode"]),
+        (GeneratorAugmentation, ["weight", "random", "mode", "place"]),
     ],
 )
 def test_options_and_their_order(plugin, expected):
@@ -177,11 +177,11 @@ def test_parse(name, given, expected):
         (
             "weihgt",
             1,
-            f"'mine' has no option 'weihgt'; it has: {', '.join(OWN)}, weight, random. Did you mean 'weight'?",
+            f"'mine' has no option 'weihgt'; it has: {', '.join(OWN)}, weight, random, place. Did you mean 'weight'?",
         ),
-        ("zzz", 1, f"'mine' has no option 'zzz'; it has: {', '.join(OWN)}, weight, random."),
-        ("options", 1, f"'mine' has no option 'options'; it has: {', '.join(OWN)}, weight, random."),
-        ("self", 1, f"'mine' has no option 'self'; it has: {', '.join(OWN)}, weight, random."),
+        ("zzz", 1, f"'mine' has no option 'zzz'; it has: {', '.join(OWN)}, weight, random, place."),
+        ("options", 1, f"'mine' has no option 'options'; it has: {', '.join(OWN)}, weight, random, place."),
+        ("self", 1, f"'mine' has no option 'self'; it has: {', '.join(OWN)}, weight, random, place."),
     ],
 )
 def test_parse_errors(name, given, text):

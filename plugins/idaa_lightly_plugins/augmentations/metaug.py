@@ -8,10 +8,9 @@ import torch
 from torch import nn
 
 from idaa_lightly import FeatureGenerator, MetAugLoss
-from idaa_lightly.controls import Control
 from idaa_lightly.options import Count, NonNegative
 from idaa_lightly.outputs import embedding_of
-from idaa_lightly.plugin import FitContext, Method
+from idaa_lightly.plugin import Control, FitContext, Method
 from idaa_lightly_plugins.augmentations.oucl import OUCL
 
 PRESETS: dict[str, tuple[float, float, Literal["weighted", "released"]]] = {

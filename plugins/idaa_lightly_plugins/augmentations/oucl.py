@@ -7,10 +7,9 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from idaa_lightly import OUCLLoss
-from idaa_lightly.controls import Control
 from idaa_lightly.options import NonNegative, Positive, options_of
 from idaa_lightly.outputs import embedding_of
-from idaa_lightly.plugin import Augmentation, Method
+from idaa_lightly.plugin import Augmentation, Control, Method
 
 
 class OUCLOutput(NamedTuple):
