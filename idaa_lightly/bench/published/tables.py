@@ -120,7 +120,8 @@ def _starts(table: Table) -> Iterator[Line]:
     paths = [path for recipe in table.recipes for path in sorted(table.records(recipe).glob("*/record.json"))]
     records = [read_record(path.parent) for path in paths]
     by_seed = {record["config"]["seed"]: record["initial"] for record in records}
-    if len({(record["config"]["backbone"], record["config"]["image_size"]) for record in records}) != 1:
+    configs = [record["config"] for record in records]
+    if len({(each["backbone"], each["image_size"], str(each["set"].get("backbone"))) for each in configs}) != 1:
         return
     pixels = [initial["knn_pixels"] for initial in by_seed.values() if "knn_pixels" in initial][:1]
     untrained = {
