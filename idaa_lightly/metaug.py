@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightly.utils import dist
@@ -18,6 +18,10 @@ from idaa_lightly.outputs import embedding_of
 
 Contrast = Callable[..., Tensor]
 """Function that maps one embedding (N, D) per view to a scalar loss."""
+Bounds = Literal["anchor", "batch"]
+"""Embeddings that a bound of the margin is taken over: the positives and negatives of each anchor, or of the batch."""
+WIDENING = 4
+"""Default width of a generator, in multiples of the embedding's dimension."""
 
 
 class FeatureGenerator(nn.Module):
@@ -27,12 +31,14 @@ class FeatureGenerator(nn.Module):
 
     Args:
         dim: Dimension D of the embeddings.
-        hidden_dim: Width of the two hidden layers.
+        hidden_dim: Width of the two hidden layers. None takes 4 · dim, since the paper's 2048 cost more than a small
+            network.
     """
 
     @checked
-    def __init__(self, dim: Count, hidden_dim: Count = 2048) -> None:
+    def __init__(self, dim: Count, hidden_dim: Count | None = None) -> None:
         super().__init__()
+        hidden_dim = hidden_dim or WIDENING * dim
         hidden = [
             part
             for inside in (dim, hidden_dim)
@@ -66,8 +72,8 @@ class MetAugLoss(nn.Module):
 
     The network θ minimises L(θ, ω) = contrast(z0, z1) + feature_weight · contrast(z0, z1, ẑ0, ẑ1), with
     ẑ = generator_ω(z). The generators ω minimise L(θ̂, ω) + margin_weight · R. The step θ̂ = θ − inner_lr · ∇_θ L(θ, ω)
-    is kept in the graph. The margin R = mean [d̂⁺ − σ⁺]₊ + mean [σ⁻ − d̂⁻]₊ keeps augmented positives far and negatives
-    near.
+    is kept in the graph, or left out if `second_order` is False: θ̂ = θ. The margin R, see `margin`, keeps augmented
+    positives far and negatives near.
 
     Source: Li et al., "MetAug: Contrastive Learning via Meta Feature Augmentation", ICML 2022, Sec. 3.1 to 3.3.
 
@@ -79,7 +85,10 @@ class MetAugLoss(nn.Module):
         generators: Two generators, one for each view.
         feature_weight: Weight of the contrast with augmented embeddings.
         margin_weight: Weight of the margin term.
-        inner_lr: Learning rate of the inner step, ℓ in the paper.
+        inner_lr: Learning rate of the inner step, ℓ in the paper. Unused if `second_order` is False.
+        second_order: Train the generators through a step of the network, as in the paper. False takes their gradient at
+            the present network, which needs no second derivatives.
+        bounds: Embeddings that the bounds of the margin are taken over.
         gather_distributed: Average the inner gradient over all ranks, and take the margin over all their embeddings.
             `contrast` needs an argument of its own, such as `OUCLLoss(gather_distributed=True)`.
     """
@@ -93,11 +102,14 @@ class MetAugLoss(nn.Module):
         feature_weight: NonNegative,
         margin_weight: NonNegative,
         inner_lr: NonNegative = 1e-3,
+        second_order: bool = True,
+        bounds: Bounds = "anchor",
         gather_distributed: bool = False,
     ) -> None:
         super().__init__()
         self.contrast, self.generators = contrast, nn.ModuleList(generators)
         self.weights, self.inner_lr = (feature_weight, margin_weight), inner_lr
+        self.second_order, self.bounds = second_order, bounds
         self.gather_distributed = gather_distributed
 
     def forward(self, model: nn.Module, x0: Tensor, x1: Tensor) -> MetAugOutput:
@@ -112,10 +124,15 @@ class MetAugLoss(nn.Module):
         Raises:
             UsageError: The model's output holds no embedding (N, D) with a gradient.
         """
-        theta = {name: part for name, part in model.named_parameters() if part.requires_grad}
         omega = [part for part in self.generators.parameters() if part.requires_grad]
-        contrast, augmented, _ = self._terms(model(x0), model(x1))
+        contrast, augmented, margin = self._terms(model(x0), model(x1))
         loss = contrast + self.weights[0] * augmented
+        if not self.second_order:
+            # The network gets no gradient of the margin, which belongs to the generators.
+            slopes = torch.autograd.grad(self.weights[1] * margin, omega, retain_graph=True, materialize_grads=True)
+            total = loss + _carrying(omega, slopes)
+            return MetAugOutput(total, contrast.detach(), augmented.detach(), margin.detach())
+        theta = {name: part for name, part in model.named_parameters() if part.requires_grad}
         slopes = torch.autograd.grad(loss, list(theta.values()), create_graph=True, materialize_grads=True)
         slopes = _mean_over_ranks(slopes) if self.gather_distributed else slopes
         ahead = {name: part - self.inner_lr * slope for (name, part), slope in zip(theta.items(), slopes, strict=True)}
@@ -124,9 +141,7 @@ class MetAugLoss(nn.Module):
             meta_contrast, meta_augmented, margin = self._terms(*outputs)
         meta = meta_contrast + self.weights[0] * meta_augmented + self.weights[1] * margin
         meta_slopes = torch.autograd.grad(meta, omega, materialize_grads=True)
-        total = loss.detach()
-        for part, slope in zip([*theta.values(), *omega], [*slopes, *meta_slopes], strict=True):
-            total = total + ((part - part.detach()) * slope.detach()).sum()  # The term is 0 and has gradient `slope`.
+        total = loss.detach() + _carrying([*theta.values(), *omega], [*slopes, *meta_slopes])
         return MetAugOutput(total, contrast.detach(), augmented.detach(), margin.detach())
 
     def _terms(self, *outputs: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,36 +152,50 @@ class MetAugLoss(nn.Module):
             made0, made1 = (generator(z) for generator, z in zip(self.generators, (z0, z1), strict=True))
             augmented = self.contrast(z0, z1, made0, made1)
             together = torch.stack([z0, z1, made0, made1])
-            far = margin(*(gathered(together) if self.gather_distributed else together))
+            far = margin(*(gathered(together) if self.gather_distributed else together), bounds=self.bounds)
             return self.contrast(z0, z1), augmented, far
 
 
-def margin(z0: Tensor, z1: Tensor, made0: Tensor, made1: Tensor) -> Tensor:
-    """Return the margin R of `MetAugLoss`.
+def margin(z0: Tensor, z1: Tensor, made0: Tensor, made1: Tensor, *, bounds: Bounds = "anchor") -> Tensor:
+    """Return the margin R = mean [d̂⁺ − σ⁺]₊ + mean [σ⁻ − d̂⁻]₊ of `MetAugLoss`.
 
-    With d = (cos + 1) / 2, d⁺ denotes the similarity within a sample and d⁻ that between samples. The bounds
-    σ⁺ = min(min d⁺, max d⁻) and σ⁻ = max(min d⁺, max d⁻) are taken from z0 and z1 and detached.
+    With d = (cos + 1) / 2, d⁺ denotes the similarity within a sample and d⁻ that between samples. d̂ are those of the
+    augmented embeddings. The bounds σ⁺ = min(min d⁺, max d⁻) and σ⁻ = max(min d⁺, max d⁻) are taken from z0 and z1 and
+    detached. Embeddings of both views are anchors, which are compared with the other view.
 
-    Source: Li et al., ICML 2022, Sec. 3.2.
+    Source: Li et al., ICML 2022, Sec. 3.2. The authors' code takes the bounds per anchor. It also multiplies the first
+    of the two means by 1e-4, which is left out here.
 
     Args:
         z0: Embeddings of the first view, (N, D).
         z1: Embeddings of the second view, (N, D).
         made0: Augmented embeddings of the first view, (N, D).
         made1: Augmented embeddings of the second view, (N, D).
+        bounds: Take σ⁺ and σ⁻ over the positive and the negatives of each anchor, or over all of the batch.
     """
-    positives, negatives = _similarities(z0.detach(), z1.detach())
-    low, high = torch.stack([positives.min(), negatives.max()]).sort().values
-    made_positives, made_negatives = _similarities(made0, made1)
-    loss: Tensor = (made_positives - low).clamp_min(0).mean() + (high - made_negatives).clamp_min(0).mean()
-    return loss
+    given, made = _similarities(z0.detach(), z1.detach()), _similarities(made0, made1)
+    return (_one_way(given, made, bounds) + _one_way(given.T, made.T, bounds)) / 2
 
 
-def _similarities(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the similarities in [0, 1] of matching samples, (N,), and of different samples, (N² − N,)."""
-    similarities = (F.normalize(a, dim=1) @ F.normalize(b, dim=1).T + 1) / 2
-    same = torch.eye(len(a), dtype=torch.bool, device=a.device)
-    return similarities[same], similarities[~same]
+def _one_way(given: Tensor, made: Tensor, bounds: Bounds) -> Tensor:
+    """Return the margin, given the similarities (N, N) of anchors, the rows, to the other view."""
+    others = ~torch.eye(len(given), dtype=torch.bool, device=given.device)
+    positive, nearest = given.diagonal(), given.masked_fill(~others, 0).amax(1)  # 0 is the smallest similarity.
+    if bounds == "batch":
+        positive, nearest = positive.min().expand_as(positive), nearest.max().expand_as(nearest)
+    low, high = torch.minimum(positive, nearest), torch.maximum(positive, nearest)
+    return (made.diagonal() - low).clamp_min(0).mean() + (high[:, None] - made)[others].clamp_min(0).mean()
+
+
+def _similarities(a: Tensor, b: Tensor) -> Tensor:
+    """Return the similarities in [0, 1] of all pairs, (N, N)."""
+    return (F.normalize(a, dim=1) @ F.normalize(b, dim=1).T + 1) / 2
+
+
+def _carrying(parameters: Iterable[Tensor], slopes: Iterable[Tensor]) -> Tensor:
+    """Return a scalar that is 0 and whose gradients are `slopes`."""
+    terms = [((part - part.detach()) * slope.detach()).sum() for part, slope in zip(parameters, slopes, strict=True)]
+    return torch.stack(terms).sum()
 
 
 def _mean_over_ranks(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -13,13 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from idaa_lightly import FeatureGenerator, MetAugLoss, OUCLLoss
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.run.setup import make_augmentation, resolve
 from idaa_lightly.errors import UsageError
-from idaa_lightly.metaug import margin
+from idaa_lightly.metaug import Bounds, margin
 from idaa_lightly.options import options_of
 from idaa_lightly.outputs import embedding_of
 from idaa_lightly.registry import load
@@ -31,24 +32,43 @@ TURNED = torch.tensor([[0.6, 0.8], [-0.8, 0.6]], dtype=torch.float64)  # with I:
 
 
 @pytest.mark.parametrize(
-    ("z1", "made1", "expected"),
+    ("bounds", "z1", "made1", "expected"),
     [
-        (I, TURNED, 0.3 + 0.5),  # σ⁺ = max d⁻ = 0.5, σ⁻ = min d⁺ = 1: 0.8 − 0.5, plus the mean of 0.9 and 0.1
-        (TURNED, TURNED, 0 + 0.4),  # σ⁺ = min d⁺ = 0.8, σ⁻ = max d⁻ = 0.9: 0, plus the mean of 0.8 and 0
-        (TURNED, I, 0.2 + 0.4),  # generated: d̂⁺ = 1, d̂⁻ = 0.5
-        (I, I.flip(0), 0.0),  # generated: d̂⁺ = 0.5 = σ⁺, d̂⁻ = 1 = σ⁻
+        ("batch", I, TURNED, 0.3 + 0.5),  # σ⁺ = max d⁻ = 0.5, σ⁻ = min d⁺ = 1: 0.8 − 0.5, plus the mean of 0.9 and 0.1
+        ("batch", TURNED, TURNED, 0 + 0.4),  # σ⁺ = min d⁺ = 0.8, σ⁻ = max d⁻ = 0.9: 0, plus the mean of 0.8 and 0
+        ("batch", TURNED, I, 0.2 + 0.4),  # generated: d̂⁺ = 1, d̂⁻ = 0.5
+        ("batch", I, I.flip(0), 0.0),  # generated: d̂⁺ = 0.5 = σ⁺, d̂⁻ = 1 = σ⁻
+        ("anchor", I, TURNED, 0.3 + 0.5),  # the bounds are those of the batch for every anchor
+        ("anchor", TURNED, TURNED, 0.35 + 0.35),  # anchors with d⁻ = 0.1: 0.8 − 0.1 in both terms. With d⁻ = 0.9: 0
+        ("anchor", TURNED, I, 0.55 + 0.35),  # 1 − 0.1 and 0.8 − 0.5 with d⁻ = 0.1, 1 − 0.8 and 0.9 − 0.5 with d⁻ = 0.9
+        ("anchor", I, I.flip(0), 0.0),
     ],
 )
-def test_margin_by_hand(z1: Tensor, made1: Tensor, expected: float) -> None:
+def test_margin_by_hand(bounds: Bounds, z1: Tensor, made1: Tensor, expected: float) -> None:
     """The lengths of the embeddings do not matter."""
-    assert margin(2 * I, z1, I, 3 * made1).item() == pytest.approx(expected, abs=1e-12)
+    assert margin(2 * I, z1, I, 3 * made1, bounds=bounds).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_both_views_are_anchors() -> None:
+    """Three samples on a circle, so that rows and columns have different bounds. Each anchor is computed on its own."""
+    angles = torch.tensor([[0.0, 1.0, 2.5], [0.4, 1.9, 2.2], [0.1, 1.5, 2.0], [0.6, 1.2, 2.9]], dtype=torch.float64)
+    z0, z1, made0, made1 = torch.stack([angles.cos(), angles.sin()], 2)
+    far, near = [], []
+    for a, b, made_a, made_b in ((z0, z1, made0, made1), (z1, z0, made1, made0)):
+        for i, others in enumerate(([1, 2], [0, 2], [0, 1])):
+            positive, negatives = float(a[i] @ b[i] + 1) / 2, [float(a[i] @ b[j] + 1) / 2 for j in others]
+            low, high = sorted([positive, max(negatives)])
+            far.append(max(0.0, float(made_a[i] @ made_b[i] + 1) / 2 - low))
+            near += [max(0.0, high - float(made_a[i] @ made_b[j] + 1) / 2) for j in others]
+    assert margin(z0, z1, made0, made1).item() == pytest.approx(sum(far) / 6 + sum(near) / 12, abs=1e-12)
 
 
 def test_margin_holds_its_thresholds_constant() -> None:
-    parts = [part.clone().requires_grad_() for part in (I, TURNED, I, TURNED)]
+    torch.manual_seed(0)
+    parts = [torch.randn(4, 3).requires_grad_() for _ in range(4)]
     gradients = torch.autograd.grad(margin(*parts), parts, allow_unused=True)
     assert gradients[:2] == (None, None)
-    assert all(gradient.abs().max() > 0.1 for gradient in gradients[2:])
+    assert all(gradient.abs().max() > 0.01 for gradient in gradients[2:])
 
 
 def test_generated_embeddings_are_directions_of_directions() -> None:
@@ -56,7 +76,7 @@ def test_generated_embeddings_are_directions_of_directions() -> None:
     generator, z = FeatureGenerator(3, 5).double().eval(), torch.randn(4, 3).double()
     torch.testing.assert_close(generator(z).norm(dim=1), torch.ones(4).double())
     torch.testing.assert_close(generator(7 * z), generator(z))
-    assert [layer.weight.shape[0] for layer in FeatureGenerator(3).layers[::3]] == [2048, 2048, 3]
+    assert [layer.weight.shape[0] for layer in FeatureGenerator(3).layers[::3]] == [12, 12, 3]
 
 
 class Queued(nn.Sequential):
@@ -77,7 +97,8 @@ def problem(kind: str, weighted: bool) -> tuple[Any, MetAugLoss, list[Tensor]]:
     model.register_buffer("seen", torch.zeros(()))
     first.requires_grad_(kind != "frozen")
     generators = [FeatureGenerator(3, 3).double() for _ in range(2)]
-    loss = MetAugLoss(OUCLLoss(4.0, weighted=weighted), generators, feature_weight=0.7, margin_weight=1.3, inner_lr=0.9)
+    weights = {"feature_weight": 0.7, "margin_weight": 1.3}
+    loss = MetAugLoss(OUCLLoss(4.0, weighted=weighted), generators, **weights, inner_lr=0.9, bounds="batch")
     x = torch.randn(6, 4).double()
     return model, loss, [x + 0.5 * torch.randn_like(x) for _ in range(2)]
 
@@ -147,6 +168,42 @@ def test_both_gradients(kind: str, weighted: int) -> None:
     ours = torch.cat([part.grad.flatten() for part in loss.generators.parameters()])
     torch.testing.assert_close(ours, differences, rtol=1e-5, atol=1e-7)
     assert (ours - direct).norm() > 0.1 * ours.norm()
+
+
+@pytest.mark.parametrize(("kind", "weighted"), [("plain", 0), ("batchnorm", 1), ("tuple", 0), ("frozen", 1)])
+def test_gradients_without_look_ahead(kind: str, weighted: int) -> None:
+    """θ gets the gradient of its own loss. ω gets that of its loss at the same θ, which includes the margin."""
+    model, loss, views = problem(kind, weighted == 1)
+    loss.second_order = False
+    (twin, own), constant = copy.deepcopy((model, loss)), Tensor.detach
+    output = loss(model, *views)
+    output.total.backward()
+    value, far_and_near = terms(twin, own, views, constant)
+    torch.testing.assert_close(output.total, value)
+    torch.testing.assert_close(output.margin, far_and_near.detach())
+    theta, omega = ([part for part in module.parameters() if part.requires_grad] for module in (twin, own.generators))
+    slopes = torch.autograd.grad(value, theta, retain_graph=True)
+    meta = torch.autograd.grad(value + 1.3 * far_and_near, omega)
+    found = [part.grad for part in model.parameters() if part.requires_grad]
+    torch.testing.assert_close(found, list(slopes), rtol=1e-9, atol=1e-12)
+    made = [part.grad for part in loss.generators.parameters()]
+    torch.testing.assert_close(made, list(meta), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(dict(model.named_buffers()), dict(twin.named_buffers()))
+
+
+def test_operations_without_look_ahead() -> None:
+    """Generators of the default width cost little, and no further pass of the network is made."""
+    counts = []
+    for aug, options in (("none", {}), ("metaug", {"second_order": False}), ("metaug", {"second_order": True})):
+        method = load("method", "simclr")(*create_backbone("resnet9-w8", 16))
+        augmentation: Any = load("augmentation", aug)(**options)
+        augmentation.fit(SimpleNamespace(channels=3, image_size=16))
+        loss = augmentation.loss(method)
+        with FlopCounterMode(display=False) as counter:
+            loss(method, *torch.rand(2, 4, 3, 16, 16)).total.backward()
+        counts.append(counter.get_total_flops())
+    assert 1 < counts[1] / counts[0] < 1.2
+    assert counts[2] / counts[0] > 3
 
 
 def test_the_pass_after_the_step_leaves_no_trace() -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from idaa_lightly import FeatureGenerator, MetAugLoss
+from idaa_lightly.metaug import Bounds
 from idaa_lightly.options import Count, NonNegative
 from idaa_lightly.outputs import embedding_of
 from idaa_lightly.plugin import Control, FitContext, Method
@@ -41,8 +42,13 @@ class MetAug(OUCL):
         margin_weight: Weight of the margin term. None takes the preset's.
         form: Form of OUCL. "weighted" is the paper's, "released" the default of the authors' code, without weights
             and margins. None takes the preset's.
-        inner_lr: Learning rate of the network's inner step, which is differentiated.
-        hidden_dim: Width of the generators' hidden layers.
+        second_order: Train the generators through a step of the network, as in the paper. False takes their gradient at
+            the present network, which is much cheaper.
+        inner_lr: Learning rate of the network's inner step, which is differentiated. Unused if `second_order` is false.
+        bounds: Take the bounds of the margin term over the positives and negatives of each anchor, as in the authors'
+            code, or over those of the batch.
+        hidden_dim: Width of the generators' hidden layers. None takes 4 times the dimension of the embedding. The paper
+            has 2048.
         lr: Learning rate of the generators. None takes the method's.
     """
 
@@ -56,17 +62,21 @@ class MetAug(OUCL):
         feature_weight: NonNegative | None = None,
         margin_weight: NonNegative | None = None,
         form: Literal["weighted", "released"] | None = None,
+        second_order: bool = True,
         inner_lr: NonNegative = 1e-3,
-        hidden_dim: Count = 2048,
+        bounds: Bounds = "anchor",
+        hidden_dim: Count | None = None,
         lr: NonNegative | None = None,
         **options: Any,
     ) -> None:
         preset_weights = PRESETS[preset]
         super().__init__(form=form or preset_weights[2], **options)
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "feature_weight": preset_weights[0] if feature_weight is None else feature_weight,
             "margin_weight": preset_weights[1] if margin_weight is None else margin_weight,
+            "second_order": second_order,
             "inner_lr": inner_lr,
+            "bounds": bounds,
         }
         self.hidden_dim, self.lr = hidden_dim, lr
 
