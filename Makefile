@@ -1,6 +1,7 @@
 # make demo: venv, install, the main job.
 # make test: the fast tests. make test-slow: the slow ones. make test-all: both. make test-oldest: the fast tests with
 # the oldest versions that pyproject.toml declares. make lint: format, lint, types.
+# make docs: the documentation site, in build/site. Warnings are errors.
 # make matrix: a few steps of every allowed pair of a method and an augmentation, where make test takes a selection.
 VENV ?= .venv
 VENV_OLDEST ?= .venv-oldest
@@ -17,7 +18,7 @@ INSTALL = $(UV) uninstall --quiet --python $(BIN)/python faiss-$(OTHER); rm -f $
 	$(UV) install --quiet --compile-bytecode --python $(BIN)/python --editable
 PYTEST := python -m pytest -n auto --maxprocesses 4
 
-.PHONY: demo test test-slow test-all test-oldest matrix lint clean
+.PHONY: demo test test-slow test-all test-oldest matrix docs lint clean
 
 demo: $(VENV)/.$(EXTRA)
 	$(BIN)/idaa-bench run --method simclr --aug idaa --resume
@@ -38,6 +39,10 @@ test-oldest: $(VENV_OLDEST)/.test
 matrix: $(VENV)/.$(EXTRA)-test
 	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) -m "matrix or not matrix" tests/test_matrix.py -k trains -v
 
+docs: $(VENV)/.$(EXTRA)-docs
+	$(BIN)/sphinx-build -W --keep-going -q -c docs . build/site
+	@echo "Open build/site/docs/index.html."
+
 lint: $(VENV)/.$(EXTRA)-lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -56,6 +61,10 @@ $(VENV)/.$(EXTRA): pyproject.toml | $(BIN)/uv
 
 $(VENV)/.$(EXTRA)-test: pyproject.toml | $(BIN)/uv
 	$(INSTALL) ".[all,$(EXTRA),test]"
+	touch $@
+
+$(VENV)/.$(EXTRA)-docs: pyproject.toml | $(BIN)/uv
+	$(INSTALL) ".[all,$(EXTRA),docs]"
 	touch $@
 
 $(VENV)/.$(EXTRA)-lint: pyproject.toml | $(BIN)/uv

@@ -11,13 +11,13 @@ from .evaluation.knn import knn_classify, knn_sweep
 from .evaluation.lightning import FaissKNNClassifier, KNNCallback, UnlabelledCallback
 from .evaluation.linear import linear_probe
 from .evaluation.unlabelled import alignment, rankme, spread, uniformity
-from .learned import LearnedColor, LearnedNoise, Viewmaker
+from .learned import LatentNetwork, LearnedColor, LearnedNoise, Viewmaker
 from .losses import AdversarialLoss, AdversarialOutput
 from .metaug import FeatureGenerator, MetAugLoss
 from .spaces import AffineSpace, ColorSpace, JitterSpace, LatentSpace, PixelSpace
 from .transforms.device import DeviceViews
 from .vae import VAE, fit_vae
-from .variants import HalfBatchLoss, ReusedGraphLoss
+from .variants import HalfBatchLoss, ReplacingLoss, ReusedGraphLoss
 from .views import CLAE, IDAA, ViewGenerator
 
 __version__: str
@@ -41,6 +41,7 @@ __all__ = [
     "InfoNCELoss",
     "JitterSpace",
     "KNNCallback",
+    "LatentNetwork",
     "LatentSpace",
     "LearnedColor",
     "LearnedNoise",
@@ -48,6 +49,7 @@ __all__ = [
     "OUCLLoss",
     "PixelSpace",
     "RandomDirection",
+    "ReplacingLoss",
     "ReusedGraphLoss",
     "UELLoss",
     "UnlabelledCallback",

@@ -141,7 +141,7 @@ class Viewmaker(nn.Module):
 class LearnedNoise(nn.Module):
     """Gaussian noise whose mean and standard deviation a network predicts for every value of the image.
 
-    x' = x + μ(x) + σ(x) · ε with ε ~ N(0, 1), |μ| < eps and 0 < σ < eps. The noise is reparametrised, so that the
+    x' = x + μ(x) + σ(x) · ε with ε ~ N(0, 1), -eps < μ < eps and 0 < σ < eps. The noise is reparametrised, so that the
     gradient of the loss trains both. An untrained network has μ = 0 and σ = eps / 2.
 
     Source: Zhang et al., "Data Augmentation of Contrastive Learning is Estimating Positive-incentive Noise", ICML 2026
@@ -190,8 +190,8 @@ class LearnedNoise(nn.Module):
 class LatentNetwork(nn.Module):
     """Network that predicts adversarial perturbations of a VAE's bottleneck, in place of a search (amortised IDAA).
 
-    x' = R(x) + D(z + δ) with δ = eps · tanh(MLP(z, noise)), so |δ| < eps. See `LatentSpace` for R, D and z. The network
-    is trained by the reversed gradient of the method's own backward pass, so no attack passes are needed.
+    x' = R(x) + D(z + δ) with δ = eps · tanh(MLP(z, noise)), so -eps < δ < eps. See `LatentSpace` for R, D and z. The
+    network is trained by the reversed gradient of the method's own backward pass, so no attack passes are needed.
 
     The network could collapse to one δ for all samples. `spread` measures this.
 

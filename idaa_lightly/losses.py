@@ -1,5 +1,7 @@
 """Adversarial loss: a clean self-supervised loss plus the loss on an adversarial view of the anchor.
 
+::
+
     views (x0, x1) ──► clean loss L(f(x0), f(x1))
           │
           └─► generator(x0, objective) ──► x' ──► adversarial loss L(f(x0), f_adv(x'))
