@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version as installed
+from typing import Any
 
 project, author = "idaa-lightly", "the idaa-lightly maintainers"
 version = release = installed("idaa-lightly")
@@ -14,6 +15,9 @@ include_patterns = [
     "docs/*.md", "docs/**/*.md", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "plugins/README.md", "benchmarks/*.md",
     "benchmarks/**/*.md",
 ]  # fmt: skip
+default_role = "code"  # Docstrings have single backticks.
+smartquotes = False
+highlight_language = "text"
 html_theme = "furo"
 html_title = "idaa-lightly"
 html_show_copyright = html_show_sphinx = False
@@ -24,3 +28,27 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+
+
+def skip(app: Any, what: str, name: str, found: object, skipped: bool, options: object) -> bool | None:
+    """Leave out the fields of named tuples, which the class documents already."""
+    return True if type(found).__name__ == "_tuplegetter" else None
+
+
+def keep_lines(app: Any, ctx: Any, lines: list[str]) -> None:
+    """Show the blocks of a help that Click does not wrap, such as examples, as they are in the terminal."""
+    made: list[str] = []
+    for line in lines:
+        if line.startswith("| "):
+            if not (made and made[-1].startswith("    ")):
+                made += ["::", ""]
+            made.append(f"    {line[2:]}")
+        else:
+            made.append(line)
+    lines[:] = made
+
+
+def setup(app: Any) -> None:
+    """Connect the functions above."""
+    app.connect("autodoc-skip-member", skip)
+    app.connect("sphinx-click-process-description", keep_lines)
