@@ -166,6 +166,7 @@ def test_ladder_of_a_search_with_one_batchnorm() -> None:
         ("metaug", [ALONE, "NT-Xent at OUCL's temperature", "OUCL alone", "metaug"]),
         ("oucl", [ALONE, "NT-Xent at OUCL's temperature", "oucl"]),
         ("third", [ALONE, "third"]),
+        ("hvp", [ALONE, "random pair", "hvp"]),
         ("viewmaker", [ALONE, "unperturbed view, second BatchNorm", "untrained generator", "viewmaker"]),
         ("pinda", [ALONE, "unperturbed view, second BatchNorm", "untrained generator", "pinda"]),
     ],
