@@ -113,7 +113,7 @@ def _first_failure(ranks: Sequence[Rank]) -> Rank | None:
     """Wait until a rank fails or all have ended. One that lost the connection is blamed only if no other one fails."""
     deadline = None
     while True:
-        alive = any(rank.process.poll() is None for rank in ranks)
+        alive = [rank for rank in ranks if rank.process.poll() is None]  # Each is polled, also after one that lives.
         failed = [rank for rank in ranks if rank.process.returncode]
         causes = [rank for rank in failed if rank.process.returncode != RankError.exit_code]
         if failed and deadline is None:
