@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from attacks.arena import FORKS, HEAVY
 from click.testing import CliRunner
 from filelock import FileLock
 from hypothesis import settings
@@ -20,6 +21,8 @@ from idaa_lightly.cli import main
 
 settings.register_profile("ours", deadline=None, derandomize=True)  # No test depends on timing or on chance.
 settings.load_profile("ours")
+
+FORKS.set_forkserver_preload(list(HEAVY))  # `Command` starts commands in forks, so that imports are paid for once.
 
 # A background job of a shell ignores Ctrl-C, and would pass that on to the commands under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)

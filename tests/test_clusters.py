@@ -10,11 +10,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from attacks.arena import Command
 from click.testing import CliRunner, Result
 from test_matrix import make_augmentation, make_method, views
 from torch.utils.data import DataLoader
@@ -122,24 +122,23 @@ exit $SCONTROL_FAILS
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fails", [0, 1])
-def test_slurm_requeues_a_run(fails: int) -> None:
+def test_slurm_requeues_a_run(fails: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A script stands in for Slurm's scontrol. The signal and the variables are those that Slurm sends and sets."""
     Path("bin").mkdir()
     Path("bin/scontrol").write_text(SCONTROL)
     Path("bin/scontrol").chmod(0o755)
     job = {"SLURM_JOB_ID": "42", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
     path = f"{Path('bin').resolve()}{os.pathsep}{os.environ['PATH']}"
-    env: dict[str, Any] = {**os.environ, **job, "SLURM_JOB_NAME": "x", "PATH": path, "OMP_NUM_THREADS": "1"}
-    env |= {"SCONTROL_FAILS": str(fails)}
+    for name, value in {**job, "SLURM_JOB_NAME": "x", "PATH": path, "SCONTROL_FAILS": str(fails)}.items():
+        monkeypatch.setenv(name, value)
     options = ["run", "--limit-train", "96", *TINY, "--batch-size", "32", "--epochs", "300", "--out", "run", "--resume"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "idaa_lightly.cli", *options], env=env, stderr=subprocess.PIPE, text=True
-    )
-    while not Path("run/checkpoints/last.ckpt").exists() and process.poll() is None:
+    process = Command(options, Path("log")).process
+    while not Path("run/checkpoints/last.ckpt").exists() and process.is_alive():
         time.sleep(0.05)
-    process.send_signal(signal.SIGUSR1)
-    error = process.communicate(timeout=120)[1]
-    assert process.returncode == 128 + signal.SIGUSR1, error
+    os.kill(process.pid or 0, signal.SIGUSR1)
+    process.join(120)
+    error = Path("log").read_text()
+    assert process.exitcode == 128 + signal.SIGUSR1, error
     assert Path("requeued.txt").read_text() == "requeue 42\n"
     expected = "Slurm could not requeue job 42 (" if fails else "Slurm has requeued job 42."
     assert f"Interrupted by SIGUSR1. {expected}" in error

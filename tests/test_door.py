@@ -208,20 +208,6 @@ def process(*arguments: object, **options: object) -> subprocess.CompletedProces
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
 
 
-@pytest.mark.slow
-def test_a_full_disk(folder: Path) -> None:
-    """A limit of the file size stands for the disk."""
-    resource = pytest.importorskip("resource")
-    result = process(
-        "run", "--aug", "none", "--data", f"folder:{folder}", *TINY, "--out", "out",
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)),
-    )  # fmt: skip
-    assert result.returncode == 1, result.stderr
-    assert result.stderr.startswith("Error: ")
-    assert result.stderr.count("\n") == 1
-    assert "last.ckpt cannot be written (File too large): make room or choose another path" in result.stderr
-
-
 OTHER = {"user": 54321, "group": 54321}
 
 

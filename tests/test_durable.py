@@ -14,13 +14,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from zipfile import ZipFile
 
 import numpy as np
 import pytest
 import torch
+from attacks.arena import Command
 from click.testing import CliRunner, Result
 
 from idaa_lightly import VAE
@@ -180,40 +181,35 @@ def test_signals_of_slurm_end_a_run_that_can_be_resumed(number: signal.Signals) 
 
 
 def stopped_after_an_epoch(arguments: list[str], *, group: bool) -> str:
-    """Send SIGTERM to a process, or also to its children as Slurm does, once it has a checkpoint. Return its stderr."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "idaa_lightly.cli", *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        while process.poll() is None and not list(Path().glob("run/**/last.ckpt")):
-            time.sleep(0.05)
-        (os.killpg if group else os.kill)(process.pid, signal.SIGTERM)
-        try:
-            errors = process.communicate(timeout=60)[1]
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 143, errors
-    assert "Traceback" not in errors
-    return errors
+    """Send SIGTERM to a process, or also to its children as Slurm does, once it has a checkpoint. Return its output."""
+    started = Command(arguments, Path("log"))
+    process = started.process
+    while process.is_alive() and not list(Path().glob("run/**/last.ckpt")):
+        time.sleep(0.05)
+    (os.killpg if group else os.kill)(process.pid or 0, signal.SIGTERM)
+    process.join(60)
+    started.kill()
+    output = Path("log").read_text()
+    assert process.exitcode == 143, output
+    assert "Traceback" not in output
+    return output
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [["--workers", "2"], ["--devices", "2", "--strategy", "ddp"]])
-@pytest.mark.parametrize("group", [True, False])
+@pytest.mark.parametrize(
+    ("options", "group"), [(["--workers", "2"], True), (["--workers", "2"], False), (["--devices", "2"], True)]
+)
 def test_sigterm_with_several_processes(options: list[str], group: bool) -> None:
-    errors = stopped_after_an_epoch([*RUN, *options, "--epochs", "300", "--out", "run"], group=group)
-    assert f"Interrupted by SIGTERM. {HINT}\n" in errors
+    output = stopped_after_an_epoch([*RUN, *options, "--epochs", "300", "--out", "run"], group=group)
+    assert f"Interrupted by SIGTERM. {HINT}\n" in output
     assert epoch_of("last.ckpt") < 300
 
 
 @pytest.mark.slow
 def test_sigterm_stops_a_sweep_and_its_run() -> None:
     arguments = ["sweep", *RUN[1:], "--epochs", "300", "--out", "run"]
-    assert stopped_after_an_epoch(arguments, group=False) == "Interrupted by SIGTERM. Repeat the command to continue.\n"
+    output = stopped_after_an_epoch(arguments, group=False)
+    assert output.endswith("\nInterrupted by SIGTERM. Repeat the command to continue.\n")
     (out,) = (path.parent for path in Path("run").rglob("config.toml"))
     with claim(out, timeout=60):  # The run has ended, and released its directory.
         assert not (out / "record.json").exists()

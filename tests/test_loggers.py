@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attacks.arena import Command
 from click.testing import CliRunner, Result
 
 from idaa_lightly.cli import main
@@ -77,8 +78,17 @@ for path in sys.argv[1:]:
 """
 
 
+def run_forked(*arguments: str, **more: str) -> None:
+    """Call the command line in a process of its own, because these packages keep threads and global state."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**OFFLINE, **more}.items():
+            patch.setenv(name, value)
+        fault = Command([*arguments], Path("log")).end()
+    assert fault is None, fault
+
+
 def run_apart(*arguments: str, **more: str) -> str:
-    """Run Python in a process of its own, because these packages keep threads and global state."""
+    """Run Python in a process of its own."""
     done = subprocess.run(
         [sys.executable, *arguments], env={**os.environ, **OFFLINE, **more}, capture_output=True, text=True, check=False
     )
@@ -89,11 +99,11 @@ def run_apart(*arguments: str, **more: str) -> str:
 @pytest.mark.slow
 def test_wandb_offline(folder: Path) -> None:
     pytest.importorskip("wandb")
-    options = ["-m", "idaa_lightly.cli", "run", "--data", f"folder:{folder}", *TINY, "--logger", "wandb"]
-    run_apart(*options)
+    options = ["run", "--data", f"folder:{folder}", *TINY, "--logger", "wandb"]
+    run_forked(*options)
     identity = json.loads(Path("run/loggers.json").read_text())["wandb"]
     rewind()
-    run_apart(*options, "--resume")
+    run_forked(*options, "--resume")
     assert json.loads(Path("run/loggers.json").read_text())["wandb"] == identity
     files = sorted(map(str, Path("run/wandb").glob("offline-run-*/*.wandb")))
     assert len(files) == 2, "one per process; `wandb sync` joins them by their identity"
@@ -122,10 +132,10 @@ print(json.dumps([run.data.params, run.data.metrics, steps, files, run.info.stat
 def test_mlflow(folder: Path) -> None:
     pytest.importorskip("mlflow")
     address = {"MLFLOW_TRACKING_URI": f"file:{Path('mlruns').resolve()}"}
-    options = ["-m", "idaa_lightly.cli", "run", "--data", f"folder:{folder}", *TINY, "--logger", "mlflow"]
-    run_apart(*options, **address)
+    options = ["run", "--data", f"folder:{folder}", *TINY, "--logger", "mlflow"]
+    run_forked(*options, **address)
     rewind()
-    run_apart(*options, "--resume", **address)
+    run_forked(*options, "--resume", **address)
     identity = json.loads(Path("run/loggers.json").read_text())["mlflow"]
     parameters, metrics, steps, files, status = json.loads(run_apart("-c", READ_MLFLOW, identity, **address))
     record = json.loads(Path("run/record.json").read_text())

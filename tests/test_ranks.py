@@ -1,4 +1,7 @@
-"""Ranks of a run on several devices that die: one sentence says which and how, and no process is left."""
+"""Ranks of a run on several devices that die: one sentence says which and how, and no process is left.
+
+tests/test_supervise.py has the other ways in which ranks can end.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ if os.environ.get("LOCAL_RANK") == "1":
     from idaa_lightly.errors import DataError
     from idaa_lightly.training import SelfSupervised
     def broken(module):
-        raise {error}("broken here")
+        raise DataError("broken here")
     SelfSupervised.on_train_epoch_end = broken
 """
 
@@ -95,16 +98,15 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 
 @pytest.mark.slow
 @needs_proc
-@pytest.mark.parametrize("rank", ["0", "1"])
-def test_a_killed_rank_ends_the_run_with_a_sentence(rank: str) -> None:
+def test_a_killed_rank_ends_the_run_with_a_sentence() -> None:
     with started() as process:
         wait(process, trains)
-        (victim,) = [pid for pid, its_rank in alive(process.pid).items() if its_rank == rank]
+        (victim,) = [pid for pid, its_rank in alive(process.pid).items() if its_rank == "1"]
         os.kill(victim, signal.SIGKILL)
         assert ended(process) == (
             137,
             [
-                f"Error: rank {rank} of 2 (process {victim}) was ended by SIGKILL, as the system does when memory is "
+                f"Error: rank 1 of 2 (process {victim}) was ended by SIGKILL, as the system does when memory is "
                 f"short, so the others were stopped: {HINT}"
             ],
         )
@@ -121,21 +123,11 @@ def test_the_ranks_end_with_the_process_that_watches_them() -> None:
 
 @pytest.mark.slow
 @needs_proc
-@pytest.mark.parametrize(
-    ("error", "sentence"),
-    [
-        ("ValueError", f"rank 1 of 2 (process {{victim}}) ended with exit code 1, so the others were stopped: {HINT}"),
-        ("DataError", "broken here"),
-    ],
-)
-def test_an_exception_in_a_rank_ends_the_run_with_a_sentence(error: str, sentence: str) -> None:
-    Path("sitecustomize.py").write_text(BROKEN.format(error=error))
+def test_an_exception_in_a_rank_ends_the_run_with_a_sentence() -> None:
+    Path("sitecustomize.py").write_text(BROKEN)
     with started(PYTHONPATH=os.getcwd()) as process:
-        wait(process, lambda: "1" in alive(process.pid).values())
-        (victim,) = [pid for pid, rank in alive(process.pid).items() if rank == "1"]
-        assert ended(process) == (1, [f"Error: {sentence.format(victim=victim)}"])
-    shown = Path("errors").read_text()
-    assert ("ValueError: broken here" in shown, "Traceback" in shown) == 2 * (error == "ValueError",)
+        assert ended(process) == (1, ["Error: broken here"])
+    assert "Traceback" not in Path("errors").read_text()
 
 
 @pytest.mark.slow
@@ -154,16 +146,13 @@ def test_a_refusal_of_rank_0_is_one_sentence() -> None:
 
 @pytest.mark.slow
 @needs_proc
-@pytest.mark.parametrize(
-    ("number", "moment"), [(signal.SIGINT, "launch"), (signal.SIGTERM, "first evaluation"), (signal.SIGINT, "training")]
-)
+@pytest.mark.parametrize(("number", "moment"), [(signal.SIGINT, "launch"), (signal.SIGTERM, "first evaluation")])
 def test_an_interruption_ends_all_ranks(number: signal.Signals, moment: str) -> None:
     """Ctrl-C reaches all processes, and SIGTERM the first one only."""
     with started() as process:
         ready = {
             "launch": lambda: Path("run/config.toml").exists(),
             "first evaluation": lambda: "epoch 0/300" in Path("out").read_text(),
-            "training": trains,
         }
         wait(process, ready[moment])
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)

@@ -7,6 +7,7 @@ import csv
 import json
 import logging
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attacks.arena import Command
 from click.testing import CliRunner, Result
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -212,10 +214,6 @@ def test_resume_of_a_finished_run_leaves_it() -> None:
     assert Path("run/record.json").read_text() == before
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "idaa_lightly.cli", *arguments]
-
-
 def interrupted(sent: signal.Signals, *arguments: str) -> str:
     """Run a command up to its next checkpoint, send it a signal, and return its output."""
     checkpoint = Path("parts/checkpoints/last.ckpt")
@@ -223,16 +221,14 @@ def interrupted(sent: signal.Signals, *arguments: str) -> str:
     def written() -> int:
         return checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
 
-    before = written()
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # Without it, a background job ignores Ctrl-C.
-    process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    signal.signal(signal.SIGINT, handler)
-    while written() == before and process.poll() is None:
+    before, log = written(), Path(sent.name)
+    process = Command([*arguments], log).process
+    while written() == before and process.is_alive():
         time.sleep(0.02)
-    process.send_signal(sent)
-    output = process.communicate()[0].decode()
-    assert process.returncode == {signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}[sent], output
-    return output
+    os.kill(process.pid or 0, sent)
+    process.join()
+    assert process.exitcode == {signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}[sent], log.read_text()
+    return log.read_text()
 
 
 @pytest.mark.slow
