@@ -12,6 +12,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -145,30 +146,17 @@ def test_two_damaged_checkpoints_are_refused_and_left() -> None:
     assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a second file system")
-def test_a_checkpoint_is_never_overwritten_in_place() -> None:
+def test_a_checkpoint_is_never_overwritten_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also with TMPDIR on another file system, where a rename from there is a copy."""
-    code = f"import sys; sys.argv[1:] = {[*RUN, '--out', 'run']!r}; from idaa_lightly.cli import main; "
-    code += """
-import logging, torch
-held = []
-class Hold(logging.Handler):
-    def emit(self, record):
-        if "epoch 2/4" in record.getMessage():
-            held.append(open("run/checkpoints/last.ckpt", "rb"))
-logging.getLogger("idaa_lightly").addHandler(Hold())
-main(standalone_mode=False)
-print("held epoch", torch.load(held[0], weights_only=True)["epoch"] + 1)
-"""
-    ran = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"TMPDIR": "/dev/shm"},
-        check=False,
-    )
-    assert "held epoch 1\n" in ran.stdout, ran.stdout + ran.stderr
+    monkeypatch.setenv("TMPDIR", "/dev/shm")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    held: list[int] = []
+    with when_logged("epoch 2/4", lambda: held.append(os.open("run/checkpoints/last.ckpt", os.O_RDONLY))):
+        done("--out", "run")
+    with os.fdopen(held[0], "rb") as file:
+        assert torch.load(file, weights_only=True)["epoch"] + 1 == 1
+    assert epoch_of("last.ckpt") == 4
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
