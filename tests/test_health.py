@@ -82,4 +82,7 @@ def test_warnings_name_their_run() -> None:
         Path(f"all/run-{1 - seed}/record.json").write_text(content)
     text = done(bench("compare", "all", "--format", "markdown")).stdout
     assert text.count("Warning: ") == 1
-    assert "Warning: run-1: it rained." in text
+    assert "Warning: all/run-1: it rained." in text
+    Path("all/run-0/record.json").write_text(json.dumps(a_record(config={"seed": 1}, warnings=["it rained: 3 mm"])))
+    text = done(bench("compare", "all", "--format", "markdown")).stdout
+    assert "Warning: 2 runs, such as all/run-1: it rained." in text

@@ -366,10 +366,11 @@ def test_the_verdict_counts_intervals_and_names_the_largest_gain() -> None:
     points = {"a": (1.0, 0.5, 1.5), "b": (3.0, 1.0, 5.0), "c": (1.0, -1.0, 3.0), "d": (-2.0, -3.0, -1.0)}
     found = [Contrast(label, {"knn": part}, 3) for label, part in points.items()]
     assert verdict([*found, Contrast("e", {"knn": (9.0, None, None)}, 1)]) == (
-        "Groups by kNN: 2 above the baseline, 1 below it, 1 not told apart from it, 1 with a single seed, which is too "
-        "few for a verdict. The largest gain is that of b: +3.00 points [+1.00, +5.00] over 3 seeds."
+        "Groups by kNN: 2 above the baseline, 1 below the baseline, 1 not told apart from the baseline, 1 with a "
+        "single seed, which is too few for a verdict. The largest gain is that of b: +3.00 points [+1.00, +5.00] over "
+        "3 seeds."
     )
-    assert verdict(found[3:]) == "Groups by kNN: 1 below it."
+    assert verdict(found[3:]) == "Groups by kNN: 1 below the baseline."
 
 
 def test_a_name_leaves_out_what_most_groups_share() -> None:

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from idaa_lightly.bench.config import RunConfig, check, read_toml
@@ -119,6 +120,38 @@ def learning_curve(record: Record) -> list[tuple[int, float]]:
     """
     found = [(entry["epoch"], entry.get("knn_validation", entry.get("knn"))) for entry in record["history"]]
     return [(epoch, accuracy) for epoch, accuracy in found if accuracy is not None]
+
+
+def images_seen(record: Record) -> float:
+    """Return the number of images processed during training, counting repeats across epochs."""
+    return float(record["time"]["images_per_s"] * record["time"]["train_s"])
+
+
+def training_flops(record: Record) -> float:
+    """Return the operations of the training; 0 if they are not recorded."""
+    return (record["time"]["flops_per_image"] or 0) * images_seen(record)
+
+
+def fit_flops(record: Record) -> float:
+    """Return the operations of fitting the augmentation, such as IDAA's VAE; 0 if they are not recorded."""
+    return record["time"].get("fit_flops", 0.0)
+
+
+def accuracy_at(record: Record, share: float) -> float:
+    """Return kNN accuracy after this share of the training, linear between evaluations."""
+    epochs, accuracies = zip(*learning_curve(record), strict=True)
+    return float(np.interp(share * record["config"]["epochs"], epochs, accuracies))
+
+
+def share_to(record: Record, accuracy: float) -> float | None:
+    """Return the share of the training until kNN first reached this accuracy. None if it never did."""
+    before, low = 0.0, 1.0
+    for epoch, value in learning_curve(record):
+        share = epoch / record["config"]["epochs"]
+        if value >= accuracy:
+            return share if low >= value else before + (share - before) * (accuracy - low) / (value - low)
+        before, low = share, value
+    return None
 
 
 def config_of(record: Record) -> RunConfig:

@@ -12,9 +12,9 @@ from idaa_lightly.bench.ablate.rows import Row, at_equal_compute, rows_of, trial
 from idaa_lightly.bench.ablate.schema import SCHEMA, Ablation, RowResult, Trial
 from idaa_lightly.bench.ablate.statistics import sampling_error
 from idaa_lightly.bench.ablate.verdict import contrasts_of, paragraph
-from idaa_lightly.bench.compare.groups import MEASURES, Metric, fit_flops, non_default, training_flops
+from idaa_lightly.bench.compare.groups import MEASURES, Metric, non_default
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.bench.record import read_record
+from idaa_lightly.bench.record import fit_flops, read_record, training_flops
 from idaa_lightly.bench.run.setup import read_data, read_labelled
 from idaa_lightly.bench.schema import Record
 from idaa_lightly.bench.sweep.plan import Run, place

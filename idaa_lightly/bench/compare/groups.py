@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal, get_args
 
-import numpy as np
 from scipy import stats
 
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.bench.record import config_of, learning_curve, read_record
+from idaa_lightly.bench.record import (
+    accuracy_at,
+    config_of,
+    fit_flops,
+    read_record,
+    training_flops,
+)
 from idaa_lightly.bench.run.setup import resolve
 from idaa_lightly.bench.schema import Record
 from idaa_lightly.errors import FileFormatError, IDAAError, UsageError
@@ -170,14 +176,18 @@ def read_groups(targets: Iterable[Path], *, by_commit: bool = True) -> tuple[lis
     return made, sorted(unfinished - folders.keys())
 
 
+def near(path: Path) -> Path:
+    """Return a path relative to the working directory if it is below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def left_out(unfinished: list[Path]) -> str:
     """Return a sentence that names runs without a record.
 
     Args:
         unfinished: Their directories, one or more.
     """
-    here = Path.cwd()
-    names = [str(path.relative_to(here)) if path.is_relative_to(here) else str(path) for path in unfinished[:NAMED]]
+    names = [str(near(path)) for path in unfinished[:NAMED]]
     more = f" and {len(unfinished) - NAMED} more" * (len(unfinished) > NAMED)
     return f"Left out: {len(unfinished)} unfinished, without a record: {', '.join(names)}{more}."
 
@@ -187,21 +197,6 @@ def _short(commit: str | None) -> str:
     return commit.removesuffix("+")[:9] + "+" * commit.endswith("+") if commit else ""
 
 
-def images_seen(record: Record) -> float:
-    """Return the number of images processed during training, counting repeats across epochs."""
-    return float(record["time"]["images_per_s"] * record["time"]["train_s"])
-
-
-def training_flops(record: Record) -> float:
-    """Return the operations of the training; 0 if they are not recorded."""
-    return (record["time"]["flops_per_image"] or 0) * images_seen(record)
-
-
-def fit_flops(record: Record) -> float:
-    """Return the operations of fitting the augmentation, such as IDAA's VAE; 0 if they are not recorded."""
-    return record["time"].get("fit_flops", 0.0)
-
-
 def interval(differences: list[float]) -> tuple[float, float] | None:
     """Return the 95 % confidence interval of the mean difference (Student's t). None for fewer than two values."""
     count = len(differences)
@@ -209,23 +204,6 @@ def interval(differences: list[float]) -> tuple[float, float] | None:
         return None
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * stats.sem(differences))
     return mean(differences) - half, mean(differences) + half
-
-
-def accuracy_at(record: Record, share: float) -> float:
-    """Return kNN accuracy after this share of the training, linear between evaluations."""
-    epochs, accuracies = zip(*learning_curve(record), strict=True)
-    return float(np.interp(share * record["config"]["epochs"], epochs, accuracies))
-
-
-def share_to(record: Record, accuracy: float) -> float | None:
-    """Return the share of the training until kNN first reached this accuracy. None if it never did."""
-    before, low = 0.0, 1.0
-    for epoch, value in learning_curve(record):
-        share = epoch / record["config"]["epochs"]
-        if value >= accuracy:
-            return share if low >= value else before + (share - before) * (accuracy - low) / (value - low)
-        before, low = share, value
-    return None
 
 
 def compare(targets: Iterable[Path], *, by_commit: bool = True, against: str = BASELINE) -> Comparison:
@@ -275,15 +253,21 @@ def compare(targets: Iterable[Path], *, by_commit: bool = True, against: str = B
         rows.append(row)
     shared = [f"{name} {mark}" for name in MARKS if name not in differing and (mark := groups[0].mark(name))]
     notes = [_warning(name, groups) for name in differing]
-    notes += [
-        f"Warning: {group.folders[seed].name}: {warning}."
-        for group in groups
-        for seed, record in group.records.items()
-        for warning in record.get("warnings", [])
-    ]
+    notes += _warnings_of_runs(groups)
     if unfinished:
         notes.append(left_out(unfinished))
     return Comparison(rows, ", ".join(shared + [f"{key}={value}" for key, value in common.items()]), notes, against)
+
+
+def _warnings_of_runs(groups: list[Group]) -> list[str]:
+    """Return a sentence for each kind of warning in the records. Warnings of a kind begin with the same words."""
+    kinds: dict[str, list[str]] = {}
+    for group in groups:
+        for seed, record in group.records.items():
+            for warning in record.get("warnings", []):
+                words = re.split(r"[\d:]", warning)[0]
+                kinds.setdefault(words, []).append(f"{near(group.folders[seed])}: {warning}")
+    return [f"Warning: {f'{len(found)} runs, such as ' * (len(found) > 1)}{found[0]}." for found in kinds.values()]
 
 
 def _warning(mark: str, groups: list[Group]) -> str:

@@ -17,10 +17,10 @@ import re
 from pathlib import Path
 
 from idaa_lightly.bench.compare.forest import Contrast, contrast, description, save_forest
-from idaa_lightly.bench.compare.groups import MEASURES, Group, read_groups, training_flops
+from idaa_lightly.bench.compare.groups import MEASURES, Group, read_groups
 from idaa_lightly.bench.published.recipes import Question, Table, read_questions, read_table, table_names
 from idaa_lightly.bench.published.tables import render
-from idaa_lightly.bench.record import config_of, read_record
+from idaa_lightly.bench.record import config_of, read_record, training_flops
 from idaa_lightly.files import atomic_write
 
 SECTION = re.compile(r"(<!-- questions -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -6,19 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from idaa_lightly.bench.compare.groups import (
-    BASELINE,
-    MEASURES,
-    Group,
-    compare,
-    difference,
-    read_groups,
-    share_to,
-)
+from idaa_lightly.bench.compare.groups import BASELINE, MEASURES, Group, compare, difference, read_groups
 from idaa_lightly.bench.compare.text import TITLES, columns, difference_column, difference_in_words, markdown, quantity
 from idaa_lightly.bench.evaluate.schema import Study
 from idaa_lightly.bench.published.recipes import Recipe, Table
-from idaa_lightly.bench.record import read_record
+from idaa_lightly.bench.record import read_record, share_to
 from idaa_lightly.bench.schema import read_json
 
 Line = dict[str, str]

@@ -14,8 +14,8 @@ from typing import Annotated, Any, TypeVar, cast
 from annotated_types import Interval
 from markupsafe import Markup
 
-from idaa_lightly.bench.compare.groups import BASELINE, MARKS, Group, Measure, fit_flops
-from idaa_lightly.bench.record import learning_curve
+from idaa_lightly.bench.compare.groups import BASELINE, MARKS, Group, Measure, near
+from idaa_lightly.bench.record import fit_flops, learning_curve
 from idaa_lightly.bench.report.svg import COLOURS, Line, curves, spread
 from idaa_lightly.errors import FileFormatError
 from idaa_lightly.options import Option
@@ -242,11 +242,6 @@ def logged_curves(groups: list[Shown], missing: list[str]) -> tuple[list[Figure]
 def figure(plot: Markup, caption: str, lines: Sequence[Line], *, legend: bool = False) -> Figure:
     """Return a figure with the groups that its lines show."""
     return Figure(plot, caption, tuple(sorted({group for line in lines for group in line.groups})), lines, legend)
-
-
-def near(path: Path) -> Path:
-    """Return a path relative to the working directory if it is below it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _facets(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:

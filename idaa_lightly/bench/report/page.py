@@ -20,7 +20,7 @@ from idaa_lightly.bench.ablate.pictures import PICTURES
 from idaa_lightly.bench.ablate.schema import SCHEMA as ABLATION
 from idaa_lightly.bench.ablate.schema import Ablation
 from idaa_lightly.bench.compare.forest import Contrast, contrasts_of
-from idaa_lightly.bench.compare.groups import Comparison, compare, read_groups
+from idaa_lightly.bench.compare.groups import Comparison, compare, near, read_groups
 from idaa_lightly.bench.compare.text import columns
 from idaa_lightly.bench.evaluate.schema import Study, Views
 from idaa_lightly.bench.report.curves import (
@@ -31,7 +31,6 @@ from idaa_lightly.bench.report.curves import (
     blocks,
     flops_curves,
     logged_curves,
-    near,
     time_curves,
     unlabelled_curves,
 )
@@ -147,8 +146,8 @@ def verdict(contrasts: Sequence[Contrast]) -> str:
         return ""
     counts = {
         "above the baseline": len(gains),
-        "below it": len(losses),
-        "not told apart from it": len(sure) - len(gains) - len(losses),
+        "below the baseline": len(losses),
+        "not told apart from the baseline": len(sure) - len(gains) - len(losses),
         "with a single seed, which is too few for a verdict": len(points) - len(sure),
     }
     text = f"Groups by kNN: {', '.join(f'{count} {what}' for what, count in counts.items() if count)}."
