@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attacks.arena import Command
 from click.testing import CliRunner, Result
 from records import a_record
 
@@ -290,19 +290,17 @@ def test_killed_in_the_middle_and_started_again() -> None:
     """The first sweep is killed with its jobs, the second alone. Its job then goes on, and is not run twice."""
     arguments = ["--aug", "none", "--seeds", "0-1", "--epochs", "8", "--out", "all"]
 
-    def start_and_kill(kill: Callable[[int, int], None], when: Callable[[], bool]) -> None:
-        with open("log.txt", "w") as log:  # A pipe would stay open until the last job ends.
-            process = subprocess.Popen(command(*arguments), stdout=log, stderr=log, start_new_session=True)
+    def start_and_kill(group: bool, when: Callable[[], bool]) -> None:
+        started = Command(["sweep", *TINY, *arguments], Path("log.txt"))
         while not when():
-            assert process.poll() is None, Path("log.txt").read_text()
+            assert started.process.is_alive(), Path("log.txt").read_text()
             time.sleep(0.05)
-        kill(process.pid, signal.SIGKILL)
-        process.wait()
+        assert started.kill(group=group)
 
     import_everything()
-    start_and_kill(os.killpg, lambda: bool(list(Path("all").rglob("last.ckpt"))))
+    start_and_kill(True, lambda: bool(list(Path("all").rglob("last.ckpt"))))
     assert not records("all")
-    start_and_kill(os.kill, lambda: len(list(Path("all").rglob("config.toml"))) == 2)
+    start_and_kill(False, lambda: len(list(Path("all").rglob("config.toml"))) == 2)
     before = records("all")
     assert len(before) == 1
     output = sweep(*arguments).stdout
