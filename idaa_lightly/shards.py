@@ -47,10 +47,11 @@ def read_shards(pattern: str) -> tuple[ImageFiles, Tensor]:
 
     def names() -> Iterator[bytes]:
         for path in paths:
+            shard = os.path.relpath(path, root)
             images, classes = _index(path)
-            for key, place in images.items():
+            for key, (name, offset, size) in images.items():
                 labels.append(classes.get(key, NONE))
-                yield os.fsencode("\0".join((os.path.relpath(path, root), *map(str, place))))
+                yield os.fsencode(f"{shard}\0{name}\0{offset}\0{size}")
 
     files = ImageFiles(root, names())
     if not files:

@@ -219,7 +219,7 @@ class Evaluation(pl.Callback):
     def __init__(self, evaluate: Callable[[Method, int], dict[str, float]], epochs: int) -> None:
         self.evaluate, self.epochs, self.every = evaluate, epochs, max(1, round(epochs / 10))
         self.history: list[dict[str, float]] = []
-        self.seconds = 0.0
+        self.seconds = self.first_seconds = 0.0
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Evaluate the untrained method, unless the run is resumed."""
@@ -235,11 +235,14 @@ class Evaluation(pl.Callback):
     def expected(self, finished: int) -> tuple[int, float]:
         """Return the number of evaluations to come, and the mean seconds of those during the training so far.
 
+        Before the first of them, it is the seconds of the evaluation before the training, if this process made it.
+
         Args:
             finished: Finished epochs.
         """
         later = [epoch for epoch in range(finished + 1, self.epochs + 1) if self.due(epoch)]
-        return len(later), self.seconds / max(1, len(self.history) - 1)
+        during = len(self.history) - 1
+        return len(later), self.seconds / during if during > 0 else self.first_seconds
 
     def due(self, epoch: int) -> bool:
         """Return True if the training is evaluated after this number of epochs."""
@@ -254,7 +257,11 @@ class Evaluation(pl.Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(grouped, max(0, trainer.global_step - 1))
         trainer.strategy.barrier()
-        self.seconds += time.perf_counter() - start if epoch else 0.0  # included in Lightning's Timer
+        spent = time.perf_counter() - start
+        if epoch:
+            self.seconds += spent  # Lightning's Timer includes it.
+        else:
+            self.first_seconds = spent
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history and the evaluation time for the checkpoint."""

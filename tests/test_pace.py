@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from idaa_lightly.bench.run.pace import WARM_UP, Pace
 from idaa_lightly.cli import main
+from idaa_lightly.training import Evaluation
 
 RUN = ["run", "--limit-train", "96", "--backbone", "resnet9-w2", "--batch-size", "8", "--epochs", "5", "--aug", "none"]
 RUN += ["--accelerator", "cpu", "--out", "run"]
@@ -36,6 +37,14 @@ def test_a_resumed_training_warms_up_as_well() -> None:
     pace.tick(110 + WARM_UP, 6.0)
     assert pace.images_per_s == 100
     assert pace.left(0, 0.0) == pytest.approx((90 - WARM_UP) / 10)
+
+
+def test_evaluations_are_expected_to_take_as_long_as_the_ones_before() -> None:
+    evaluation = Evaluation(lambda method, epoch: {}, epochs=20)
+    evaluation.history, evaluation.first_seconds = [{"epoch": 0}], 7.0
+    assert evaluation.expected(finished=0) == (10, 7.0)
+    evaluation.history, evaluation.seconds = [{"epoch": 0}, {"epoch": 2}, {"epoch": 4}], 5.0
+    assert evaluation.expected(finished=4) == (8, 2.5)
 
 
 def test_a_line_per_tenth() -> None:
