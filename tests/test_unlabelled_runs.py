@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import torch
 from records import a_record
 from test_bad_input import bench, done, refused
 
+from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.evaluate.targets import load_run
 from idaa_lightly.bench.run.evaluation import unlabelled_figures
 from idaa_lightly.bench.run.health import warnings_of
+from idaa_lightly.bench.run.setup import resolve
 from idaa_lightly.evaluation.unlabelled import alignment, rankme, spread, uniformity
 from idaa_lightly.loading import evaluation_batches
 from idaa_lightly.outputs import embedding_of
@@ -164,3 +167,64 @@ def test_a_run_is_not_resumed_on_other_images(own_folder: Path) -> None:
     path.with_name("99.png").rename(path)
     done(bench(*options))
     assert record_of(Path("out"))["history"] == first["history"]
+
+
+def test_a_run_without_labels_is_transferred_to_images_that_have_some(runs: Path, folder: Path) -> None:
+    shutil.copytree(runs / "alone", "run")
+    assert "run: here " in done(bench("transfer", "run", "--to", f"here=folder:{folder}")).stdout
+    assert json.loads(Path("run/transfer.json").read_text())["results"]["here"]["data"]["train"] == 36
+
+
+RECIPES = """\
+[recipes.plain]
+data = "images:x"
+aug = "none"
+epochs = 2
+[recipes.clae]
+base = "plain"
+aug = "clae"
+"""
+TABLES = """\
+[tables.own]
+title = "Without labels"
+seeds = 1
+recipes = ["plain", "clae"]
+reach = [50]
+[tables.pairs]
+title = "Differences"
+seeds = 1
+pairs = [["clae", "plain"]]
+"""
+QUESTIONS = """\
+[one]
+title = "Without labels?"
+conclusion = "Yes."
+tables = ["own", "pairs"]
+contrasts = [["CLAE − SimCLR", "clae", "plain"]]
+"""
+
+
+@pytest.fixture
+def two_methods(runs: Path) -> Path:
+    """Records of two augmentations without labels, in the layout of benchmarks/."""
+    for aug in ("none", "clae"):
+        record = record_of(runs / "alone")
+        record["config"] = resolve(RunConfig(data="images:x", epochs=2, aug=aug)).to_dict()
+        place = Path("own/records") / ("plain" if aug == "none" else aug) / "seed-0"
+        place.mkdir(parents=True)
+        (place / "record.json").write_text(json.dumps(record))
+    for name, text in {"recipes": RECIPES, "tables": TABLES, "questions": QUESTIONS}.items():
+        Path(f"own/{name}.toml").write_text(text)
+    return Path("own")
+
+
+def test_tables_of_runs_without_labels(two_methods: Path, runs: Path) -> None:
+    result = bench("table", "own", "pairs", "--render", "--folder", two_methods)
+    assert result.exit_code == 0, result.output
+    last = record_of(runs / "alone")["last"]
+    assert f"| {last['rankme']:.2f} | {last['uniformity']:.2f} | " in result.stdout
+    assert "clae − plain" in result.stdout
+
+
+def test_runs_without_labels_have_no_differences_to_plot(two_methods: Path) -> None:
+    refused(bench("compare", two_methods, "--plot", "x.svg"), 2, "no run with labels shares its seed and options")

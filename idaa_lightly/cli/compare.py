@@ -66,7 +66,10 @@ def compare(runs: tuple[Path, ...], form: str | None, against: str, plot: Path |
 
         contrasts = contrasts_of(comparison)
         if not contrasts:
-            raise UsageError(f"--plot has nothing to draw: no run shares its seed and options with one of {against!r}")
+            raise UsageError(
+                "--plot has nothing to draw: it shows differences of accuracies, but no run with labels shares its "
+                f"seed and options with one of {against!r}"
+            )
         save_forest(contrasts, plot)
     if form == "terminal":
         terminal = console()
