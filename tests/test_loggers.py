@@ -13,7 +13,10 @@ import pytest
 from attacks.arena import Command
 from click.testing import CliRunner, Result
 
+from idaa_lightly.bench.config import RunConfig
+from idaa_lightly.bench.run.loggers import failures, make_loggers
 from idaa_lightly.cli import main
+from idaa_lightly.errors import FileFormatError
 
 TINY = ["--backbone", "resnet9-w2", "--batch-size", "12", "--accelerator", "cpu", "--aug", "none", "--epochs", "2"]
 TINY += ["--out", "run"]
@@ -165,6 +168,39 @@ def test_servers_that_refuse(folder: Path, logger: str, variables: dict[str, str
     assert done.returncode == 2, done.stdout + done.stderr
     assert f"Error: --logger {logger} does not work here (" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+FAILING = """
+import mlflow
+from idaa_lightly.bench.run.loggers import failures
+from idaa_lightly.errors import MachineError
+try:
+    with failures():
+        mlflow.MlflowClient().log_metric("0" * 32, "loss", 1.0)
+except MachineError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_server_that_fails_during_a_run() -> None:
+    pytest.importorskip("mlflow")
+    text = run_apart("-c", FAILING, MLFLOW_TRACKING_URI=f"file:{Path('mlruns').resolve()}")
+    assert text.startswith(
+        "--logger mlflow failed (Run '" + "0" * 32 + "' not found): repeat the command with --resume"
+    )
+
+
+def test_other_exceptions_than_those_of_loggers_pass() -> None:
+    with pytest.raises(ZeroDivisionError), failures():
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(("text", "words"), [("{", "is not the identities"), ('{"wandb": 3}', "is damaged: wandb: ")])
+def test_damaged_identities_are_refused(text: str, words: str) -> None:
+    Path("loggers.json").write_text(text)
+    with pytest.raises(FileFormatError, match=f"loggers.json {words}"):
+        make_loggers(RunConfig(), Path(), resume_at=1)
 
 
 @pytest.mark.parametrize(
