@@ -166,8 +166,8 @@ def decode(path: Path | Member) -> tuple[np.ndarray[Any, Any], tuple[str, ...]]:
     """Decode an image file to RGB.
 
     The image is turned by its EXIF orientation. Of several frames, the first one is decoded. Integer modes with more
-    than 8 bits are scaled from 16 to 8 bits. Floating-point images are scaled by their maximum. Grey becomes RGB, and
-    an alpha channel is dropped as in torchvision's loader.
+    than 8 bits are scaled from 16 to 8 bits. Floating-point images are scaled by their maximum, and values that are not
+    finite become 0. Grey becomes RGB, and an alpha channel is dropped as in torchvision's loader.
 
     Returns:
         The image (H, W, 3) in uint8, and what was done to it, in words.
@@ -187,7 +187,7 @@ def decode(path: Path | Member) -> tuple[np.ndarray[Any, Any], tuple[str, ...]]:
                 notes.append("turned by their EXIF orientation")
                 ImageOps.exif_transpose(image, in_place=True)
         if mode.startswith(("I", "F")):
-            deep = np.asarray(image, dtype=np.float64)
+            deep = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
             scale = 255 / max(65535.0 if mode != "F" else float(deep.max()), 1e-12)
             grey = (deep * scale).round().clip(0, 255).astype(np.uint8)
             return np.stack([grey] * 3, axis=2), tuple(notes)

@@ -127,6 +127,15 @@ def test_decode_rounds_16_bits() -> None:
     assert pixels[0, :, 0].tolist() == [0, 0, 1, 127, 255]  # 128/257 = 0.498, 129/257 = 0.502, 32767/257 = 127.498
 
 
+def test_decode_fractions() -> None:
+    """The largest finite value becomes 255. NaN, as in depth maps, infinity and negative values become 0."""
+    values = [[0.0, 1.0, 4.0, float("nan")], [2.0, float("inf"), -1.0, float("-inf")]]
+    Image.fromarray(np.array(values, np.float32)).save("fractions.tif")
+    pixels, notes = decode(Path("fractions.tif"))
+    assert pixels[..., 0].tolist() == [[0, 64, 255, 0], [128, 0, 0, 0]]
+    assert notes == ("converted from F to RGB",)
+
+
 def test_decode_cmyk() -> None:
     """Each channel is 255 (1 − ink)(1 − black): 255 · 204/255, 127 · 204/255 and 0."""
     Image.new("CMYK", (16, 8), (0, 128, 255, 51)).save("ink.jpg", quality=100)
