@@ -29,6 +29,9 @@ def test_the_warm_up_counts_in_no_estimate() -> None:
     pace.tick(WARM_UP + 20, 310.0)
     assert pace.images_per_s == 20 * 32 / 10
     assert pace.left(evaluations=3, seconds_each=2.0) == 80 * 0.5 + 6
+    assert pace.speed_in_words() == "64 images/s"
+    pace.tick(WARM_UP + 30, 1580.0)
+    assert pace.speed_in_words() == "0.8 images/s"
 
 
 def test_a_resumed_training_warms_up_as_well() -> None:

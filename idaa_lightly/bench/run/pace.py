@@ -52,6 +52,10 @@ class Pace:
             return 0.0
         return (self.done - self.since[0]) * self.images / max(1e-9, self.now - self.since[1])
 
+    def speed_in_words(self) -> str:
+        """Return images per second for people to read, such as "0.5 images/s" or "120 images/s"."""
+        return f"{self.images_per_s:.{0 if self.images_per_s >= 10 else 1}f} images/s"
+
     def left(self, evaluations: int, seconds_each: float) -> float:
         """Return the estimated seconds to the end of the training. `images_per_s` must be known.
 
@@ -112,7 +116,7 @@ class Progression(pl.Callback):
             return loss
         finished = trainer.current_epoch
         left = self.pace.left(*self.evaluation.expected(finished))
-        return f"{loss}, {self.pace.images_per_s:.0f} images/s, {in_words(left)} left"
+        return f"{loss}, {self.pace.speed_in_words()}, {in_words(left)} left"
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Remove the bar."""
