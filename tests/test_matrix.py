@@ -17,7 +17,7 @@ from idaa_lightly import CLAE, IDAA, VAE, AdversarialLoss, dual_batchnorm
 from idaa_lightly.ascent import Noise
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.batchnorm import adversarial_batchnorm
-from idaa_lightly.errors import UsageError
+from idaa_lightly.errors import NonFiniteError, UsageError
 from idaa_lightly.options import options_of
 from idaa_lightly.outputs import detached, embedding_of
 from idaa_lightly.plugin import Augmentation, FitContext, GeneratorAugmentation, Method
@@ -356,6 +356,9 @@ def test_wmse_whitens_in_groups() -> None:
         method.loss(first[:12], second[:12])
     with pytest.raises(UsageError, match="4 samples are whitened in 3 dimensions, but twice as many samples as"):
         method.loss(first[:4], second[:4])
+    method.criterion.whitening.eps = 0.0
+    with pytest.raises(NonFiniteError, match="covariance has become singular: lower the learning rate, or raise"):
+        method.loss(first * torch.tensor([0, 1, 1]), second)
     with pytest.raises(UsageError, match="128 samples are whitened in 65 dimensions"):
         load("method", "wmse")(nn.Flatten(), 12, whitened_dim=65)
 

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.optimizer import ParamsT
 
 from idaa_lightly.criteria import gathered
-from idaa_lightly.errors import UsageError
+from idaa_lightly.errors import NonFiniteError, UsageError
 from idaa_lightly.options import Count, Fraction, NonNegative
 from idaa_lightly.plugin import PairMethod
 from idaa_lightly_plugins.methods.recipe import RandomLoss, full_precision
@@ -33,6 +33,9 @@ class WMSE(RandomLoss, PairMethod):
 
     Differs from the paper: views are cropped before the colour jitter, not after it, and the covariance is shrunk, so
     that a collapsed batch can be whitened.
+
+    The loss does not change if the projections are mapped linearly, so their covariance may become ill-conditioned. In
+    our short runs, accuracy falls with it: watch RankMe, and stop early.
 
     Args:
         lr: Learning rate of Adam. In shorter trainings, warm-up and drops are moved in proportion.
@@ -59,7 +62,7 @@ class WMSE(RandomLoss, PairMethod):
         hidden_dim: Count = 1024,
         whitened_dim: Count = 64,
         whitening_size: Count = 128,
-        shrinkage: Fraction = 1e-6,
+        shrinkage: Fraction = 1e-4,
     ) -> None:
         super().__init__(backbone, num_features)
         self._require_samples(whitening_size, whitened_dim)
@@ -82,6 +85,7 @@ class WMSE(RandomLoss, PairMethod):
 
         Raises:
             UsageError: The samples cannot be divided into groups of `whitening_size`.
+            NonFiniteError: The covariance of the projections is singular.
         """
         views = torch.cat([gathered(full_precision(view)) for view in (anchor, positive)])
         views = views - views.mean(0)  # Whitening removes shift and scale, but the shrinkage does not.
@@ -92,7 +96,13 @@ class WMSE(RandomLoss, PairMethod):
         if samples % size:
             raise UsageError(f"{samples} samples cannot be whitened in groups of {size}: use a multiple as batch size")
         with self.draws(views.device), torch.autocast(views.device.type, enabled=False):
-            loss: Tensor = self.criterion(views)
+            try:
+                loss: Tensor = self.criterion(views)
+            except torch.linalg.LinAlgError as error:
+                raise NonFiniteError(
+                    "the projections cannot be whitened, because their covariance has become singular: lower the "
+                    "learning rate, or raise method.shrinkage"
+                ) from error
         return loss
 
     def optimizer(
