@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from idaa_lightly.bench.compare.groups import BASELINE, MEASURES, Group, compare, difference, read_groups
+from idaa_lightly.bench.compare.groups import BASELINE, MEASURES, Group, compare, difference, near, read_groups
 from idaa_lightly.bench.compare.text import TITLES, columns, difference_column, difference_in_words, markdown, quantity
 from idaa_lightly.bench.evaluate.schema import Study
 from idaa_lightly.bench.published.recipes import Recipe, Table
@@ -67,7 +67,8 @@ def _compared(table: Table) -> _Found:
         return _Found({}, {}, [])
     augs = [recipe.config.aug for recipe in table.recipes if table.records(recipe) in there]
     comparison = compare(there, by_commit=False, against=table.against if table.against in augs else BASELINE)
-    notes = [note.removesuffix(".") for note in comparison.notes]
+    records = f"{near((table.folder / 'records').resolve())}/"  # Left out, so that pages are the same from everywhere.
+    notes = [note.removesuffix(".").replace(records, "") for note in comparison.notes]
     if table.pairs:
         notes = [note.removesuffix(": see its column") for note in notes]
     shown = columns(comparison, table.columns)
