@@ -98,7 +98,7 @@ class WMSE(RandomLoss, PairMethod):
         with self.draws(views.device), torch.autocast(views.device.type, enabled=False):
             try:
                 loss: Tensor = self.criterion(views)
-            except torch.linalg.LinAlgError as error:
+            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
                 raise NonFiniteError(
                     "the projections cannot be whitened, because their covariance has become singular: lower the "
                     "learning rate, or raise method.shrinkage"
