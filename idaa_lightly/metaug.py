@@ -91,6 +91,8 @@ class MetAugLoss(nn.Module):
         bounds: Embeddings that the bounds of the margin are taken over.
         gather_distributed: Average the inner gradient over all ranks, and take the margin over all their embeddings.
             `contrast` needs an argument of its own, such as `OUCLLoss(gather_distributed=True)`.
+        embeddings: Function that takes the outputs of the model for both views and returns their embeddings, (N, D)
+            each. None takes the output itself, or its first entry.
     """
 
     @checked
@@ -102,11 +104,13 @@ class MetAugLoss(nn.Module):
         feature_weight: NonNegative,
         margin_weight: NonNegative,
         inner_lr: NonNegative = 1e-3,
-        second_order: bool = True,
+        second_order: bool = False,
         bounds: Bounds = "anchor",
         gather_distributed: bool = False,
+        embeddings: Callable[[Any, Any], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         super().__init__()
+        self.embeddings = embeddings or _first
         self.contrast, self.generators = contrast, nn.ModuleList(generators)
         self.weights, self.inner_lr = (feature_weight, margin_weight), inner_lr
         self.second_order, self.bounds = second_order, bounds
@@ -127,26 +131,27 @@ class MetAugLoss(nn.Module):
         omega = [part for part in self.generators.parameters() if part.requires_grad]
         contrast, augmented, margin = self._terms(model(x0), model(x1))
         loss = contrast + self.weights[0] * augmented
-        if not self.second_order:
-            # The network gets no gradient of the margin, which belongs to the generators.
-            slopes = torch.autograd.grad(self.weights[1] * margin, omega, retain_graph=True, materialize_grads=True)
-            total = loss + _carrying(omega, slopes)
-            return MetAugOutput(total, contrast.detach(), augmented.detach(), margin.detach())
         theta = {name: part for name, part in model.named_parameters() if part.requires_grad}
-        slopes = torch.autograd.grad(loss, list(theta.values()), create_graph=True, materialize_grads=True)
-        slopes = _mean_over_ranks(slopes) if self.gather_distributed else slopes
-        ahead = {name: part - self.inner_lr * slope for (name, part), slope in zip(theta.items(), slopes, strict=True)}
-        with preserved_buffers(model, self):
-            outputs = [functional_call(model, ahead | _copies(model), x) for x in (x0, x1)]
-            meta_contrast, meta_augmented, margin = self._terms(*outputs)
-        meta = meta_contrast + self.weights[0] * meta_augmented + self.weights[1] * margin
-        meta_slopes = torch.autograd.grad(meta, omega, materialize_grads=True)
+        if self.second_order:
+            slopes = torch.autograd.grad(loss, list(theta.values()), create_graph=True, materialize_grads=True)
+            slopes = _mean_over_ranks(slopes) if self.gather_distributed else slopes
+            moved = [part - self.inner_lr * slope for part, slope in zip(theta.values(), slopes, strict=True)]
+            ahead = dict(zip(theta, moved, strict=True))
+            with preserved_buffers(model, self):
+                outputs = [functional_call(model, ahead | _copies(model), x) for x in (x0, x1)]
+                meta_contrast, meta_augmented, margin = self._terms(*outputs)
+            meta = meta_contrast + self.weights[0] * meta_augmented + self.weights[1] * margin
+            meta_slopes = torch.autograd.grad(meta, omega, materialize_grads=True)
+        else:  # All collectives of several ranks run here: within the backward pass of DDP, they block each other.
+            meta = loss + self.weights[1] * margin
+            meta_slopes = torch.autograd.grad(meta, omega, retain_graph=True, materialize_grads=True)
+            slopes = torch.autograd.grad(loss, list(theta.values()), materialize_grads=True)
         total = loss.detach() + _carrying([*theta.values(), *omega], [*slopes, *meta_slopes])
         return MetAugOutput(total, contrast.detach(), augmented.detach(), margin.detach())
 
     def _terms(self, *outputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Return the contrast of the embeddings, the contrast with augmented embeddings, and the margin."""
-        z0, z1 = (embedding_of(output) for output in outputs)
+        z0, z1 = self.embeddings(*outputs)
         with torch.autocast(z0.device.type, enabled=False):  # Half precision is too coarse for second derivatives.
             z0, z1 = (z.to(torch.promote_types(z.dtype, torch.float32)) for z in (z0, z1))
             made0, made1 = (generator(z) for generator, z in zip(self.generators, (z0, z1), strict=True))
@@ -190,6 +195,10 @@ def _one_way(given: Tensor, made: Tensor, bounds: Bounds) -> Tensor:
 def _similarities(a: Tensor, b: Tensor) -> Tensor:
     """Return the similarities in [0, 1] of all pairs, (N, N)."""
     return (F.normalize(a, dim=1) @ F.normalize(b, dim=1).T + 1) / 2
+
+
+def _first(anchor: Any, positive: Any) -> tuple[Tensor, Tensor]:
+    return embedding_of(anchor), embedding_of(positive)
 
 
 def _carrying(parameters: Iterable[Tensor], slopes: Iterable[Tensor]) -> Tensor:

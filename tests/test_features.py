@@ -98,7 +98,9 @@ def problem(kind: str, weighted: bool) -> tuple[Any, MetAugLoss, list[Tensor]]:
     first.requires_grad_(kind != "frozen")
     generators = [FeatureGenerator(3, 3).double() for _ in range(2)]
     weights = {"feature_weight": 0.7, "margin_weight": 1.3}
-    loss = MetAugLoss(OUCLLoss(4.0, weighted=weighted), generators, **weights, inner_lr=0.9, bounds="batch")
+    loss = MetAugLoss(
+        OUCLLoss(4.0, weighted=weighted), generators, **weights, inner_lr=0.9, second_order=True, bounds="batch"
+    )
     x = torch.randn(6, 4).double()
     return model, loss, [x + 0.5 * torch.randn_like(x) for _ in range(2)]
 

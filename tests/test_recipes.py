@@ -361,8 +361,8 @@ def test_the_table_of_all_methods_treats_them_alike() -> None:
     """Each method has four trials, which differ in the learning rate, and the table has the best one of those run."""
     table, trials = (read_table(BENCHMARKS, name) for name in ("lightly", "lightly-trials"))
     assert [recipe.config.method for recipe in table.recipes] == [
-        entry.name for entry in entries("method") if entry.distribution == "idaa-lightly"
-    ]
+        entry.name for entry in entries("method") if entry.distribution == "idaa-lightly" and entry.name != "cmc"
+    ]  # `cmc` trains two networks.
     settings = {"epochs": 12, "evaluate_on": "validation"}
     assert {(recipe.config.epochs, recipe.config.evaluate_on) for recipe in table.recipes} == {(120, "test")}
     same = [replace(recipe.config, method="simclr", lr=None) for recipe in (*table.recipes, *trials.recipes)]

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import ParamsT
 
 from idaa_lightly.options import check_at_construction
+from idaa_lightly.outputs import embedding_of
 
 
 class Backbone(nn.Module, ABC):
@@ -92,6 +93,18 @@ class Method(nn.Module, ABC):
         Args:
             images: Images, (N, C, H, W).
         """
+
+    @staticmethod
+    def embeddings(anchor: Any, positive: Any) -> tuple[Tensor, Tensor]:
+        """Return the embeddings of two views that a contrastive loss in place of the method's compares, (N, D) each.
+
+        The default is the first output of each. The augmentations `oucl` and `metaug` call it.
+
+        Args:
+            anchor: Output of `embed` for the first view.
+            positive: Output of `embed` for the second view.
+        """
+        return embedding_of(anchor), embedding_of(positive)
 
     @abstractmethod
     def loss(self, anchor: Any, positive: Any, *others: Any) -> Tensor:

@@ -12,6 +12,7 @@ from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.evaluate.state_dicts import note_path
 from idaa_lightly.bench.evaluate.targets import backbone_weights, load_weights
 from idaa_lightly.bench.record import config_of, read_record, write_json
+from idaa_lightly.bench.run.setup import trained_network
 from idaa_lightly.bench.schema import Record
 from idaa_lightly.errors import MissingExtraError, UsageError, require_extra
 from idaa_lightly.files import save_tensors
@@ -33,7 +34,7 @@ def run_backbone(target: Path) -> tuple[nn.Module, Record]:
     record = read_record(target if target.is_dir() else target.parent.parent)
     config, image_size = config_of(record), record["data"]["image_size"]
     name = config.backbone or ""
-    network, _ = create_backbone(name, image_size, config.set.get("backbone"))
+    network, _ = trained_network(config, *create_backbone(name, image_size, config.set.get("backbone")))
     path = target / "backbone.pt" if target.is_dir() else target
     load_weights(network, backbone_weights(target), path, f"the backbone {name}")
     return network, record
@@ -55,7 +56,7 @@ def export(target: Path, out: Path, form: str | None = None) -> str:
 
     Raises:
         FileFormatError: The target is not of a finished run.
-        UsageError: The library has no such network, or `out` is a directory.
+        UsageError: The library has no such network, the method trains another one, or `out` is a directory.
         MissingExtraError: The network or `form` needs timm, which is not installed.
     """
     if form == "timm":
@@ -66,6 +67,14 @@ def export(target: Path, out: Path, form: str | None = None) -> str:
     backbone, image_size = record["config"]["backbone"], record["data"]["image_size"]
     name = backbone.removeprefix("timm/")
     state = network.state_dict()
+    if (
+        state.keys()
+        != create_backbone(backbone, image_size, record["config"]["set"].get("backbone"))[0].state_dict().keys()
+    ):
+        raise UsageError(
+            f"the method {record['config']['method']!r} trains another network than {backbone}, so no library can load "
+            "it: evaluate the run itself, by `idaa-bench knn`, `linear`, `finetune` or `transfer`"
+        )
     plans = _plans(name, image_size, state)
     if form and form not in plans:
         others = [f"export it with --format {other}" for other in plans] or ["leave --format out for create_backbone's"]

@@ -30,7 +30,7 @@ from idaa_lightly.bench.evaluate.store import Family, Result, evaluated, find_ru
 from idaa_lightly.bench.evaluate.targets import load_backbone
 from idaa_lightly.bench.features import EVALUATION_BATCH
 from idaa_lightly.bench.progress import progress
-from idaa_lightly.bench.run.setup import untrained_backbone
+from idaa_lightly.bench.run.setup import trained_network, untrained_backbone
 from idaa_lightly.bench.run.trainer import make_trainer
 from idaa_lightly.data import DataSet, Images
 from idaa_lightly.errors import NonFiniteError, UsageError
@@ -143,7 +143,7 @@ def _finetuned(
     """Train on these images, from scratch if `state` is None. Return the result and the device."""
     batch = min(options["batch_size"], len(images))
     with seeded("finetune", options["seed"]):
-        network, num_features, *_ = untrained_backbone(config, data)
+        network, num_features = trained_network(config, *untrained_backbone(config, data)[:2])
         classifier = FinetuneClassifier(network, batch, options["lr"], num_features, len(data.classes), topk=(1,))
     if state is not None:
         network.load_state_dict(state)

@@ -19,7 +19,7 @@ from idaa_lightly.bench.features import Features, features_of, pick_device
 from idaa_lightly.bench.record import read_record
 from idaa_lightly.bench.run.checkpoint import LAST, PREVIOUS, checkpoint_to_evaluate
 from idaa_lightly.bench.run.fitting import fit, fit_context
-from idaa_lightly.bench.run.setup import Parts, make_augmentation, make_parts, read_data, resolve
+from idaa_lightly.bench.run.setup import Parts, make_augmentation, make_parts, read_data, resolve, trained_network
 from idaa_lightly.data import DataSet
 from idaa_lightly.errors import FileFormatError, UsageError
 from idaa_lightly.files import load_tensors, require_file
@@ -149,7 +149,9 @@ def _load_run_backbone(target: Path, given: Given) -> tuple[nn.Module, DataSet]:
         images = replace(
             images, normalize=read_record(folder)["data"]["normalize"] if finished else read_data(own).normalize
         )
-    network, _ = create_backbone(config.backbone or "", images.image_size, config.set.get("backbone"))
+    network, _ = trained_network(
+        config, *create_backbone(config.backbone or "", images.image_size, config.set.get("backbone"))
+    )
     load_weights(network, state, target, f"the backbone {config.backbone}")
     return network, images
 

@@ -218,6 +218,23 @@ def untrained_backbone(config: RunConfig, data: DataSet) -> Built:
     return built
 
 
+def trained_network(config: RunConfig, network: nn.Module, num_features: int) -> tuple[nn.Module, int]:
+    """Return the network that a method makes of a backbone, and the dimension of its features.
+
+    This is the backbone itself for most methods, and for methods that are not installed. `cmc` makes two encoders.
+
+    Args:
+        config: Configuration of the run.
+        network: Backbone. It may become a part of the network.
+        num_features: Dimension of the backbone's features.
+    """
+    if not entries("method", config.method):
+        return network, num_features
+    with torch.random.fork_rng([]):
+        method: Method = load("method", config.method)(network, num_features, **config.set.get("method", {}))
+    return method.backbone, method.num_features
+
+
 def _require_all_sizes(config: RunConfig, backbone: nn.Module, sizes: list[int]) -> None:
     """Refuse a backbone that works with views of one size only, if the method makes smaller ones as well."""
     for size in sorted(set(sizes)):

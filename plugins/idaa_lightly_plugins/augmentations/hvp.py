@@ -75,10 +75,10 @@ class HVP(Augmentation):
 
     Differs from the paper, which takes the loss of the method for each pair: the cosine of the embeddings decides. For
     NT-Xent and other contrastive losses, this leaves out the negatives. For SimSiam and BYOL, predictions are compared
-    with each other, not with targets. For MoCo, two queries are compared. For DINO and SwAV, it is the cosine of the
-    head's outputs, not a cross-entropy, and local crops are not selected. The passes that select change no running
-    statistics, while those of the authors' code do. If the two transforms of a method differ, as in DINO, any two of
-    the views may form a pair. The authors' code pairs one of each.
+    with each other, not with targets. For MoCo, two queries are compared, for CMC two projections of lightness. For
+    DINO and SwAV, it is the cosine of the head's outputs, not a cross-entropy, and local crops are not selected. The
+    passes that select change no running statistics, while those of the authors' code do. If the two transforms of a
+    method differ, as in DINO, any two of the views may form a pair. The authors' code pairs one of each.
 
     Args:
         views: Number of views that a pair is chosen from. The paper has 4.

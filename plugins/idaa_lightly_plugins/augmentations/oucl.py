@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from idaa_lightly import OUCLLoss
 from idaa_lightly.options import NonNegative, Positive, options_of
-from idaa_lightly.outputs import embedding_of
 from idaa_lightly.plugin import Augmentation, Control, Method
 
 
@@ -41,7 +40,7 @@ class EmbeddingLoss(nn.Module):
             x0: First view of the samples, (N, C, H, W).
             x1: Second view of the same samples.
         """
-        return OUCLOutput(self.contrast(embedding_of(model(x0)), embedding_of(model(x1))))
+        return OUCLOutput(self.contrast(*model.embeddings(model(x0), model(x1))))
 
 
 class OUCL(Augmentation):
