@@ -67,10 +67,8 @@ def export(target: Path, out: Path, form: str | None = None) -> str:
     backbone, image_size = record["config"]["backbone"], record["data"]["image_size"]
     name = backbone.removeprefix("timm/")
     state = network.state_dict()
-    if (
-        state.keys()
-        != create_backbone(backbone, image_size, record["config"]["set"].get("backbone"))[0].state_dict().keys()
-    ):
+    plain, _ = create_backbone(backbone, image_size, record["config"]["set"].get("backbone"))
+    if state.keys() != plain.state_dict().keys():
         raise UsageError(
             f"the method {record['config']['method']!r} trains another network than {backbone}, so no library can load "
             "it: evaluate the run itself, by `idaa-bench knn`, `linear`, `finetune` or `transfer`"
