@@ -31,7 +31,7 @@ def run_backbone(target: Path) -> tuple[nn.Module, Record]:
     Raises:
         FileFormatError: The directory is not a finished run, or its files do not go together.
     """
-    record = read_record(target if target.is_dir() else target.parent.parent)
+    record = read_record(target.parent.parent if target.suffix == ".ckpt" else target)
     config, image_size = config_of(record), record["data"]["image_size"]
     name = config.backbone or ""
     network, _ = trained_network(config, *create_backbone(name, image_size, config.set.get("backbone")))
