@@ -13,7 +13,7 @@ from test_bad_input import bench, done, refused
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from idaa_lightly import AdversarialLoss, PixelSpace, RandomDirection, ViewGenerator, dual_batchnorm
+from idaa_lightly import AdversarialLoss, PixelSpace, RandomDirection, ViewGenerator, dual_batchnorm, registry
 from idaa_lightly.bench.ablate.budget import rounds_within
 from idaa_lightly.bench.ablate.rows import ALONE, COMPUTE, at_equal_compute, rows_of, trials_of
 from idaa_lightly.bench.ablate.schema import Ablation, RowResult
@@ -136,7 +136,8 @@ def test_rows_of_a_view_that_replaces_the_second_one() -> None:
     ]  # fmt: skip
 
 
-def test_rows_of_a_plugin_in_a_file() -> None:
+def test_rows_of_a_plugin_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_files", {})  # so that other tests do not see its plugins
     code = re.findall(r"```python\n(.*?)```", (ROOT / "plugins/README.md").read_text(), re.DOTALL)
     Path("views.py").write_text(code[0] + code[1])
     command = ("ablate", "--plugin", "views.py", "--aug", "compared-brightness", "--set", "aug.eps=0.5", "--dry-run")

@@ -80,7 +80,7 @@ def finished(trained: Path) -> Path:
         (["--method", "simclrr"], ["no method 'simclrr'", "installed: ", "Did you mean 'simclr'?"]),
         (
             ["--aug", "iddaa"],
-            ["no augmentation 'iddaa'", "affine, clae, color, color-fgsm, idaa, ", "Did you mean 'idaa'?"],
+            ["no augmentation 'iddaa'", "affine, clae, color, color-fgsm, hvp, idaa, ", "Did you mean 'idaa'?"],
         ),
         (["--set", "aug.epz=0.1"], ["'idaa' has no option 'epz'", "eps", "Did you mean 'eps'?"]),
         (["--set", "method.temprature=1"], ["'simclr' has no option 'temprature'", "Did you mean 'temperature'?"]),
@@ -685,7 +685,7 @@ def test_no_broken_network_is_written(folder: Path, rate: str) -> None:
     ("options", "words"),
     [
         (["--seed", "1"], ["seed 0 there, 1 here"]),
-        (["--epochs", "2"], ["epochs 1 there, 2 here"]),
+        (["--epochs", "2", "--seed", "1"], ["epochs 1 there, 2 here", "seed 0 there, 1 here"]),
         (["--aug", "clae"], ["aug none there, clae here"]),
         (["--lr", "0.001"], ["lr", "0.0003", "0.001"]),
     ],

@@ -207,7 +207,7 @@ def damage(name: str, content: bytes | None) -> Callable[[Path], None]:
     ("change", "text"),
     [
         (damage("record.json", None), "holds no record.json: expected a finished run"),
-        (damage("backbone.pt", None), "backbone.pt does not exist; expected a backbone written by a run"),
+        (damage("backbone.pt", None), "holds no backbone.pt, so it is not a finished run"),
         (damage("backbone.pt", b"PK"), "backbone.pt is not a backbone written by a run"),
         (damage("transfer.json", b"{"), "transfer.json is not a file of results: "),
     ],

@@ -17,7 +17,7 @@ from test_bad_input import bench, done, refused
 
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.evaluate.targets import load_run
-from idaa_lightly.bench.run.evaluation import unlabelled_figures
+from idaa_lightly.bench.run.evaluation import NO_EPOCH, unlabelled_figures
 from idaa_lightly.bench.run.health import warnings_of
 from idaa_lightly.bench.run.setup import resolve
 from idaa_lightly.evaluation.unlabelled import alignment, rankme, spread, uniformity
@@ -50,7 +50,7 @@ def test_the_figures_are_those_of_the_embeddings(runs: Path) -> None:
     with torch.no_grad():
         ((images, _),) = evaluation_batches(parts.data, parts.data.train)
         embeddings = embedding_of(method(images))
-        pairs = [parts.views[2, index][0] for index in range(36)]
+        pairs = [parts.views[NO_EPOCH, index][0] for index in range(36)]
         one, other = (embedding_of(method(torch.stack(view))) for view in zip(*pairs, strict=True))
     expected = rankme(embeddings), uniformity(embeddings), alignment(one, other), spread(embeddings)
     last = record_of(runs / "alone")["last"]
