@@ -109,7 +109,7 @@ def test_runs(fresh):
     assert (config["method"], config["aug"]) == ("theirs", "theirs")
     assert config["set"] == {
         "method": {"dim": 8},
-        "aug": {"eps": 0.02, "steps": 3, "weight": 1.0, "random": False, "mode": "exact"},
+        "aug": {"eps": 0.02, "steps": 3, "weight": 1.0, "random": False, "mode": "exact", "place": "add"},
     }
     assert 0 <= record["last"]["knn"] <= 1
     assert {"backbone.pt", "config.toml", "metrics.csv", "views.png"} <= {path.name for path in out.iterdir()}
