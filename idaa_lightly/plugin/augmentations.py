@@ -29,7 +29,7 @@ class Augmentation(ABC):
     lr: NonNegative | None = None
     """Learning rate of the loss's own parameters, if it has any. None takes the method's."""
     adds: ClassVar[str] = "all of the augmentation"
-    """What the augmentation adds to the last of its `controls` that has `adds`."""
+    """Part that the augmentation adds to the last of its `controls` that has `adds`."""
 
     def __init_subclass__(cls) -> None:
         """Check the options of every augmentation by their annotations when it is constructed."""

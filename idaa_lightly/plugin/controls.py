@@ -16,8 +16,8 @@ class Control:
         aug: Name of the control's augmentation. Empty for the one that is compared.
         options: Options that differ from the compared run, by scope: "aug" or "method". With another augmentation,
             "aug" holds all that are not its defaults.
-        adds: What the control has that the row before it on the ladder lacks, such as "second term". The ladder leads
-            from the method alone to the augmentation. Empty if the control is no step of it.
+        adds: Part that the control has and the row before it on the ladder lacks, such as "second term". The ladder
+            leads from the method alone to the augmentation. Empty if the control is no step of it.
         judged: True if a gain of the augmentation must exceed that of this control. False for other forms of the
             augmentation, which are only shown.
         missing: Reason why this method has no such control, as a sentence. Empty if it has.

@@ -1,4 +1,4 @@
-"""What an augmentation can use when it is fitted before the training."""
+"""Resources for the fitting of an augmentation before the training."""
 
 from __future__ import annotations
 

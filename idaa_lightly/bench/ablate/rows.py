@@ -20,7 +20,7 @@ from idaa_lightly.plugin import Control
 from idaa_lightly.registry import load
 
 Kind = Literal["alone", "control", "variant", "candidate", "compute"]
-"""What a row is for.
+"""Purpose of a row.
 
 `alone` is the method without the augmentation, `compute` the same for as many operations as the candidate. A gain must
 exceed every `control`. A `variant` is another form of the augmentation, which is only shown.
@@ -34,9 +34,9 @@ class Row:
 
     Attributes:
         name: Name in tables and plots.
-        kind: What the row is for.
+        kind: Purpose of the row.
         config: Configuration of its runs. The seed is set later.
-        adds: What the row has that the row before it on the ladder lacks. Empty if it is no step of the ladder.
+        adds: Part that the row has and the row before it on the ladder lacks. Empty if it is no step of the ladder.
         fixed: Options of the method that define the row, so that no trial changes them.
     """
 

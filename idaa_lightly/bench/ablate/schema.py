@@ -20,7 +20,7 @@ class RowResult(TypedDict):
     Attributes:
         name: Name of the row.
         kind: One of `idaa_lightly.bench.ablate.rows.Kind`.
-        adds: What it adds to the row before it on the ladder, or an empty string.
+        adds: Part that it adds to the row before it on the ladder, or an empty string.
         aug: Augmentation.
         options: Options that are neither defaults nor shared by all rows, in words.
         epochs: Epochs of training.
@@ -46,7 +46,7 @@ class ContrastResult(TypedDict):
     """A contrast that was fixed beforehand.
 
     Attributes:
-        name: What the candidate is compared with.
+        name: Row that the candidate is compared with.
         center: Mean difference, in the units of the metric.
         low: Lower end of the simultaneous 95 % interval. None with one seed.
         high: Upper end.

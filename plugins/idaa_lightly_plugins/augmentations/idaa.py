@@ -36,7 +36,7 @@ class IDAA(GeneratorAugmentation):
         bottleneck_dim: Dimension of the bottleneck. The paper uses 512 on CIFAR and 3072 on ImageNet.
         width: Channels of the VAE's innermost feature map.
         vae_epochs: Epochs of VAE training. None takes the epochs of the method, as in the paper (300 and 300).
-        search: How the perturbation is found. gradient is the paper's ascent. network trains a small network to predict
+        search: Way to find the perturbation. gradient is the paper's ascent. network trains a small network to predict
             it (amortised IDAA), which needs no attack passes.
         hidden_dim: Width of that network's hidden layers.
         lr: Learning rate of that network. None takes the method's.
