@@ -155,8 +155,8 @@ class ReplacingLoss(AdversarialLoss):
     """Loss whose second view is made adversarial: L(f(x0), f_adv(x1')), without a clean term.
 
     The search starts at the second view x1 and raises the loss against the fixed output of x0. With a search of one
-    gradient step, a training step costs 8 / 6 of one without an attack, and with a generator that never evaluates the
-    objective no more than that, without the generator's own FLOPs.
+    gradient step, a training step costs 8 / 6 of one without an attack. With a generator that never evaluates the
+    objective, it costs no more than one without. Both are without the generator's own FLOPs.
 
     Only outputs of x0 enter queues, memory banks and centres. Losses that store both views store those of x0 twice.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from idaa_lightly.bench.ablate import METRICS
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.cli.jobs import job_options, names_in, pair_in, seeds_in, slurm_parameters
 from idaa_lightly.cli.options import config_options, configs
@@ -19,7 +20,6 @@ from idaa_lightly.errors import UsageError
 if TYPE_CHECKING:
     from idaa_lightly.bench.ablate.schema import Ablation
 
-METRICS = ("knn", "knn_projection", "linear", "rankme")
 SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
@@ -56,7 +56,9 @@ SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
     type=click.Path(path_type=Path),
     help="Directory for runs and results. Default: runs/ablate-METHOD-AUG.",
 )
-@click.option("--dry-run", is_flag=True, help="Write the rows' configurations to OUT/rows, and train nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Write the rows' configurations to OUT/rows, before any tuning, and train nothing."
+)
 def ablate(
     config_file: str | None,
     seeds: str,
@@ -102,15 +104,15 @@ def ablate(
     config, numbers, tried = configs(given, config_file, several=False)[0], seeds_in(seeds), _tuned(tune, given)
     seconds = _seconds(budget) if budget else None
     from idaa_lightly.bench.ablate.pictures import write_ablation
+    from idaa_lightly.bench.ablate.rows import rows_of
     from idaa_lightly.bench.ablate.study import ablate as study
     from idaa_lightly.bench.ablate.study import write_rows
     from idaa_lightly.bench.sweep.jobs import Jobs
     from idaa_lightly.bench.sweep.plan import Run
 
     out = out or Path("runs") / f"ablate-{config.method}-{config.aug}"
-    files = write_rows(config, out / "rows")
     if dry_run:
-        click.echo("\n".join(map(str, files)))
+        click.echo("\n".join(map(str, write_rows(rows_of(config)[0], out / "rows"))))
         return
     if seconds is not None:
         from idaa_lightly.bench.ablate.budget import rounds_within

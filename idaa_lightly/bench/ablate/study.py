@@ -8,17 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
+from idaa_lightly.bench.ablate import Metric
 from idaa_lightly.bench.ablate.rows import Row, at_equal_compute, rows_of, trials_of, with_options
 from idaa_lightly.bench.ablate.schema import SCHEMA, Ablation, RowResult, Trial
 from idaa_lightly.bench.ablate.statistics import sampling_error
 from idaa_lightly.bench.ablate.verdict import contrasts_of, paragraph
-from idaa_lightly.bench.compare.groups import MEASURES, Metric, non_default
+from idaa_lightly.bench.compare.groups import MEASURES, non_default
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.record import fit_flops, read_record, training_flops
 from idaa_lightly.bench.run.setup import read_data, read_labelled
 from idaa_lightly.bench.schema import Record
 from idaa_lightly.bench.sweep.plan import Run, place
 from idaa_lightly.errors import UsageError
+from idaa_lightly.files import atomic_write
 
 log = logging.getLogger(__name__)
 Execute = Callable[[list[Run]], None]
@@ -38,7 +40,8 @@ def ablate(
 
     Args:
         config: Configuration of the augmentation. Its seed is ignored.
-        out: Directory of the runs. Finished runs in it are not repeated.
+        out: Directory of the runs. Finished runs in it are not repeated. The configurations of the rows are written to
+            its subdirectory rows.
         execute: Function that executes runs.
         seeds: Seeds of the final runs. The first is also that of the trials.
         metric: Metric that decides. Default: kNN accuracy, or RankMe without labels.
@@ -47,8 +50,9 @@ def ablate(
     Raises:
         UsageError: An option cannot be used, the metric needs labels that are missing, or operations are not counted.
     """
-    metric = metric or ("knn" if _labelled(config) else "rankme")
-    if metric in MEASURES and not _labelled(config):
+    labelled = read_labelled(config, read_data(config, quiet=True)) is not None
+    metric = metric or ("knn" if labelled else "rankme")
+    if metric in MEASURES and not labelled:
         raise UsageError(f"--metric is {metric}, but the images have no labels: take rankme, or name --eval-data")
     rows, missing = rows_of(config)
     trials: list[Trial] = []
@@ -61,29 +65,26 @@ def ablate(
     if not per_epoch:
         raise UsageError(f"{first[0].folder} has no count of operations, so nothing can be compared at equal compute")
     rows.append(at_equal_compute(rows[0], per_epoch, fit_flops(candidate) + training_flops(candidate)))
+    write_rows(rows, out / "rows")
     runs = _runs(rows, seeds, out)
     execute(runs)
     own = [non_default(row.config) for row in rows]
-    by_row = [[runs[number + len(rows) * place] for place in range(len(seeds))] for number in range(len(rows))]
+    by_row = [runs[number :: len(rows)] for number in range(len(rows))]
     common = {key for key, value in own[0].items() if all(other.get(key) == value for other in own)}
     options = [" ".join(f"{key}={value}" for key, value in part.items() if key not in common) for part in own]
     results = [_result(*part, metric, out) for part in zip(rows, options, by_row, strict=True)]
     return _judged(config, metric, seeds, results, trials, missing, candidate)
 
 
-def write_rows(config: RunConfig, out: Path) -> list[Path]:
+def write_rows(rows: Sequence[Row], out: Path) -> list[Path]:
     """Write the configuration of each row as a file for `idaa-bench run --config`. Return the files."""
     made = []
-    for row in rows_of(config)[0]:
+    for row in rows:
         path = out / f"{''.join(c if c.isalnum() else '-' for c in row.name.lower())}.toml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(row.config.to_toml())
+        with atomic_write(path) as temporary:
+            temporary.write_text(row.config.to_toml())
         made.append(path)
     return made
-
-
-def _labelled(config: RunConfig) -> bool:
-    return read_labelled(config, read_data(config, quiet=True)) is not None
 
 
 def _tuned(

@@ -97,7 +97,7 @@ def _judgement(result: Ablation, candidate: RowResult) -> str:
         helps += (
             f", and no control explains the gain: it comes from the {candidate['adds']}"
             if sign(control) == 1
-            else f", but so does {control['name']!r}: the gain is not shown to come from the {candidate['adds']}"
+            else f", but is not above {control['name']!r}: the gain is not shown to come from the {candidate['adds']}"
         )
     worth = {
         1: "It also wins at equal compute" if sign(alone) == 1 else "It wins at equal compute",

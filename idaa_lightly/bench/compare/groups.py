@@ -13,13 +13,7 @@ from typing import Any, Literal, get_args
 from scipy import stats
 
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.bench.record import (
-    accuracy_at,
-    config_of,
-    fit_flops,
-    read_record,
-    training_flops,
-)
+from idaa_lightly.bench.record import accuracy_at, config_of, fit_flops, read_record, training_flops
 from idaa_lightly.bench.run.setup import resolve
 from idaa_lightly.bench.schema import Record
 from idaa_lightly.errors import FileFormatError, IDAAError, UsageError
@@ -29,8 +23,6 @@ MEASURES: tuple[Measure, ...] = get_args(Measure)
 Unlabelled = Literal["rankme", "uniformity", "alignment", "embedding_spread"]
 UNLABELLED: tuple[Unlabelled, ...] = get_args(Unlabelled)
 """Figures of embeddings without labels, as in `idaa_lightly.bench.schema.Evaluated`."""
-Metric = Literal["knn", "knn_projection", "linear", "rankme"]
-"""Figures that rise with the quality of the features."""
 BASELINE = "none"
 CONFIDENCE = 0.95
 MARKS: dict[str, Callable[[Record], str]] = {
