@@ -2,6 +2,7 @@
 # make test: the fast tests. make test-slow: the slow ones. make test-all: both. make test-oldest: the fast tests with
 # the oldest versions that pyproject.toml declares. make lint: format, lint, types.
 # make docs: the documentation site, in build/site. Warnings are errors.
+# make notebooks: the site with its notebooks executed, which takes minutes. Those that did not change come from a cache.
 # make matrix: a few steps of every allowed pair of a method and an augmentation, where make test takes a selection.
 VENV ?= .venv
 VENV_OLDEST ?= .venv-oldest
@@ -18,7 +19,7 @@ INSTALL = $(UV) uninstall --quiet --python $(BIN)/python faiss-$(OTHER); rm -f $
 	$(UV) install --quiet --compile-bytecode --python $(BIN)/python --editable
 PYTEST := python -m pytest -n auto --maxprocesses 4
 
-.PHONY: demo test test-slow test-all test-oldest matrix docs lint clean
+.PHONY: demo test test-slow test-all test-oldest matrix docs notebooks lint clean
 
 demo: $(VENV)/.$(EXTRA)
 	$(BIN)/idaa-bench run --method simclr --aug idaa --resume
@@ -41,6 +42,10 @@ matrix: $(VENV)/.$(EXTRA)-test
 
 docs: $(VENV)/.$(EXTRA)-docs
 	$(BIN)/sphinx-build -W --keep-going -q -c docs . build/site
+	@echo "Open build/site/docs/index.html."
+
+notebooks: $(VENV)/.$(EXTRA)-docs
+	$(BIN)/sphinx-build -W --keep-going -q -D nb_execution_mode=cache -c docs . build/site
 	@echo "Open build/site/docs/index.html."
 
 lint: $(VENV)/.$(EXTRA)-lint

@@ -8,7 +8,7 @@ from typing import Any
 project, author = "idaa-lightly", "the idaa-lightly maintainers"
 version = release = installed("idaa-lightly")
 extensions = [
-    "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_click", "sphinx_design",
+    "myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_click", "sphinx_design",
 ]  # fmt: skip
 root_doc = "docs/index"
 include_patterns = [
@@ -23,6 +23,10 @@ html_title = "idaa-lightly"
 html_show_copyright = html_show_sphinx = False
 myst_enable_extensions = ["colon_fence", "attrs_inline"]
 myst_heading_anchors = 4
+nb_execution_mode = "off"  # `make notebooks` executes them.
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600  # seconds a cell
+nb_execution_cache_path = "build/notebooks"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

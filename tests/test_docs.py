@@ -1,0 +1,75 @@
+"""The pages of the documentation: their Python runs, and the messages that they quote are those of the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from lightly.loss import NTXentLoss
+from matplotlib import pyplot as plt
+
+import idaa_lightly
+from idaa_lightly import dual_batchnorm
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if "```python" in path.read_text())
+ELSEWHERE = {"loops.md": [1]}  # blocks that test_package.py runs with a Trainer
+
+
+def given() -> dict[str, Any]:
+    """Return what a reader of loops.md has defined before. Other pages stand alone."""
+    model = dual_batchnorm(torchvision.models.resnet18(num_classes=8))
+    return {name: getattr(idaa_lightly, name) for name in idaa_lightly.__all__} | {
+        "torch": torch,
+        "NTXentLoss": NTXentLoss,
+        "model": model,
+        "optimizer": torch.optim.SGD(model.conv1.parameters(), lr=0.1),
+        "normalize": {"mean": [0.5] * 3, "std": [0.25] * 3},
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_python_of_a_page_runs(page: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    scope = given() if page.name == "loops.md" else {}
+    for index, block in enumerate(blocks):
+        if index not in ELSEWHERE.get(page.name, []):
+            exec(compile(block, f"{page.name} block {index}", "exec"), scope)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["knn", "space"])
+def test_a_notebook_runs(name: str) -> None:
+    """The others run by `make notebooks`."""
+    page = (ROOT / "docs" / "notebooks" / f"{name}.md").read_text()
+    scope: dict[str, Any] = {}
+    for index, cell in enumerate(re.findall(r"```\{code-cell\}\n(.*?)```", page, re.DOTALL)):
+        exec(compile(cell, f"{name} cell {index}", "exec"), scope)
+    assert plt.get_fignums()
+    plt.close("all")
+
+
+def texts_of_the_code() -> list[str]:
+    """Return all strings of the code, with an ellipsis for each placeholder."""
+    found: list[str] = []
+    for path in [*(ROOT / "idaa_lightly").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_the_messages_of_the_faq_are_those_of_the_code() -> None:
+    page = (ROOT / "docs" / "faq.md").read_text()
+    messages = re.findall(r"^\| `(.+?)` \|", page, re.MULTILINE)
+    assert len(messages) > 50
+    texts = "\n".join(texts_of_the_code())
+    assert not [message for message in messages if message not in texts]
