@@ -155,7 +155,7 @@ def claim(folder: Path, timeout: float = 5.0) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(place.with_name(f".{place.name}.lock"), timeout))
+            stack.enter_context(locked(lock_of(folder), timeout))
         except Timeout as error:
             raise BusyError(
                 f"{folder} is being run by another process: wait for it, or choose another output directory"
@@ -163,6 +163,19 @@ def claim(folder: Path, timeout: float = 5.0) -> Iterator[None]:
         except OSError as error:
             raise RunFolderError(f"{folder} cannot be written ({error}): choose another output directory") from error
         yield
+
+
+def lock_of(folder: Path) -> Path:
+    """Return the lock file of a run directory."""
+    place = folder.absolute()
+    return place.with_name(f".{place.name}.lock")
+
+
+def clear_lock(folder: Path) -> None:
+    """Delete the lock file that a killed process has left beside a run directory, unless a process holds it."""
+    if lock_of(folder).is_file():
+        with suppress(Timeout, OSError), locked(lock_of(folder), timeout=0):
+            pass
 
 
 @contextmanager

@@ -89,6 +89,7 @@ def finished(trained: Path) -> Path:
         (["--set", "data.eps=0.1"], ["--set got 'data.eps=0.1'", "aug.KEY=VALUE"]),
         (["--set", "aug.=0.1"], ["--set got 'aug.=0.1'", "aug.KEY=VALUE"]),
         (["--set", "aug.eps=much"], ["eps is 'much'", "expected float"]),
+        (["--set", "method.temperature=1e-300"], ["'simclr' does not take these options: Illegal temperature"]),
         (["--set", "aug.width=1.5"], ["width is '1.5'", "expected int, 1 or more"]),
         (["--aug", "random", "--set", "aug.norm=l3"], ["norm is 'l3'", "linf or l2"]),
         (["--aug", "none", "--vae", "vae.pt"], ["'none' has no option 'vae'", "leave --vae out"]),

@@ -25,6 +25,7 @@ from idaa_lightly.cli import main
 from idaa_lightly.errors import DataError, NonFiniteError, UsageError
 from idaa_lightly.evaluation import linear
 from idaa_lightly.evaluation.linear import paper_probe, sgd_probe
+from idaa_lightly.files import lock_of
 
 PROBES = [linear_probe, partial(paper_probe, epochs=2), partial(sgd_probe, epochs=2)]
 TRAINED = [paper_probe, sgd_probe]
@@ -314,7 +315,10 @@ def test_features_are_kept_and_nothing_is_done_twice(runs):
         assert kept["train_features"].dtype == np.float32
     files = [Path("r/0", name) for name in ("features.npz", "linear.json")]
     before = [(path.stat().st_mtime_ns, path.read_bytes()) for path in files]
+    lock = lock_of(runs / "0")
+    lock.touch()  # of a process that was killed when it had kept its results
     bench("linear", runs / "0", "--protocol", "sgd,lbfgs", "--epochs", "2")
+    assert not lock.exists()
     assert [(path.stat().st_mtime_ns, path.read_bytes()) for path in files] == before
     old = stored(runs / "0")
     bench("linear", runs / "0", "--protocol", "lbfgs,sgd", "--epochs", "4")

@@ -190,6 +190,11 @@ def test_differences_of_pairs_by_hand(benchmarks: Path) -> None:
     assert lines[4] == "| clae − plain | 2 | +11.00 [-1.71, +23.71] | +5.50 [-0.85, +11.85] | +11.00 [-1.71, +23.71] |"
     assert lines[5] == "| plain − clae | 2 | -11.00 [-23.71, +1.71] | -5.50 [-11.85, +0.85] | -11.00 [-23.71, +1.71] |"
     assert lines[-1] == "`idaa-bench table pairs`"
+    # The pooled variance is 1, and Student's t 25.452 for one degree of freedom and two intervals at once.
+    lines = render(replace(read_table(benchmarks, "pairs"), joint=True)).splitlines()
+    assert lines[4].startswith("| clae − plain | 2 | +11.00 [-14.45, +36.45] | +5.50 [-7.23, +18.23] | ")
+        lines[4] == "| clae − plain | 2 | +11.00 [-14.45, +36.45] | +5.50 [-7.23, +18.23] | +11.00 [-14.45, +36.45] |"
+    )
 
 
 def test_the_cost_of_an_accuracy_by_hand() -> None:

@@ -44,10 +44,15 @@ class Contrast:
 
 def contrast(label: str, one: Group, other: Group) -> Contrast | None:
     """Return the differences of `one` to `other`; None if they have no seed in common."""
-    found = {measure: _points(difference(measure, one, other), measure) for measure in MEASURES}
+    numbers = {key: value for measure in MEASURES for key, value in difference(measure, one, other).items()}
+    return contrast_of(label, numbers)
+
+
+def contrast_of(label: str, numbers: Mapping[str, Any]) -> Contrast | None:
+    """Return a row of differences, in the form in which `difference` returns them; None if there are none."""
+    found = {measure: _points(numbers, measure) for measure in MEASURES}
     points: dict[str, Points] = {measure: part for measure, part in found.items() if part is not None}
-    seeds = len(one.records.keys() & other.records.keys())
-    return Contrast(label, points, seeds) if points else None
+    return Contrast(label, points, numbers["knn_pairs"]) if points else None
 
 
 def contrasts_of(comparison: Comparison, labels: Sequence[str] | None = None) -> list[Contrast]:

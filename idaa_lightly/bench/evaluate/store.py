@@ -41,7 +41,7 @@ from idaa_lightly.bench.record import environment, read_record, write_json
 from idaa_lightly.bench.schema import read_json
 from idaa_lightly.data import DataSet
 from idaa_lightly.errors import FileFormatError
-from idaa_lightly.files import atomic_write, claim, require_file
+from idaa_lightly.files import atomic_write, claim, clear_lock, require_file
 
 SCHEMA = 1
 Result = dict[str, Any]
@@ -148,6 +148,8 @@ def evaluated(
         entry |= found | environment(device, 1)
         if file:
             _keep(target / file, name, entry)
+    elif file:
+        clear_lock(target)  # A process that was killed after it had kept the result may have left it.
     if "accuracy" in entry:
         log.info(f"{target}: {name} {100 * entry['accuracy']:.2f} %")
     return entry

@@ -65,6 +65,7 @@ class Table:
         reach: kNN accuracies in percent whose cost is shown.
         study: Augmentations whose views are studied on the encoder of each recipe's seed 0.
         pairs: Pairs of recipes whose difference is a row, instead of the recipes' own rows.
+        joint: The intervals of the pairs hold for all of them at once; see `joint_differences`.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Table:
     reach: tuple[float, ...] = ()
     study: tuple[str, ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()
+    joint: bool = False
 
     def records(self, recipe: Recipe) -> Path:
         """Return the directory of a recipe's records."""
@@ -114,6 +116,7 @@ class Question:
         conclusion: The answer, in two or three sentences.
         tables: Names of its tables.
         contrasts: Label of a row of the forest plot, and the two recipes whose difference it shows.
+        joint: The intervals of the plot hold for all rows at once; see `joint_differences`.
         picture: Path of its picture in the directory; empty if it has none.
     """
 
@@ -122,6 +125,7 @@ class Question:
     conclusion: str
     tables: tuple[str, ...]
     contrasts: tuple[tuple[str, str, str], ...]
+    joint: bool
     picture: str
 
 
@@ -142,7 +146,8 @@ def read_questions(folder: Path) -> list[Question]:
         contrasts = tuple((label, one, other) for label, one, other in rows)
         picture = entry.get("picture", f"figures/{name}.svg" if contrasts else "")
         text = " ".join(entry["conclusion"].split())
-        questions.append(Question(name, entry["title"], text, tuple(entry["tables"]), contrasts, picture))
+        joint = entry.get("joint", False)
+        questions.append(Question(name, entry["title"], text, tuple(entry["tables"]), contrasts, joint, picture))
     return questions
 
 
@@ -163,6 +168,7 @@ def read_table(folder: Path, name: str) -> Table:
     recipes = tuple(Recipe(recipe, RunConfig(**recipe_in(content, path, recipe))) for recipe in names)
     usual = {recipe.name: paper.get(recipe.config.method, {}).get(recipe.config.aug, {}) for recipe in recipes}
     figures = entry.get("paper", usual)
+    columns, reach, studied = (tuple(entry.get(key, ())) for key in ("columns", "reach", "study"))
     return Table(
         name,
         entry["title"],
@@ -173,7 +179,11 @@ def read_table(folder: Path, name: str) -> Table:
         entry.get("published", PUBLISHED),
         folder,
         entry.get("against", BASELINE),
-        *(tuple(entry.get(key, ())) for key in ("columns", "reach", "study", "pairs")),
+        columns,
+        reach,
+        studied,
+        tuple((one, other) for one, other in entry.get("pairs", ())),
+        entry.get("joint", False),
     )
 
 

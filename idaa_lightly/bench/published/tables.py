@@ -9,6 +9,7 @@ from statistics import mean, stdev
 from idaa_lightly.bench.compare.groups import BASELINE, MEASURES, Group, compare, difference, near, read_groups
 from idaa_lightly.bench.compare.text import TITLES, columns, difference_column, difference_in_words, markdown, quantity
 from idaa_lightly.bench.evaluate.schema import Study
+from idaa_lightly.bench.published.joint import joint_differences
 from idaa_lightly.bench.published.recipes import Recipe, Table
 from idaa_lightly.bench.record import read_record, share_to
 from idaa_lightly.bench.schema import read_json
@@ -95,16 +96,22 @@ def _lines(table: Table, found: _Found) -> Iterator[Line]:
 
 
 def _differences(table: Table, found: _Found) -> Iterator[Line]:
-    """Yield a line for each pair of recipes, of the seeds that both have."""
-    for names in table.pairs:
-        line = {"difference": " − ".join(names), "seeds": "not run"}
-        if all(len(found.groups.get(name, ())) == 1 for name in names):  # not of two data sets
-            (one, _), (other, _) = (found.groups[name][0] for name in names)
-            both = len(one.records.keys() & other.records.keys())
-            line["seeds"] = str(both)
-            for measure in MEASURES:
-                numbers = difference(measure, one, other) | {"seeds": both}
-                line[f"{measure}_difference"] = difference_in_words(numbers, measure)
+    """Yield a line for each pair of recipes, of the seeds that both have, or that all have if the table is joint."""
+    groups = {name: part[0][0] for name, part in found.groups.items() if len(part) == 1}  # not of two data sets
+    ready = [pair for pair in table.pairs if groups.keys() >= set(pair)]
+    numbers = [
+        {key: value for measure in MEASURES for key, value in difference(measure, groups[one], groups[other]).items()}
+        for one, other in ready
+    ]
+    if table.joint and ready:
+        numbers = joint_differences(groups, ready)
+    by_pair = dict(zip(ready, numbers, strict=True))
+    for pair in table.pairs:
+        line = {"difference": " − ".join(pair), "seeds": "not run"}
+        if pair in by_pair:
+            row = by_pair[pair] | {"seeds": by_pair[pair]["knn_pairs"]}
+            line["seeds"] = str(row["seeds"])
+            line |= {f"{measure}_difference": difference_in_words(row, measure) for measure in MEASURES}
         yield line
 
 

@@ -164,6 +164,26 @@ def make_augmentation(config: RunConfig) -> Augmentation:
     return augmentation
 
 
+def make_method(config: RunConfig, network: nn.Module, num_features: int) -> Method:
+    """Return the method of a configuration on a backbone.
+
+    Args:
+        config: Configuration. Options of the method that it lacks get their defaults.
+        network: The backbone.
+        num_features: Dimension of its features.
+
+    Raises:
+        UsageError: The method, or the loss of a library that it uses, refuses a value.
+    """
+    try:
+        method: Method = load("method", config.method)(network, num_features, **config.set.get("method", {}))
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"{config.method!r} does not take these options: {error}") from error
+    return method
+
+
 def rehearse(config: RunConfig) -> None:
     """Construct the plugins of a resolved configuration, to find values that ranges cannot refuse.
 
@@ -178,7 +198,7 @@ def rehearse(config: RunConfig) -> None:
     with torch.device("meta"):
         create_backbone(config.backbone or "", size, config.set.get("backbone"))
     with torch.random.fork_rng([]):
-        method: Method = load("method", config.method)(nn.Linear(1, 8), 8, **config.set["method"])
+        method = make_method(config, nn.Linear(1, 8), 8)
         method.transform(size, IMAGENET)
         method.optimizer([{"params": list(method.parameters())}], config.epochs or 1, 1)
 
@@ -198,7 +218,7 @@ def make_parts(config: RunConfig, augmentation: Augmentation, data: DataSet, lab
         match, digest = load_pretrained(built.network, config.weights, built.plan)
         log.info(f"Weights from {config.weights}: {match.in_words()}.")
         weights = {"weights": {"sha256": digest, "missing": match.missing, "unexpected": match.unexpected}}
-    method: Method = load("method", config.method)(built.network, built.num_features, **config.set["method"])
+    method = make_method(config, built.network, built.num_features)
     transform = augmentation.transform(method.transform(config.view_size or data.image_size, data.normalize))
     views = ViewDataset(data.train, transform, config.seed)
     if method.multi_crop or config.view_size:
@@ -231,7 +251,7 @@ def trained_network(config: RunConfig, network: nn.Module, num_features: int) ->
     if not entries("method", config.method):
         return network, num_features
     with torch.random.fork_rng([]):
-        method: Method = load("method", config.method)(network, num_features, **config.set.get("method", {}))
+        method = make_method(config, network, num_features)
     return method.backbone, method.num_features
 
 
