@@ -20,6 +20,7 @@ smartquotes = False
 highlight_language = "text"
 html_theme = "furo"
 html_title = "idaa-lightly"
+html_static_path, html_css_files = ["_static"], ["site.css"]
 html_show_copyright = html_show_sphinx = False
 myst_enable_extensions = ["colon_fence", "attrs_inline"]
 myst_heading_anchors = 4

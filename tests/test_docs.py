@@ -69,7 +69,7 @@ def texts_of_the_code() -> list[str]:
 
 def test_the_messages_of_the_faq_are_those_of_the_code() -> None:
     page = (ROOT / "docs" / "faq.md").read_text()
-    messages = re.findall(r"^\| `(.+?)` \|", page, re.MULTILINE)
+    messages = re.findall(r"^- `(.+?)`\\$", page, re.MULTILINE)
     assert len(messages) > 50
     texts = "\n".join(texts_of_the_code())
     assert not [message for message in messages if message not in texts]
