@@ -2,7 +2,8 @@
 
 A directory such as benchmarks/ gets
 
-    README.md          a section per question, between `<!-- questions -->` and `<!-- end -->`
+    README.md          a section per question, between `<!-- questions -->` and `<!-- end -->`, and what was not run;
+                       questions may name another page for their sections
     tables/NAME.md     all tables of a question
     figures/NAME.svg   the forest plot of its contrasts
     results.csv        a row per record
@@ -35,10 +36,12 @@ def pages(folder: Path) -> dict[Path, str]:
     texts = {folder / "results.csv": _results(folder)}
     for question in questions:
         texts[folder / "tables" / f"{question.name}.md"] = _page(question, tables)
-    page = folder / "README.md"
-    if page.exists():
-        sections = "\n\n".join([*(_section(question) for question in questions), _not_run(tables)])
-        texts[page] = SECTION.sub(lambda found: f"{found[1]}\n{sections}\n\n{found[2]}", page.read_text())
+    for name in sorted({"README.md", *(question.page for question in questions)}):
+        if (page := folder / name).exists():
+            sections = "\n\n".join(_section(question) for question in questions if question.page == name)
+            if name == "README.md":
+                sections = f"{sections}\n\n{_not_run(tables)}"
+            texts[page] = _filled(page.read_text(), sections)
     return texts
 
 
@@ -85,6 +88,11 @@ def write_pages(folder: Path) -> list[Path]:
     return changed
 
 
+def _filled(page: str, sections: str) -> str:
+    """Return a page with these sections between its two marks."""
+    return SECTION.sub(lambda found: f"{found[1]}\n{sections}\n\n{found[2]}", page)
+
+
 def _section(question: Question) -> str:
     """Return a question's heading, picture, conclusion and command."""
     command = f"`idaa-bench table {' '.join(question.tables)}`"
@@ -97,7 +105,7 @@ def _page(question: Question, tables: dict[str, Table]) -> str:
     """Return the page of a question: its section, and all its tables."""
     texts = [render(tables[name]).replace("](records/", "](../records/").strip() for name in question.tables]
     picture = f"![{question.title}](../{question.picture})" if question.picture else ""
-    parts = [f"# {question.title}", question.conclusion, picture, *texts, "[All questions](../README.md)"]
+    parts = [f"# {question.title}", question.conclusion, picture, *texts, f"[All questions](../{question.page})"]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

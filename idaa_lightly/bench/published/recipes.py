@@ -118,6 +118,7 @@ class Question:
         contrasts: Label of a row of the forest plot, and the two recipes whose difference it shows.
         joint: The intervals of the plot hold for all rows at once; see `joint_differences`.
         picture: Path of its picture in the directory; empty if it has none.
+        page: Page with its section, such as README.md.
     """
 
     name: str
@@ -127,6 +128,7 @@ class Question:
     contrasts: tuple[tuple[str, str, str], ...]
     joint: bool
     picture: str
+    page: str
 
 
 def read_questions(folder: Path) -> list[Question]:
@@ -146,8 +148,8 @@ def read_questions(folder: Path) -> list[Question]:
         contrasts = tuple((label, one, other) for label, one, other in rows)
         picture = entry.get("picture", f"figures/{name}.svg" if contrasts else "")
         text = " ".join(entry["conclusion"].split())
-        joint = entry.get("joint", False)
-        questions.append(Question(name, entry["title"], text, tuple(entry["tables"]), contrasts, joint, picture))
+        joint, page = entry.get("joint", False), entry.get("page", "README.md")
+        questions.append(Question(name, entry["title"], text, tuple(entry["tables"]), contrasts, joint, picture, page))
     return questions
 
 
