@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -73,3 +74,17 @@ def test_the_messages_of_the_faq_are_those_of_the_code() -> None:
     assert len(messages) > 50
     texts = "\n".join(texts_of_the_code())
     assert not [message for message in messages if message not in texts]
+
+
+def test_the_bar_chart_shows_the_committed_costs() -> None:
+    """`python docs/pictures.py` draws it."""
+    (setting,) = json.loads((ROOT / "benchmarks/results/step_cost_forms.json").read_text())["settings"]
+    texts = re.findall(r">([^<>]+)</text>", (ROOT / "docs/pictures/cost.svg").read_text())
+    for name, step in setting["steps"].items():
+        assert name in texts
+        assert f"{step['relative']['flops_per_image']:.2f}" in texts
+
+
+def test_every_picture_has_a_text() -> None:
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert "![](" not in page.read_text(), page
