@@ -48,6 +48,16 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda content: moments(content)[0].update(exp_avg=torch.ones(7)),
         "does not fit this run (the optimiser has another state for parameter 0)",
     ),
+    "moments of another layout": (
+        lambda content: moments(content)[0].update(exp_avg=moments(content)[0]["exp_avg"].to_sparse()),
+        "does not fit this run (the optimiser has another state for parameter 0)",
+    ),
+    "weights of another layout": (
+        lambda content: content["state_dict"].update(
+            {"method.backbone.conv1.weight": content["state_dict"]["method.backbone.conv1.weight"].to_sparse()}
+        ),
+        "does not fit this run (state_dict.method.backbone.conv1.weight is tensor",
+    ),
     "moments that are missing": (
         lambda content: moments(content)[0].pop("exp_avg"),
         "does not fit this run (the state of the optimiser has other entries)",

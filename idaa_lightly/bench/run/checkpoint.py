@@ -227,10 +227,14 @@ def require_fit(found: Found, module: SelfSupervised, trainer: pl.Trainer) -> No
     check_form(parts["callbacks"].get("Evaluation"), Progress, path, "callbacks.Evaluation")
 
 
+def _form(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.layout]:
+    return tensor.shape, tensor.dtype, tensor.layout
+
+
 def _fault(expected: Any, got: Any, where: str = "") -> str | None:
     """Return where a value has another form than expected, or None. An expected None, [] or {} stands for anything."""
     if isinstance(expected, Tensor):
-        same = isinstance(got, Tensor) and (got.shape, got.dtype) == (expected.shape, expected.dtype)
+        same = isinstance(got, Tensor) and _form(got) == _form(expected)
         if same and expected.isfinite().all() and not got.isfinite().all():
             return f"{where} is not finite"
     elif isinstance(expected, bool | str):
@@ -257,8 +261,9 @@ def _fault_of_moments(state: Any, parameters: list[Tensor]) -> str | None:
         return "the state of the optimiser has other entries"
     for number, part in state.items():
         for value in part.values() if isinstance(part, dict) else (part,):
-            shapes = (parameters[number].shape, torch.Size())
-            if not (value.shape in shapes if isinstance(value, Tensor) else isinstance(value, int | float | None)):
+            forms = [(shape, torch.strided) for shape in (parameters[number].shape, torch.Size())]
+            tensor = isinstance(value, Tensor)
+            if not ((value.shape, value.layout) in forms if tensor else isinstance(value, int | float | None)):
                 return f"the optimiser has another state for parameter {number}"
             if isinstance(value, Tensor) and not value.isfinite().all():
                 return f"the optimiser's state for parameter {number} is not finite"
