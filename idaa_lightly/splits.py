@@ -51,19 +51,20 @@ def split(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
 
 
-def balanced(labels: Tensor, count: int) -> Tensor:
+def balanced(labels: Tensor, count: int, seed: int = 0) -> Tensor:
     """Return the indices of `count` samples, taken from each class in turn.
 
     Args:
         labels: Class indices (N,).
         count: Number of samples. All are returned if there are fewer.
+        seed: Seed of the choice.
     """
-    return _turns(labels).argsort(stable=True)[:count]
+    return _turns(labels, seed).argsort(stable=True)[:count]
 
 
-def _turns(labels: Tensor) -> Tensor:
+def _turns(labels: Tensor, seed: int = 0) -> Tensor:
     """Return each sample's position (N,), from 0, in a deterministic shuffle of its class."""
-    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     turns = torch.empty(len(labels), dtype=torch.long)
     for label in range(int(labels.max()) + 1):
         members = shuffled[labels[shuffled] == label]

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import tomli_w
 from annotated_types import Ge
@@ -24,6 +24,9 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 SCOPES = ("method", "aug", "backbone")
 """Plugins of a run that have options, as in `--set aug.eps=0.1`."""
@@ -143,13 +146,18 @@ class RunConfig:
         None, "Worker processes of the data loader. Default: 0 on the CPU, else one per core, up to 12."
     )
 
+    @classmethod
+    def names(cls) -> list[str]:
+        """Return the names of the fields that can be set."""
+        return [item.name for item in fields(cls)]
+
     def to_toml(self) -> str:
         """Return the configuration as TOML, without fields that are None."""
         return tomli_w.dumps(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values, without fields that are None."""
-        return _without_none({item.name: getattr(self, item.name) for item in fields(self)})
+        return _without_none({name: getattr(self, name) for name in self.names()})
 
     def flat(self) -> dict[str, Any]:
         """Return the fields in one flat dictionary, without fields that are None.
@@ -160,7 +168,7 @@ class RunConfig:
         options = values.pop("set")
         return values | {f"{kind}.{key}": value for kind, items in options.items() for key, value in items.items()}
 
-    def canonical(self) -> RunConfig:
+    def canonical(self) -> Self:
         """Return the configuration with defaults for fields that change no result, such as `data_dir`."""
         return replace(self, data_dir="data", logger="csv", workers=None, save_every=None)
 
@@ -186,11 +194,12 @@ def load_toml(path: str | Path) -> dict[str, Any]:
         raise FileFormatError(f"{path} cannot be read as TOML: {error}") from error
 
 
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """Return the fields of `RunConfig` that a TOML file sets.
+def read_toml(path: str | Path, kind: type[RunConfig] = RunConfig) -> dict[str, Any]:
+    """Return the fields of a configuration that a TOML file sets.
 
     Args:
         path: The file, such as the config.toml of a run directory.
+        kind: Class of the configuration.
 
     Raises:
         FileFormatError: The file is missing or is not valid TOML.
@@ -198,28 +207,31 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """
     values = load_toml(path)
     try:
-        check(values)
+        check(values, kind)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     return values
 
 
-def read_recipe(path: str | Path, name: str) -> dict[str, Any]:
+def read_recipe(path: str | Path, name: str, kind: type[RunConfig] = RunConfig) -> dict[str, Any]:
     """Return the fields that a recipe sets, with those of its bases.
 
     Args:
         path: TOML file with tables [recipes] and [bases] of entries. An entry may name another as its `base`, whose
             fields it overrides.
         name: Name of a recipe.
+        kind: Class of the configuration.
 
     Raises:
         FileFormatError: The file cannot be read, or bases are missing or go round in a circle.
         UsageError: There is no such recipe, or it sets a field to a value that cannot be used.
     """
-    return recipe_in(load_toml(path), path, name)
+    return recipe_in(load_toml(path), path, name, kind)
 
 
-def recipe_in(content: dict[str, Any], path: str | Path, name: str) -> dict[str, Any]:
+def recipe_in(
+    content: dict[str, Any], path: str | Path, name: str, kind: type[RunConfig] = RunConfig
+) -> dict[str, Any]:
     """Return what `read_recipe` returns, from the content of the file."""
     recipes, bases = (content.get(key, {}) for key in ("recipes", "bases"))
     if name not in recipes:
@@ -232,7 +244,7 @@ def recipe_in(content: dict[str, Any], path: str | Path, name: str) -> dict[str,
         chain.append(base)
         values = _merged(every[base], values)
     try:
-        check(values)
+        check(values, kind)
     except UsageError as error:
         raise UsageError(f"{path}: {name}: {error}") from error
     return values
@@ -247,16 +259,18 @@ def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def check(values: Mapping[str, Any]) -> None:
-    """Check values by field against the names, types and ranges of `RunConfig`.
+def check(values: Mapping[str, Any], kind: type[RunConfig] = RunConfig) -> None:
+    """Check values by field against the names, types and ranges of a configuration.
 
     Args:
         values: Values by field. Fields may be missing.
+        kind: Class of the configuration.
 
     Raises:
         UsageError: A field is unknown, or its value has the wrong type or is out of range.
     """
-    hints = get_type_hints(RunConfig, include_extras=True)
+    found = get_type_hints(kind, include_extras=True)
+    hints = {name: found[name] for name in kind.names()}
     for name, value in values.items():
         if name not in hints:
             known = ", ".join(hints)

@@ -55,7 +55,8 @@ def open_folder(folder: Path, config: RunConfig, *, resume: bool) -> Record | No
     require_file(folder / "config.toml", "the configuration of a run")
     if not (folder / "config.toml").exists():
         raise RunFolderError(f"{folder} holds files that are not a run: choose another --out")
-    both = RunConfig(**read_toml(folder / "config.toml")), config
+    kind = type(config)
+    both = kind(**read_toml(folder / "config.toml", kind)), config
     there, wanted = (part.canonical().flat() for part in both)
     changed = sorted(name for name in there | wanted if there.get(name) != wanted.get(name))
     length = changed == ["epochs"]
@@ -77,7 +78,7 @@ def finished(folder: Path, config: RunConfig) -> Record | None:
         folder: The run directory. It may be missing.
         config: Resolved configuration of the run.
     """
-    record = read_record(folder) if (folder / "record.json").exists() else None
+    record = read_record(folder, type(config)) if (folder / "record.json").exists() else None
     return record if record and record["config"]["epochs"] == config.epochs else None
 
 
@@ -87,11 +88,12 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def read_record(folder: Path) -> Record:
+def read_record(folder: Path, kind: type[RunConfig] = RunConfig) -> Record:
     """Read the record of a finished run.
 
     Args:
         folder: The run directory.
+        kind: Class of its configuration.
 
     Raises:
         FileFormatError: The record is missing or damaged, or its schema is not one of `READABLE`.
@@ -100,7 +102,7 @@ def read_record(folder: Path) -> Record:
     record: Record = read_json(path, Record, "the record of a finished run", READABLE)
     config, epochs = record["config"], [entry["epoch"] for entry in record["history"]]
     try:
-        check(config)
+        check(config, kind)
         if empty := [name for name, value in config.items() if value is None]:
             raise UsageError(f"{empty[0]} is null: leave it out")
     except UsageError as error:

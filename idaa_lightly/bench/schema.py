@@ -44,6 +44,7 @@ class Evaluated(Open):
         knn_validation: Accuracy in [0, 1] of kNN on backbone features, on the validation images, a tenth of the
             training images. All accuracies are missing if there are no labels.
         knn: Accuracy of kNN on all test images. During training, in records of schema 2 and older only.
+        accuracy: Accuracy of the averaged classifier on all test images. Semi-supervised runs only.
     """
 
     epoch: Size
@@ -53,6 +54,7 @@ class Evaluated(Open):
     embedding_spread: NotRequired[Quantity]
     knn_validation: NotRequired[Fraction]
     knn: NotRequired[Fraction]
+    accuracy: NotRequired[Fraction]
 
 
 class AtEnd(Evaluated):
@@ -219,6 +221,20 @@ class Config(Open):
     ]
 
 
+class Labelled(Open):
+    """Labelled images of a semi-supervised run.
+
+    Attributes:
+        count: Number of images whose labels the training uses.
+        per_class: Number of them in each class.
+        sha256: First 16 hexadecimal digits of the hash of their indices, which are in ascending order, in int64.
+    """
+
+    count: Size
+    per_class: list[Size]
+    sha256: str
+
+
 class Record(Open):
     """Content of record.json.
 
@@ -236,6 +252,7 @@ class Record(Open):
             kl}}.
         data: Facts about the data set.
         eval_data: Facts about the data set that accuracies refer to, if it is another one.
+        labelled: Images whose labels the training uses. Semi-supervised runs only.
         versions: Versions of Python and of the packages that results depend on.
         device: Device that the run trained on.
         git_commit: Commit of idaa-lightly's checkout, with "+" for uncommitted changes. None outside a checkout.
@@ -253,6 +270,7 @@ class Record(Open):
     fitted: dict[str, Any]
     data: Data
     eval_data: NotRequired[Data]
+    labelled: NotRequired[Labelled]
     versions: dict[str, str]
     device: Device
     git_commit: str | None

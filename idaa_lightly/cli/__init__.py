@@ -28,6 +28,7 @@ from idaa_lightly.cli.plugins import show as plugins_show
 from idaa_lightly.cli.report import report
 from idaa_lightly.cli.requeue import requeue
 from idaa_lightly.cli.run import run
+from idaa_lightly.cli.semi import semi
 from idaa_lightly.cli.sweep import sweep
 from idaa_lightly.cli.table import table
 from idaa_lightly.cli.terminal import ARGUMENTS, machine_errors, messages_on
@@ -106,6 +107,7 @@ class Commands(click.Group):
         except KeyboardInterrupt as stop:
             hints = {
                 "run": " Repeat the command with --resume to continue after the last finished epoch.",
+                "semi": " Repeat the command with --resume to continue after the last finished epoch.",
                 "sweep": " Repeat the command to continue.",
                 "ablate": " Repeat the command to continue.",
                 "transfer": " Repeat the command to continue.",
@@ -137,6 +139,7 @@ def main() -> None:
       idaa-bench run                                  SimCLR with IDAA on scikit-learn's digits, about a minute
       idaa-bench run --data cifar10 --aug clae        SimCLR with CLAE on CIFAR-10, 300 epochs
       idaa-bench sweep --aug none,idaa --seeds 0-4    every combination; can be interrupted and repeated
+      idaa-bench semi --data cifar10 --labels 250     FixMatch with IDAA: a classifier from a few labels
       idaa-bench vae --epochs 300 --out vae.pt        IDAA's VAE alone, for --vae of several runs
       idaa-bench plugins                              values of --method and --aug
 
@@ -182,6 +185,7 @@ PLUGIN = click.Option(
 for command in (
     table,
     run,
+    semi,
     sweep,
     ablate,
     compare,

@@ -38,18 +38,19 @@ class _Installed(click.Option):
 KINDS: dict[str, registry.Kind] = {"method": "method", "aug": "augmentation"}
 
 
-def config_options(*names: str, **helps: str) -> Callable[[Any], Any]:
-    """Return a decorator that adds a Click option for each of these fields of `RunConfig`.
+def config_options(*names: str, of: type[RunConfig] = RunConfig, **helps: str) -> Callable[[Any], Any]:
+    """Return a decorator that adds a Click option for each of these fields of a configuration.
 
     Args:
         names: Names of fields. None given means all fields.
+        of: Class of the configuration.
         helps: Help of a field in this command, if it differs from that of a run.
     """
-    types = get_type_hints(RunConfig)
+    types, names = get_type_hints(of), names or tuple(of.names())
 
     def decorate(command: Any) -> Any:
-        for item in reversed(fields(RunConfig)):
-            if names and item.name not in names:
+        for item in reversed(fields(of)):
+            if item.name not in names:
                 continue
             kind = next((kind for kind in get_args(types[item.name]) if kind in (int, float)), types[item.name])
             extra: dict[str, Any] = (
@@ -57,7 +58,8 @@ def config_options(*names: str, **helps: str) -> Callable[[Any], Any]:
             )
             flag = item.name.replace("_", "-")
             shown = f"  [default: {item.default}]" if type(item.default) in (str, int, float) else ""
-            extra |= {"cls": _Installed, "kind": KINDS[item.name]} if item.name in KINDS else {}
+            plugin = KINDS.get(item.name) if types[item.name] is str else None
+            extra |= {"cls": _Installed, "kind": plugin} if plugin else {}
             command = click.option(
                 f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}",
                 item.name,
@@ -120,7 +122,9 @@ def network_options(data_help: str) -> Callable[[Any], Any]:
     return decorate
 
 
-def configs(given: dict[str, Any], file: str | None, *, several: bool = True) -> list[RunConfig]:
+def configs(
+    given: dict[str, Any], file: str | None, *, several: bool = True, of: type[RunConfig] = RunConfig
+) -> list[RunConfig]:
     """Return the configurations that options and a TOML file ask for, one per seed. Options override the file.
 
     If the command line names another method or augmentation than the file, the file's options for it are dropped.
@@ -129,12 +133,13 @@ def configs(given: dict[str, Any], file: str | None, *, several: bool = True) ->
         given: Values of the options by field. None means not given.
         file: TOML file, or None.
         several: Accept several seeds.
+        of: Class of the configurations.
 
     Raises:
         FileFormatError: The file cannot be read.
         UsageError: A field or a value of `--set` has the wrong form, or seeds repeat or are too many.
     """
-    values = _from_file(file) if file else {}
+    values = _from_file(file, of) if file else {}
     other = {kind for kind in ("method", "aug") if kind in values and given.get(kind) not in (None, values[kind])}
     options = {kind: dict(items) for kind, items in values.pop("set", {}).items() if kind not in other}
     for kind, items in parse_set(given.pop("set", ())).items():
@@ -147,13 +152,13 @@ def configs(given: dict[str, Any], file: str | None, *, several: bool = True) ->
         raise UsageError(
             f"--seed is {', '.join(map(str, seeds))}, but expected {'different ones' if several else 'one'}"
         )
-    config = RunConfig(**values, set=options)
+    config = of(**values, set=options)
     return [replace(config, seed=seed) for seed in seeds]
 
 
-def _from_file(place: str) -> dict[str, Any]:
+def _from_file(place: str, of: type[RunConfig]) -> dict[str, Any]:
     """Return the fields that FILE or FILE:RECIPE sets."""
     path, colon, name = place.rpartition(":")
     if colon and path.endswith(".toml"):
-        return read_recipe(path, name)
-    return read_toml(place)
+        return read_recipe(path, name, of)
+    return read_toml(place, of)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -15,7 +14,7 @@ from idaa_lightly.backbones import Built, build_backbone, create_backbone
 from idaa_lightly.bench.config import SCOPES, RunConfig, check
 from idaa_lightly.bench.progress import progress
 from idaa_lightly.bench.run.loggers import logger_names
-from idaa_lightly.bench.run.trainer import compiler_missing, on_cpu, resolved_precision
+from idaa_lightly.bench.run.trainer import compiler_missing, resolved_precision, workers_of
 from idaa_lightly.data import IMAGENET, IN_MEMORY, MEMORY, DataSet, load_data
 from idaa_lightly.errors import UsageError
 from idaa_lightly.libraries import features_of_a_batch
@@ -137,7 +136,7 @@ def resolve(config: RunConfig) -> RunConfig:
         backbone=name_of_backbone,
         epochs=config.epochs or digits.get("epochs", method.epochs),
         batch_size=config.batch_size or digits.get("batch_size", method.batch_size),
-        workers=(0 if on_cpu(config) else min(12, os.cpu_count() or 1)) if config.workers is None else config.workers,
+        workers=workers_of(config),
         precision=resolved_precision(config),
         lr=None,
         vae=None,

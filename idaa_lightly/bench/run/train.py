@@ -174,11 +174,23 @@ def _train(parts: Parts, training: _Training, out: Path, found: Found | None) ->
         with atomic_write(out / "config.toml") as temporary:
             temporary.write_text(config.to_toml())
     begin(trainer.loggers, config, out)
-    if rank == 0 and (watching := supervisor()):
+    fit_with_ranks(trainer, training.module, loader, checkpoint)
+
+
+def fit_with_ranks(trainer: pl.Trainer, module: pl.LightningModule, loader: Any, checkpoint: Path | None) -> None:
+    """Train a module. The first rank lets the other ranks start, and interruptions stay a KeyboardInterrupt.
+
+    Args:
+        trainer: Trainer from `make_trainer`.
+        module: Module to train.
+        loader: Data loader of this rank.
+        checkpoint: Checkpoint to resume, if any.
+    """
+    if trainer.global_rank == 0 and (watching := supervisor()):
         watching.send(cast(Any, trainer.strategy).cluster_environment.main_port)  # It starts the other ranks.
     try:
         with failures():
-            trainer.fit(training.module, loader, ckpt_path=checkpoint, weights_only=True)
+            trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as stop:  # Lightning turns KeyboardInterrupt and its subclasses into SystemExit.
         raise (stop.__context__ if isinstance(stop.__context__, KeyboardInterrupt) else KeyboardInterrupt()) from None
 

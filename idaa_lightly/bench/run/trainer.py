@@ -91,6 +91,13 @@ def resolved_precision(config: RunConfig) -> Any:
     return "bf16-mixed" if half else "32-true"
 
 
+def workers_of(config: RunConfig) -> int:
+    """Return the number of worker processes of the data loader. Default: 0 on the CPU, else one per core, up to 12."""
+    if config.workers is not None:
+        return config.workers
+    return 0 if on_cpu(config) else min(12, os.cpu_count() or 1)
+
+
 def compiler_missing() -> bool:
     """Return True if torch.compile would find no C++ compiler on this machine."""
     return not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")))

@@ -1,0 +1,1 @@
+"""Semi-supervised training: from a configuration to a run directory, and tables of such runs."""

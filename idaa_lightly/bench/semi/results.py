@@ -1,0 +1,127 @@
+"""Finished semi-supervised runs side by side: a table over labels, and accuracy against epochs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, cast
+
+from matplotlib.figure import Figure
+
+from idaa_lightly.bench.compare.groups import interval
+from idaa_lightly.bench.compare.text import markdown
+from idaa_lightly.bench.record import read_record
+from idaa_lightly.bench.run.figures import save_figure
+from idaa_lightly.bench.schema import Record
+from idaa_lightly.bench.semi.config import SemiConfig
+from idaa_lightly.errors import FileFormatError
+
+FIXMATCH = "fixmatch × none"
+"""Arm that differences refer to."""
+
+
+def read_records(folder: Path) -> list[Record]:
+    """Return the records of the semi-supervised runs below a directory.
+
+    Args:
+        folder: Directory with run directories at any depth.
+
+    Raises:
+        FileFormatError: There are none, or one cannot be read.
+    """
+    records = [read_record(path.parent, SemiConfig) for path in sorted(folder.rglob("record.json"))]
+    if not records:
+        raise FileFormatError(f"{folder} holds no finished run, but expected record.json files below it")
+    return records
+
+
+def arms(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Return records by arm, such as "fixmatch × idaa". Options are named if they differ between runs of one name."""
+    groups: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    flats: dict[str, list[dict[str, object]]] = defaultdict(list)
+    for record in records:
+        name = f"{record['config']['method']} × {record['config']['aug']}"
+        flats[name].append(_settings(record))
+        groups[name][str(_settings(record))].append(record)
+    found = {}
+    for name, by_settings in groups.items():
+        keys = {key for flat in flats[name] for key in flat}
+        differing = sorted(key for key in keys if len({str(flat.get(key)) for flat in flats[name]}) > 1)
+        for runs in by_settings.values():
+            settings = _settings(runs[0])
+            found[" ".join([name, *(f"{key.partition('.')[2] or key}={settings.get(key)}" for key in differing)])] = (
+                runs
+            )
+    return found
+
+
+def _settings(record: Record) -> dict[str, object]:
+    """Return the configuration without seed and labels, which span the table."""
+    flat = SemiConfig(**cast(dict[str, Any], record["config"])).canonical().flat()
+    return {key: value for key, value in flat.items() if key not in ("seed", "labels")}
+
+
+def table(records: Iterable[Record]) -> str:
+    """Return a Markdown table of accuracies: mean ± standard deviation over seeds, and differences paired by seed.
+
+    Args:
+        records: Records from `read_records`.
+    """
+    found = arms(records)
+    labels = sorted({run["labelled"]["count"] for runs in found.values() for run in runs})
+    header = ["top-1, %", *(f"{count} labels{part}" for count in labels for part in ("", f", − {FIXMATCH}"))]
+    rows = [
+        [
+            name,
+            *(
+                cell
+                for count in labels
+                for cell in _cells(_by_seed(runs, count), _by_seed(found.get(FIXMATCH, []), count))
+            ),
+        ]
+        for name, runs in found.items()
+    ]
+    return markdown(header, rows)
+
+
+def _by_seed(runs: Iterable[Record], labels: int) -> dict[int, float]:
+    return {run["config"]["seed"]: 100 * run["last"]["accuracy"] for run in runs if run["labelled"]["count"] == labels}
+
+
+def _cells(own: dict[int, float], base: dict[int, float]) -> tuple[str, str]:
+    """Return mean ± standard deviation with the number of seeds, and the difference with its 95 % interval."""
+    if not own:
+        return "", ""
+    values = list(own.values())
+    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    differences = [own[seed] - base[seed] for seed in sorted(own.keys() & base.keys())]
+    if not differences or own == base:
+        return f"{mean(values):.2f}{spread} ({len(values)})", ""
+    bounds = interval(differences)
+    words = f" [{bounds[0]:+.2f}, {bounds[1]:+.2f}]" if bounds else ""
+    return f"{mean(values):.2f}{spread} ({len(values)})", f"{mean(differences):+.2f}{words}"
+
+
+def save_convergence(records: Iterable[Record], path: Path) -> None:
+    """Draw accuracy against epochs, the mean over seeds, in a panel for each number of labels.
+
+    Args:
+        records: Records from `read_records`.
+        path: PNG or SVG to write.
+    """
+    found = arms(records)
+    labels = sorted({run["labelled"]["count"] for runs in found.values() for run in runs})
+    figure = Figure(figsize=(5 * len(labels), 3.8), layout="constrained")
+    for axis, count in zip(figure.subplots(1, len(labels), squeeze=False)[0], labels, strict=True):
+        for name, runs in found.items():
+            curves: dict[float, list[float]] = defaultdict(list)
+            for run in runs:
+                for entry in run["history"] if run["labelled"]["count"] == count else ():
+                    curves[entry["epoch"]].append(100 * entry["accuracy"])
+            if curves:
+                axis.plot(list(curves), [mean(values) for values in curves.values()], marker="o", ms=3, label=name)
+        axis.set(xlabel="epoch", ylabel="top-1 of averaged weights, %", title=f"{count} labels")
+        axis.legend()
+    save_figure(figure, path)
