@@ -1,0 +1,271 @@
+"""Semi-supervised runs: FixMatch with an adversarial strong view."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from lightly.transforms.multi_view_transform import MultiViewTransform
+from records import a_record
+from torch import Tensor, nn
+
+from idaa_lightly import CLAE, adversarial_batchnorm, dual_batchnorm, strip_dual_batchnorm
+from idaa_lightly.batchnorm import DualBatchNorm
+from idaa_lightly.bench.config import read_recipe
+from idaa_lightly.bench.semi.config import SemiConfig
+from idaa_lightly.bench.semi.fixmatch import FixMatch, FixMatchLoss
+from idaa_lightly.bench.semi.network import WideResNet
+from idaa_lightly.bench.semi.results import arms, table
+from idaa_lightly.bench.semi.setup import resolve
+from idaa_lightly.cli import main
+from idaa_lightly.errors import UsageError
+from idaa_lightly.losses import AdversarialLoss
+from idaa_lightly.splits import balanced
+from idaa_lightly.variants import ReplacingLoss
+
+RECIPES = Path(__file__).parents[1] / "benchmarks" / "semi" / "recipes.toml"
+TINY = "--labels 6 --backbone wrn-10-1 --batch-size 2 --accelerator cpu --set method.ema=0.5 --set method.threshold=0"
+
+
+def method(**options: Any) -> FixMatch:
+    """Return FixMatch for three classes on a small network."""
+    torch.manual_seed(0)
+    return FixMatch(WideResNet("wrn-10-1"), 64, 3, **options)
+
+
+def bench(folder: Path, *options: object) -> Result:
+    """Call `idaa-bench semi` on an image folder."""
+    given = ["semi", "--data", f"folder:{folder}", *TINY.split(), *map(str, options)]
+    return CliRunner().invoke(main, given)
+
+
+def test_the_consistency_loss_by_hand() -> None:
+    confident, unsure = [4.0, 0.0, 0.0], [0.5, 0.0, 0.0]  # probabilities 0.965 and 0.452 of class 0
+    anchor = torch.tensor([confident, unsure], requires_grad=True)
+    strong = torch.tensor([[0.0, 1.0, 0.0], [9.0, 0.0, 0.0]], requires_grad=True)
+    loss = method().loss(anchor, strong)
+    # −log softmax([0, 1, 0])[0] = log(2 + e) = 1.5514; the unsure image counts as 0 in a mean over 2.
+    assert float(loss.detach()) == pytest.approx(1.5514 / 2, abs=1e-4)
+    loss.backward()
+    assert anchor.grad is None  # The pseudo-label is fixed.
+    assert strong.grad is not None
+    assert strong.grad[0].any()
+    assert not strong.grad[1].any()
+
+
+class Linear(nn.Module):
+    """Stand-in for FixMatch without BatchNorm: logits are the three pixels of an image."""
+
+    weight = 2.0
+    confident = FixMatch.confident
+    loss = FixMatch.loss
+    threshold = 0.9
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the pixels as logits."""
+        return images.flatten(1)
+
+
+def test_all_terms_by_hand() -> None:
+    model: Any = Linear()
+    pixels = torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [4.0, 0.0, 0.0]], requires_grad=True)
+    labelled, strong, weak = pixels.view(3, 1, 3, 1, 1)
+    clae = CLAE(0.5)
+    for attack, total in (
+        (nn.Identity(), lambda clean, attacked: 2 * clean),
+        (AdversarialLoss(model.loss, clae, 0.5), lambda clean, attacked: 2 * clean + 2 * 0.5 * attacked),
+        (ReplacingLoss(model.loss, clae), lambda clean, attacked: 2 * attacked),
+    ):
+        output = FixMatchLoss(model, attack)(model, labelled, torch.tensor([2]), strong, weak)
+        supervised, clean = 1.0986, 1.5514  # log 3, and log(2 + e)
+        attacked = 2.4076  # x' = [−0.5, 1.5, 0.5]: log(e^−0.5 + e^1.5 + e^0.5) + 0.5
+        assert float(output.supervised) == pytest.approx(supervised, abs=1e-4)
+        assert float(output.total.detach()) == pytest.approx(supervised + total(clean, attacked), abs=1e-3)
+        if output.views is not None:
+            assert output.views.flatten().tolist() == [-0.5, 1.5, 0.5]
+            assert float(output.adversarial) == pytest.approx(attacked, abs=1e-3)
+    model.threshold = 0.99  # Without a confident pseudo-label there is nothing to attack.
+    output = FixMatchLoss(model, AdversarialLoss(model.loss, clae))(model, labelled, torch.tensor([2]), strong, weak)
+    assert torch.equal(output.views, strong)
+    assert float(output.total.detach()) == pytest.approx(1.0986, abs=1e-4)
+    assert float(output.confident) == 0
+
+
+def test_an_attack_leaves_no_trace_in_clean_statistics() -> None:
+    clean, attacked = method(threshold=0.0), method(threshold=0.0)
+    dual_batchnorm(attacked)
+    images = torch.randn(12, 3, 16, 16).split(4)
+    batch = (images[0], torch.tensor([0, 1, 2, 0]), images[1], images[2])
+    FixMatchLoss(clean, nn.Identity())(clean, *batch)
+    FixMatchLoss(attacked, AdversarialLoss(attacked.loss, CLAE()))(attacked, *batch)
+    for (name, one), other in zip(clean.named_buffers(), attacked.buffers(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_the_labelled_images_are_balanced_and_depend_on_the_seed() -> None:
+    labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)[torch.randperm(100, generator=torch.Generator())]
+    first, again, other = balanced(labels, 12, 1), balanced(labels, 12, 1), balanced(labels, 12, 2)
+    assert labels[first].bincount().tolist() == labels[other].bincount().tolist() == [4, 4, 4]
+    assert torch.equal(first, again)
+    assert set(first.tolist()) != set(other.tolist())
+    assert sorted(labels[balanced(labels, 13, 1)].bincount().tolist()) == [4, 4, 5]
+    assert torch.equal(balanced(labels, 12), balanced(labels, 12, 0))
+
+
+def test_averages_of_both_branches_and_the_stripped_network() -> None:
+    model = method(ema=0.75)
+    dual_batchnorm(model)
+    norm, averaged = (
+        next(part for part in module.modules() if isinstance(part, DualBatchNorm))
+        for module in (model.backbone, model.averaged)
+    )
+    model.averaged.update_parameters(model.backbone)  # The first call copies.
+    for branch in (norm.clean, norm.adversarial):
+        nn.init.constant_(branch.weight, 5.0)
+    nn.init.constant_(norm.adversarial.bias, 8.0)
+    norm.clean.running_mean.fill_(4.0)
+    model.averaged.update_parameters(model.backbone)
+    assert averaged.clean.weight.unique().tolist() == averaged.adversarial.weight.unique().tolist() == [2.0]
+    assert (averaged.clean.bias.unique().tolist(), averaged.adversarial.bias.unique().tolist()) == ([0.0], [2.0])
+    assert averaged.clean.running_mean.unique().tolist() == [1.0]
+    assert not any(part.requires_grad for part in model.averaged.parameters())
+    network, images = model.averaged.module.eval(), torch.randn(2, 3, 16, 16)
+    stripped = strip_dual_batchnorm(copy.deepcopy(network))
+    with torch.no_grad(), adversarial_batchnorm(network):  # Eval mode always means the clean branch.
+        assert torch.equal(stripped(images), network(images))
+    plain = nn.Sequential(WideResNet("wrn-10-1"), nn.Linear(64, 3))
+    plain.load_state_dict(stripped.state_dict())
+    assert torch.equal(plain.eval()(images), stripped(images))
+
+
+def test_views_and_the_schedule() -> None:
+    model = method()
+    transform = model.transform(16, {"mean": [0.0] * 3, "std": [1.0] * 3})
+    assert isinstance(transform, MultiViewTransform)
+    from PIL import Image
+
+    strong, weak = transform(Image.new("RGB", (16, 16), (200, 150, 100)))
+    assert weak.shape == strong.shape == (3, 16, 16)
+    assert weak[:, 0, 0].tolist() == pytest.approx([200 / 255, 150 / 255, 100 / 255])
+    assert (strong == 0).all(0).sum() >= 64  # the square of 8 px
+    optimizer, scheduler = model.optimizer([{"params": list(model.parameters())}], 2, 8)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [5e-4, 0]
+    assert all(part.ndim == 1 for part in optimizer.param_groups[1]["params"])
+    for _ in range(16):
+        optimizer.step()
+        scheduler.step()
+    assert scheduler.get_last_lr()[0] == pytest.approx(0.03 * 0.19509, rel=1e-4)  # cos(7π/16)
+
+
+def test_wide_resnets_by_name() -> None:
+    count = sum(part.numel() for part in nn.Sequential(WideResNet("wrn-28-2"), nn.Linear(128, 10)).parameters())
+    assert count == 1_467_610  # 1.5 million, as in Oliver et al., 2018
+    with pytest.raises(UsageError, match="backbone is 'wrn-12-2', but semi-supervised runs need wrn-DEPTH-WIDTH with"):
+        WideResNet("wrn-12-2")
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"aug": "oucl"}, "aug is 'oucl', but a semi-supervised run needs none or one that searches for a view of one"),
+        (
+            {"aug": "clae", "set": {"aug": {"mode": "half"}}},
+            "mode is half, but a semi-supervised run needs --set aug.m",
+        ),
+        (
+            {"aug": "clae", "method": "supervised"},
+            "'supervised' has no views to attack, but aug is 'clae': use --aug no",
+        ),
+        (
+            {"set": {"method": {"tau": 1}}},
+            "'fixmatch' has no option 'tau'; it has: ratio, threshold, weight, ema, lr, ",
+        ),
+        ({"set": {"backbone": {"x": 1}}}, "backbone 'wrn-28-2' has no options: leave --set backbone.KEY out"),
+        ({"method": "simclr"}, "method is 'simclr', but expected fixmatch or supervised"),
+        ({"labels": 0}, "labels is 0, but expected int, 1 or more"),
+    ],
+)
+def test_configurations_that_are_refused(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(UsageError) as error:
+        resolve(replace(SemiConfig(aug="none"), **changes))
+    assert text in str(error.value)
+
+
+def test_recipes_can_be_run() -> None:
+    for name in ("cifar100-400-idaa", "cifar100-10000-none", "small-250-supervised", "small-250-idaa-replace"):
+        config = resolve(SemiConfig(**read_recipe(RECIPES, name, SemiConfig)))
+        assert f"-{config.labels}-" in name
+        assert config.lr is None
+    assert config.set["aug"]["place"] == "replace"
+
+
+def record(aug: str, seed: int, accuracy: float, **config: Any) -> Any:
+    """Return a record of a run with 40 labels."""
+    last = {"epoch": 1, "accuracy": accuracy}
+    return a_record(
+        config={"method": "fixmatch", "aug": aug, "seed": seed, "labels": 40, **config},
+        last=last, history=[last], labelled={"count": 40, "per_class": [4] * 10, "sha256": "a"},
+    )  # fmt: skip
+
+
+def test_the_table_pairs_seeds() -> None:
+    runs = [record("none", 0, 0.5), record("none", 1, 0.6), record("clae", 0, 0.52), record("clae", 1, 0.64)]
+    assert table(runs).splitlines()[2:] == [
+        "| fixmatch × none | 55.00 ± 7.07 (2) |  |",
+        "| fixmatch × clae | 58.00 ± 8.49 (2) | +3.00 [-9.71, +15.71] |",
+    ]
+    runs.append(record("clae", 0, 0.5, set={"aug": {"place": "replace"}}))
+    assert list(arms(runs))[1:] == ["fixmatch × clae place=None", "fixmatch × clae place=replace"]
+
+
+@pytest.mark.slow
+def test_a_run_its_files_and_resuming_to_the_bit(folder: Path) -> None:
+    options = ["--aug", "clae", "--epochs", 2, "--set", "method.ratio=4"]
+    whole = bench(folder, *options, "--out", "whole")
+    assert whole.exit_code == 0, whole.output
+    assert "| fixmatch × clae | " in whole.stdout
+    found = json.loads(Path("whole/record.json").read_text())
+    assert found["labelled"]["per_class"] == [2, 2, 2]
+    assert found["config"]["labels"] == 6
+    assert found["last"]["accuracy"] == found["history"][-1]["accuracy"]
+    names = {"config.toml", "record.json", "metrics.csv", "curves.png", "views.png", "model.pt", "checkpoints"}
+    assert {path.name for path in Path("whole").iterdir()} == names
+    assert "already holds this run, which is finished" in bench(folder, *options, "--out", "whole").output
+    Path("part/checkpoints").mkdir(parents=True)
+    for name in ("config.toml", "metrics.csv"):
+        Path("part", name).write_bytes(Path("whole", name).read_bytes())
+    Path("part/checkpoints/last.ckpt").write_bytes(Path("whole/checkpoints/previous.ckpt").read_bytes())
+    resumed = bench(folder, *options, "--out", "part", "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert "Resuming after epoch 1." in resumed.stdout
+    one, other = (torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True) for name in ("whole", "part"))
+    assert any(name.startswith("method.averaged.") for name in one["state_dict"])
+    for name, value in one["state_dict"].items():
+        assert torch.equal(value, other["state_dict"][name]), name
+    assert Path("whole/metrics.csv").read_bytes() == Path("part/metrics.csv").read_bytes()
+    shown = CliRunner().invoke(main, ["semi", "--table", ".", "--plot", "plot.svg"])
+    assert shown.exit_code == 0
+    assert "fixmatch × clae" in shown.stdout
+    assert Path("plot.svg").exists()
+
+
+@pytest.mark.slow
+def test_messages_of_the_command(folder: Path) -> None:
+    for options, text in (
+        (["--labels", 2], f"labels is 2, but folder:{folder} has 3 classes and 36 training images: give a number"),
+        (["--batch-size", 8], f"folder:{folder} has 36 training images, but a batch has 56 without labels, 7 for each"),
+        (
+            ["--plot", "a.png"],
+            "--plot is a.png, but there is no --table DIRECTORY: add it, to say which runs are drawn",
+        ),
+        (["--table", folder], f"{folder} holds no finished run, but expected record.json files below it"),
+    ):
+        result = bench(folder, "--aug", "none", *options)
+        assert text in result.stderr
+        assert result.exit_code in (1, 2)
