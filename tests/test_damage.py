@@ -93,6 +93,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*[Ss]parse:UserWarning")
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_a_checkpoint_of_another_form_is_refused(folder: Path, stopped: Path, kind: str) -> None:
     change, text = DAMAGES[kind]
