@@ -356,7 +356,8 @@ def test_every_figure_of_a_conclusion_stands_in_its_tables(name: str) -> None:
 
 def test_every_figure_of_the_readme_stands_in_a_table() -> None:
     readme = (BENCHMARKS.parent / "README.md").read_text()
-    looked_up(readme.partition("## What to expect")[2].partition("##")[0], (BENCHMARKS / "tables/gain.md").read_text())
+    tables = "".join((BENCHMARKS / "tables" / name).read_text() for name in ("core.md", "gain.md"))
+    looked_up(readme.partition("## What to expect")[2].partition("##")[0], tables)
     assert "[" not in re.sub(r"\[[^\]]*\]\(", "", readme.partition("## What to expect")[2].partition("##")[0])
 
 
