@@ -232,6 +232,12 @@ def test_recipes_override_their_bases(benchmarks: Path) -> None:
     ("recipes", "name", "error", "text"),
     [
         ("[recipes]\na = {}", "b", UsageError, "no recipe 'b' in x.toml; known: a."),
+        (
+            "[recipes]\n" + "\n".join(f"r{n} = {{}}" for n in range(20)),
+            "r99",
+            UsageError,
+            "r10, r11 and 8 more. Did you",
+        ),
         ("[bases]\nb = {}\n[recipes]\na = {}", "b", UsageError, "no recipe 'b' in x.toml; known: a."),
         ("[recipes]\na = { base = 'c' }", "a", FileFormatError, "the recipe 'a' has the base 'c', which is not there"),
         ("[recipes]\na = { base = 'b' }\nb = { base = 'a' }", "a", FileFormatError, "'a' has itself as a base"),

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 SCOPES = ("method", "aug", "backbone")
+NAMED = 12
+"""Recipes that an error names, at most."""
 """Plugins of a run that have options, as in `--set aug.eps=0.1`."""
 
 
@@ -235,7 +237,9 @@ def recipe_in(
     """Return what `read_recipe` returns, from the content of the file."""
     recipes, bases = (content.get(key, {}) for key in ("recipes", "bases"))
     if name not in recipes:
-        raise UsageError(f"no recipe {name!r} in {path}; known: {', '.join(recipes)}.{suggestion(name, recipes)}")
+        more = f" and {len(recipes) - NAMED} more" * (len(recipes) > NAMED)
+        known = ", ".join(list(recipes)[:NAMED]) + more
+        raise UsageError(f"no recipe {name!r} in {path}; known: {known}.{suggestion(name, recipes)}")
     every, chain, values = bases | recipes, [name], dict(recipes[name])
     while (base := values.pop("base", None)) is not None:
         if base not in every or base in chain:
