@@ -21,7 +21,7 @@ from idaa_lightly.bench.config import read_recipe
 from idaa_lightly.bench.semi.config import SemiConfig
 from idaa_lightly.bench.semi.fixmatch import FixMatch, FixMatchLoss
 from idaa_lightly.bench.semi.network import WideResNet
-from idaa_lightly.bench.semi.results import arms, table
+from idaa_lightly.bench.semi.results import arms, read_records, table
 from idaa_lightly.bench.semi.setup import resolve
 from idaa_lightly.cli import main
 from idaa_lightly.errors import UsageError
@@ -220,8 +220,14 @@ def test_the_table_pairs_seeds() -> None:
         "| fixmatch × none | 55.00 ± 7.07 (2) |  |",
         "| fixmatch × clae | 58.00 ± 8.49 (2) | +3.00 [-9.71, +15.71] |",
     ]
-    runs.append(record("clae", 0, 0.5, set={"aug": {"place": "replace"}}))
-    assert list(arms(runs))[1:] == ["fixmatch × clae place=None", "fixmatch × clae place=replace"]
+    low = {"set": {"method": {"threshold": 0.5}}}
+    runs += [record("none", 0, 0.4, **low), record("clae", 0, 0.45, **low)]
+    assert table(runs).splitlines()[-1] == "| fixmatch × clae threshold=0.5 | 45.00 (1) | +5.00 |"
+    assert list(arms(runs))[2:] == ["fixmatch × clae", "fixmatch × clae threshold=0.5"]
+
+
+def test_the_page_shows_the_committed_records() -> None:
+    assert table(read_records(RECIPES.parent / "records")) in (RECIPES.parent / "README.md").read_text()
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from idaa_lightly.bench.semi.config import SemiConfig
 from idaa_lightly.errors import FileFormatError
 
 FIXMATCH = "fixmatch × none"
-"""Arm that differences refer to."""
+"""Arm that differences refer to, with the same other settings."""
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -42,7 +42,7 @@ def arms(records: Iterable[Record]) -> dict[str, list[Record]]:
     groups: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     flats: dict[str, list[dict[str, object]]] = defaultdict(list)
     for record in records:
-        name = f"{record['config']['method']} × {record['config']['aug']}"
+        name = _arm(record)
         flats[name].append(_settings(record))
         groups[name][str(_settings(record))].append(record)
     found = {}
@@ -51,9 +51,8 @@ def arms(records: Iterable[Record]) -> dict[str, list[Record]]:
         differing = sorted(key for key in keys if len({str(flat.get(key)) for flat in flats[name]}) > 1)
         for runs in by_settings.values():
             settings = _settings(runs[0])
-            found[" ".join([name, *(f"{key.partition('.')[2] or key}={settings.get(key)}" for key in differing)])] = (
-                runs
-            )
+            named = (f"{key.rpartition('.')[2]}={settings[key]}" for key in differing if key in settings)
+            found[" ".join([name, *named])] = runs
     return found
 
 
@@ -69,21 +68,24 @@ def table(records: Iterable[Record]) -> str:
     Args:
         records: Records from `read_records`.
     """
-    found = arms(records)
-    labels = sorted({run["labelled"]["count"] for runs in found.values() for run in runs})
-    header = ["top-1, %", *(f"{count} labels{part}" for count in labels for part in ("", f", − {FIXMATCH}"))]
-    rows = [
-        [
-            name,
-            *(
-                cell
-                for count in labels
-                for cell in _cells(_by_seed(runs, count), _by_seed(found.get(FIXMATCH, []), count))
-            ),
-        ]
-        for name, runs in found.items()
-    ]
+    every = list(records)
+    labels = sorted({run["labelled"]["count"] for run in every})
+    header = ["top-1, %", *(f"{count} labels{part}" for count in labels for part in ("", " − FixMatch"))]
+    rows = []
+    for name, runs in arms(every).items():
+        base = [run for run in every if _arm(run) == FIXMATCH and _common(run) == _common(runs[0])]
+        cells = (_cells(_by_seed(runs, count), _by_seed(base, count)) for count in labels)
+        rows.append([name, *(cell for pair in cells for cell in pair)])
     return markdown(header, rows)
+
+
+def _arm(record: Record) -> str:
+    return f"{record['config']['method']} × {record['config']['aug']}"
+
+
+def _common(record: Record) -> dict[str, object]:
+    """Return the settings that a run shares with the runs that it is compared with."""
+    return {key: value for key, value in _settings(record).items() if key != "method" and not key.startswith("aug")}
 
 
 def _by_seed(runs: Iterable[Record], labels: int) -> dict[int, float]:

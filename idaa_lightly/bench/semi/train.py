@@ -24,7 +24,7 @@ from idaa_lightly.bench.run.fitting import fit, fit_context
 from idaa_lightly.bench.run.health import warnings_of
 from idaa_lightly.bench.run.loggers import MetricsCSV, begin, failures, finish, make_loggers
 from idaa_lightly.bench.run.pace import Progression
-from idaa_lightly.bench.run.setup import read_data, read_labelled
+from idaa_lightly.bench.run.setup import read_data
 from idaa_lightly.bench.run.train import fit_with_ranks
 from idaa_lightly.bench.run.trainer import (
     KeepHandler,
@@ -40,7 +40,7 @@ from idaa_lightly.bench.semi.setup import SemiParts, make_semi_parts, resolve
 from idaa_lightly.errors import UsageError
 from idaa_lightly.evaluation.embed import embed
 from idaa_lightly.files import atomic_write, claim, save_tensors
-from idaa_lightly.loading import evaluation_batches
+from idaa_lightly.loading import evaluation_batches, require_labelled
 from idaa_lightly.training import LOG_EVERY, Evaluation
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,8 @@ def run(config: SemiConfig, out: Path, *, resume: bool = False) -> Record | None
     start = time.perf_counter(), time.process_time()
     config = resolve(config)
     data = read_data(config)
-    parts = make_semi_parts(config, read_labelled(config, data) or data)
+    require_labelled(data)
+    parts = make_semi_parts(config, data)
     if not is_first_process():  # The first process has already checked the directory.
         return None if finished(out, parts.config) else _run(parts, out, start)
     open_folder(out, parts.config, resume=resume)  # Checked before locking, so that a refusal leaves no lock file.
