@@ -104,6 +104,11 @@ def test_an_attack_leaves_no_trace_in_clean_statistics() -> None:
     batch = (images[0], torch.tensor([0, 1, 2, 0]), images[1], images[2])
     FixMatchLoss(clean, nn.Identity())(clean, *batch)
     FixMatchLoss(attacked, AdversarialLoss(attacked.loss, CLAE()))(attacked, *batch)
+    attacked.threshold = 1.0  # No image is confident, so no view moves.
+    assert torch.equal(
+        FixMatchLoss(attacked, AdversarialLoss(attacked.loss, CLAE()))(attacked, *batch).views, images[1]
+    )
+    FixMatchLoss(clean, nn.Identity())(clean, *batch)
     for (name, one), other in zip(clean.named_buffers(), attacked.buffers(), strict=True):
         assert torch.equal(one, other), name
 

@@ -153,8 +153,8 @@ class FixMatchLoss(AdversarialLoss):
 
     Differs from the paper: the paper does not say how FixMatch is attacked. Here an adversarial term is added with the
     augmentation's `weight`, as in self-supervised training. The augmentation's `place=replace` takes the adversarial
-    view instead of the strong one. Images without a confident pseudo-label have no gradient. Searches leave their
-    strong views unchanged.
+    view instead of the strong one. Images without a confident pseudo-label count as zero in both terms. Searches still
+    move them if another image of the batch is confident, because the BatchNorms share their statistics.
 
     Args:
         method: Method that gives the consistency loss.
