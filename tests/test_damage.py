@@ -145,6 +145,13 @@ def test_features_of_broken_weights_are_not_kept(trained: Path) -> None:
     assert files() == before
 
 
+def test_an_option_that_the_method_does_not_have(trained: Path) -> None:
+    finished = Path(shutil.copytree(trained / "seed-0", "finished"))
+    config = finished / "config.toml"
+    config.write_text(config.read_text().replace("temperature =", "lperature ="))
+    refused(bench("knn", finished), 2, "'simclr' has no option 'lperature'; it has: temperature, lr, ")
+
+
 def test_kept_features_of_another_type_are_computed_again(trained: Path) -> None:
     finished = Path(shutil.copytree(trained / "seed-0", "finished"))
     done(bench("knn", finished))

@@ -172,10 +172,12 @@ def make_method(config: RunConfig, network: nn.Module, num_features: int) -> Met
         num_features: Dimension of its features.
 
     Raises:
-        UsageError: The method, or the loss of a library that it uses, refuses a value.
+        UsageError: The method has no such option, or it, or the loss of a library that it uses, refuses a value.
     """
+    plugin = load("method", config.method)
+    options = parse_options(plugin, config.method, dict(config.set.get("method", {})))
     try:
-        method: Method = load("method", config.method)(network, num_features, **config.set.get("method", {}))
+        method: Method = plugin(network, num_features, **options)
     except UsageError:
         raise
     except ValueError as error:
