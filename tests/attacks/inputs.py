@@ -107,7 +107,8 @@ def _option(random: Random, command: str) -> list[str]:
     elif option.name in ("aug", "against"):
         value = random.choice([value, *AUGMENTATIONS])
     elif option.name in ("settings", "set"):
-        value = f"{random.choice(SCOPES)}={value}"
+        scope = random.choice(SCOPES)  # `vae` would train for a huge number of epochs.
+        value = f"{scope}={1 if (command, scope) == ('vae', 'aug.vae_epochs') else value}"
     elif option.name == "data" and command in ("run", "ablate"):
         value = random.choice([value, "cifar10", "folder:images"])
     elif work and value not in ("0", "-1", "nan", "inf", "1e", "x", "", "missing"):
