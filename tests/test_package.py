@@ -126,14 +126,14 @@ def test_the_readmes_vae() -> None:
     assert VAE.load("vae.pt").fitted["epochs"] == 1
 
 
-def test_the_readmes_device_views() -> None:
+def test_the_device_views_of_the_page() -> None:
     scope: dict[str, Any] = {}
-    exec(page_code(2), scope)
+    exec(page_code(3, "docs/loops.md"), scope)
     assert scope["x0"].shape == scope["x1"].shape == (256, 3, 32, 32)
 
 
 class Small(pl.LightningModule):
-    """Module with a backbone, for the README's evaluation examples."""
+    """Module with a backbone, for the evaluation examples."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class Small(pl.LightningModule):
 @pytest.mark.filterwarnings("ignore:k is 200, but the bank", "ignore:GPU available", "ignore:.*isinstance.treespec")
 @pytest.mark.parametrize(
     ("page", "index", "logged"),
-    [("README.md", 3, "val_knn_top1"), ("docs/loops.md", 1, "val_knn_top1/dataloader_idx_1")],
+    [("docs/loops.md", 2, "val_knn_top1"), ("docs/loops.md", 1, "val_knn_top1/dataloader_idx_1")],
 )
 def test_the_evaluations_of_the_pages(page: str, index: int, logged: str) -> None:
     """The code runs on the CPU, with fewer epochs and with the names that a reader would define."""

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 SCOPES = ("method", "aug", "backbone")
+"""Plugins of a run that have options, as in `--set aug.eps=0.1`."""
 NAMED = 12
 """Recipes that an error names, at most."""
-"""Plugins of a run that have options, as in `--set aug.eps=0.1`."""
 
 
 def _option(default: Any, help: str, **click: Any) -> Any:
