@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from idaa_lightly.bench.compare.groups import Comparison, Group, Measure, difference
+from idaa_lightly.bench.compare.groups import Comparison, Measure
 from idaa_lightly.bench.compare.text import ALL_TITLES, TITLES
 from idaa_lightly.files import atomic_write
 
@@ -42,13 +42,7 @@ class Contrast:
     group: int | None = None
 
 
-def contrast(label: str, one: Group, other: Group) -> Contrast | None:
-    """Return the differences of `one` to `other`; None if they have no seed in common."""
-    numbers = {key: value for measure in MEASURES for key, value in difference(measure, one, other).items()}
-    return contrast_of(label, numbers)
-
-
-def contrast_of(label: str, numbers: Mapping[str, Any]) -> Contrast | None:
+def contrast(label: str, numbers: Mapping[str, Any]) -> Contrast | None:
     """Return a row of differences, in the form in which `difference` returns them; None if there are none."""
     found = {measure: _points(numbers, measure) for measure in MEASURES}
     points: dict[str, Points] = {measure: part for measure, part in found.items() if part is not None}

@@ -17,9 +17,9 @@ import io
 import re
 from pathlib import Path
 
-from idaa_lightly.bench.compare.forest import Contrast, contrast, contrast_of, description, save_forest
+from idaa_lightly.bench.compare.forest import Contrast, contrast, description, save_forest
 from idaa_lightly.bench.compare.groups import MEASURES, Group, read_groups
-from idaa_lightly.bench.published.joint import joint_differences
+from idaa_lightly.bench.published.differences import differences_of
 from idaa_lightly.bench.published.recipes import Question, Table, read_questions, read_table, table_names
 from idaa_lightly.bench.published.tables import render
 from idaa_lightly.bench.record import config_of, read_record, training_flops
@@ -50,18 +50,14 @@ def figures(folder: Path) -> dict[Path, list[Contrast]]:
     groups: dict[str, Group] = {}
     for records in sorted((folder / "records").glob("*")):
         if any(records.rglob("record.json")):
-            found, _ = read_groups([records], by_commit=False)
-            if (
-                len(found) == 1
-            ):  # A recipe that was run on two data sets gives two groups, so its difference is ambiguous.
-                groups[records.name] = found[0]
+            both, _ = read_groups([records], by_commit=False)
+            if len(both) == 1:  # A recipe that was run on two data sets gives two groups: its difference is ambiguous.
+                groups[records.name] = both[0]
     made = {}
     for question in read_questions(folder):
-        there = [row for row in question.contrasts if row[1] in groups and row[2] in groups]
-        rows = [contrast(label, groups[one], groups[other]) for label, one, other in there]
-        if question.joint and there:
-            numbers = joint_differences(groups, [(one, other) for _, one, other in there])
-            rows = [contrast_of(row[0], part) for row, part in zip(there, numbers, strict=True)]
+        pairs = [(one, other) for _, one, other in question.contrasts]
+        found = differences_of(groups, pairs, joint=question.joint)
+        rows = [contrast(row[0], found[row[1:]]) for row in question.contrasts if row[1:] in found]
         if shown := [row for row in rows if row is not None]:
             made[folder / "figures" / f"{question.name}.svg"] = shown
     return made

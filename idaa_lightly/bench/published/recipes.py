@@ -65,7 +65,7 @@ class Table:
         reach: kNN accuracies in percent whose cost is shown.
         study: Augmentations whose views are studied on the encoder of each recipe's seed 0.
         pairs: Pairs of recipes whose difference is a row, instead of the recipes' own rows.
-        joint: The intervals of the pairs hold for all of them at once; see `joint_differences`.
+        joint: The intervals of the pairs hold for all of them at once; see `differences_of`.
     """
 
     name: str
@@ -116,7 +116,7 @@ class Question:
         conclusion: The answer, in two or three sentences.
         tables: Names of its tables.
         contrasts: Label of a row of the forest plot, and the two recipes whose difference it shows.
-        joint: The intervals of the plot hold for all rows at once; see `joint_differences`.
+        joint: The intervals of the plot hold for all rows at once; see `differences_of`.
         picture: Path of its picture in the directory; empty if it has none.
         page: Page with its section, such as README.md.
     """

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from idaa_lightly.bench.compare.groups import BASELINE, MEASURES, Group, compare, difference, near, read_groups
+from idaa_lightly.bench.compare.groups import BASELINE, MEASURES, Group, compare, near, read_groups
 from idaa_lightly.bench.compare.text import TITLES, columns, difference_column, difference_in_words, markdown, quantity
 from idaa_lightly.bench.evaluate.schema import Study
-from idaa_lightly.bench.published.joint import joint_differences
+from idaa_lightly.bench.published.differences import differences_of
 from idaa_lightly.bench.published.recipes import Recipe, Table
 from idaa_lightly.bench.record import read_record, share_to
 from idaa_lightly.bench.schema import read_json
@@ -98,18 +98,11 @@ def _lines(table: Table, found: _Found) -> Iterator[Line]:
 def _differences(table: Table, found: _Found) -> Iterator[Line]:
     """Yield a line for each pair of recipes, of the seeds that both have, or that all have if the table is joint."""
     groups = {name: part[0][0] for name, part in found.groups.items() if len(part) == 1}  # not of two data sets
-    ready = [pair for pair in table.pairs if groups.keys() >= set(pair)]
-    numbers = [
-        {key: value for measure in MEASURES for key, value in difference(measure, groups[one], groups[other]).items()}
-        for one, other in ready
-    ]
-    if table.joint and ready:
-        numbers = joint_differences(groups, ready)
-    by_pair = dict(zip(ready, numbers, strict=True))
+    found_by_pair = differences_of(groups, table.pairs, joint=table.joint)
     for pair in table.pairs:
         line = {"difference": " − ".join(pair), "seeds": "not run"}
-        if pair in by_pair:
-            row = by_pair[pair] | {"seeds": by_pair[pair]["knn_pairs"]}
+        if pair in found_by_pair:
+            row = found_by_pair[pair] | {"seeds": found_by_pair[pair]["knn_pairs"]}
             line["seeds"] = str(row["seeds"])
             line |= {f"{measure}_difference": difference_in_words(row, measure) for measure in MEASURES}
         yield line
