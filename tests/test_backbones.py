@@ -13,7 +13,8 @@ from test_matrix import METHODS, make_augmentation, small, steps
 
 from idaa_lightly.backbones import build_backbone, create_backbone
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.bench.run.setup import make_parts, read_data, resolve, untrained_backbone
+from idaa_lightly.bench.run.plugins import untrained_backbone
+from idaa_lightly.bench.run.setup import make_parts, read_data, resolve
 from idaa_lightly.cli import main
 from idaa_lightly.errors import UsageError
 from idaa_lightly.registry import load

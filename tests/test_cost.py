@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.run.cost import estimate, in_words
 from idaa_lightly.bench.run.fitting import fit, fit_context
-from idaa_lightly.bench.run.setup import Parts, make_augmentation, make_parts, read_data, resolve
+from idaa_lightly.bench.run.plugins import make_augmentation
+from idaa_lightly.bench.run.setup import Parts, make_parts, read_data, resolve
 from idaa_lightly.plugin import FitContext
 
 CPU = torch.device("cpu")

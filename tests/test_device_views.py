@@ -32,14 +32,8 @@ from torchvision.transforms import functional as TF
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.run.fitting import fit_context
-from idaa_lightly.bench.run.setup import (
-    Parts,
-    choose_views,
-    make_augmentation,
-    make_parts,
-    read_data,
-    resolve,
-)
+from idaa_lightly.bench.run.plugins import make_augmentation
+from idaa_lightly.bench.run.setup import Parts, choose_views, make_parts, read_data, resolve
 from idaa_lightly.bench.run.trainer import make_trainer
 from idaa_lightly.cli import main
 from idaa_lightly.errors import DataError, UsageError

@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from idaa_lightly import FeatureGenerator, MetAugLoss, OUCLLoss
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.bench.run.setup import make_augmentation, resolve
+from idaa_lightly.bench.run.plugins import make_augmentation
+from idaa_lightly.bench.run.setup import resolve
 from idaa_lightly.errors import UsageError
 from idaa_lightly.metaug import Bounds, margin
 from idaa_lightly.options import options_of

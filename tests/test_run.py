@@ -27,7 +27,8 @@ from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.run.cost import flops_per_image
 from idaa_lightly.bench.run.fitting import fit, fit_context
-from idaa_lightly.bench.run.setup import Parts, make_augmentation, make_parts, read_data, resolve
+from idaa_lightly.bench.run.plugins import make_augmentation
+from idaa_lightly.bench.run.setup import Parts, make_parts, read_data, resolve
 from idaa_lightly.cli import main
 from idaa_lightly.training import SelfSupervised
 

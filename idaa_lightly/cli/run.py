@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
+from idaa_lightly.cli.launch import shown, supervised
 from idaa_lightly.cli.options import config_options, configs
-from idaa_lightly.cli.terminal import ARGUMENTS, console
+from idaa_lightly.cli.terminal import console
 
 if TYPE_CHECKING:
     from idaa_lightly.bench.schema import Record
@@ -68,18 +69,16 @@ def run(out: Path | None, resume: bool, config_file: str | None, dry_run: bool, 
       idaa-bench run --config runs/OLD/config.toml --epochs 200 --out runs/OLD --resume
     """
     asked = configs(given, config_file)
-    from idaa_lightly.bench.run.ranks import supervise
-    from idaa_lightly.bench.run.setup import rehearse, resolve
+    from idaa_lightly.bench.run.plugins import rehearse
+    from idaa_lightly.bench.run.setup import resolve
     from idaa_lightly.bench.run.train import run as train
-    from idaa_lightly.bench.run.trainer import ranks_to_start
 
     resolved = [resolve(config) for config in asked]
     if dry_run:
         rehearse(resolved[0])
-        click.echo(resolved[0].to_toml() + f"# seeds: {', '.join(str(config.seed) for config in asked)}")
+        shown(resolved)
         return
-    if (ranks := ranks_to_start(resolved[0])) > 1:
-        supervise(click.get_current_context().meta[ARGUMENTS], ranks)
+    if supervised(resolved[0]):
         return
     first = resolved[0]
     slug = f"{first.data.split(':')[0]}-{first.method}-{first.aug}-{first.key()}"

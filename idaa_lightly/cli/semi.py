@@ -8,8 +8,9 @@ from typing import Any, cast
 import click
 
 from idaa_lightly.bench.semi.config import SemiConfig
+from idaa_lightly.cli.launch import shown, supervised
 from idaa_lightly.cli.options import config_options, configs
-from idaa_lightly.cli.terminal import ARGUMENTS, console
+from idaa_lightly.cli.terminal import console
 from idaa_lightly.errors import UsageError
 
 
@@ -76,18 +77,15 @@ def semi(
         _show(table, plot)
         return
     asked = cast(list[SemiConfig], configs(given, config_file, of=SemiConfig))
-    from idaa_lightly.bench.run.ranks import supervise
-    from idaa_lightly.bench.run.trainer import ranks_to_start
     from idaa_lightly.bench.semi.results import table as table_of
     from idaa_lightly.bench.semi.setup import resolve
     from idaa_lightly.bench.semi.train import run as train
 
     resolved = [resolve(config) for config in asked]
     if dry_run:
-        click.echo(resolved[0].to_toml() + f"# seeds: {', '.join(str(config.seed) for config in asked)}")
+        shown(resolved)
         return
-    if (ranks := ranks_to_start(resolved[0])) > 1:
-        supervise(click.get_current_context().meta[ARGUMENTS], ranks)
+    if supervised(resolved[0]):
         return
     first = resolved[0]
     slug = f"{first.data.split(':')[0]}-{first.labels}-{first.method}-{first.aug}-{first.key()}"

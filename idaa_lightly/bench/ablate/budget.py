@@ -12,7 +12,8 @@ from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.features import pick_device
 from idaa_lightly.bench.run.cost import estimate, in_words
 from idaa_lightly.bench.run.fitting import fit_context
-from idaa_lightly.bench.run.setup import make_augmentation, make_parts, read_data, read_labelled, resolve
+from idaa_lightly.bench.run.plugins import make_augmentation
+from idaa_lightly.bench.run.setup import make_parts, read_data, read_labelled, resolve
 from idaa_lightly.bench.sweep.plan import place
 from idaa_lightly.errors import UsageError
 

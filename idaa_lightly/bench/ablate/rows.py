@@ -14,7 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.compare.groups import BASELINE
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.bench.run.setup import make_augmentation, resolve
+from idaa_lightly.bench.run.plugins import make_augmentation
+from idaa_lightly.bench.run.setup import resolve
 from idaa_lightly.errors import UsageError
 from idaa_lightly.plugin import Control
 from idaa_lightly.registry import load

@@ -12,7 +12,7 @@ from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.evaluate.state_dicts import note_path
 from idaa_lightly.bench.evaluate.targets import backbone_weights, load_weights
 from idaa_lightly.bench.record import config_of, read_record, write_json
-from idaa_lightly.bench.run.setup import trained_network
+from idaa_lightly.bench.run.plugins import trained_network
 from idaa_lightly.bench.schema import Record
 from idaa_lightly.errors import MissingExtraError, UsageError, require_extra
 from idaa_lightly.files import save_tensors

@@ -30,7 +30,7 @@ from idaa_lightly.bench.evaluate.store import Family, Result, evaluated, find_ru
 from idaa_lightly.bench.evaluate.targets import load_backbone
 from idaa_lightly.bench.features import EVALUATION_BATCH
 from idaa_lightly.bench.progress import progress
-from idaa_lightly.bench.run.setup import trained_network, untrained_backbone
+from idaa_lightly.bench.run.plugins import trained_network, untrained_backbone
 from idaa_lightly.bench.run.trainer import make_trainer
 from idaa_lightly.data import DataSet, Images
 from idaa_lightly.errors import NonFiniteError, UsageError

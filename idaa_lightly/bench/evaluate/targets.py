@@ -19,7 +19,8 @@ from idaa_lightly.bench.features import Features, features_of, pick_device
 from idaa_lightly.bench.record import read_record
 from idaa_lightly.bench.run.checkpoint import LAST, PREVIOUS, checkpoint_to_evaluate
 from idaa_lightly.bench.run.fitting import fit, fit_context
-from idaa_lightly.bench.run.setup import Parts, make_augmentation, make_parts, read_data, resolve, trained_network
+from idaa_lightly.bench.run.plugins import make_augmentation, trained_network
+from idaa_lightly.bench.run.setup import Parts, make_parts, read_data, resolve
 from idaa_lightly.data import DataSet
 from idaa_lightly.errors import FileFormatError, UsageError
 from idaa_lightly.files import load_tensors, require_file

@@ -21,7 +21,7 @@ def differences_of(
     Args:
         groups: Runs by recipe.
         pairs: Names of two recipes each; the second is subtracted from the first.
-        joint: Joint intervals. Only seeds that all recipes of the pairs have are used; without one, nothing is returned.
+        joint: Joint intervals, of the seeds that all recipes of the pairs have. Without one, nothing is returned.
     """
     ready = [pair for pair in pairs if groups.keys() >= set(pair)]
     names = list(dict.fromkeys(name for pair in ready for name in pair))

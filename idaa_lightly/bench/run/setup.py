@@ -10,23 +10,22 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from idaa_lightly.backbones import Built, build_backbone, create_backbone
 from idaa_lightly.bench.config import SCOPES, RunConfig, check
 from idaa_lightly.bench.progress import progress
 from idaa_lightly.bench.run.loggers import logger_names
+from idaa_lightly.bench.run.plugins import make_method, untrained_backbone
 from idaa_lightly.bench.run.trainer import compiler_missing, resolved_precision, workers_of
-from idaa_lightly.data import IMAGENET, IN_MEMORY, MEMORY, DataSet, load_data
+from idaa_lightly.data import IN_MEMORY, MEMORY, DataSet, load_data
 from idaa_lightly.errors import UsageError
 from idaa_lightly.libraries import features_of_a_batch
-from idaa_lightly.loading import PixelDataset, ViewDataset, evaluation_batches, require_labelled, view_loader
+from idaa_lightly.loading import PixelDataset, ViewDataset, require_labelled, view_loader
 from idaa_lightly.options import options_of, parse_options
-from idaa_lightly.plugin import Augmentation, Backbone, Method
+from idaa_lightly.plugin import Augmentation, Method
 from idaa_lightly.registry import entries, load
 from idaa_lightly.transforms.device import DeviceViews
 from idaa_lightly.weights import load_pretrained
 
 log = logging.getLogger(__name__)
-FITTED_ON = 4096  # training images that a backbone plugin is fitted to, at most
 DIGITS: dict[str, Any] = {
     "backbone": "resnet9-w16",
     "epochs": 15,
@@ -157,53 +156,6 @@ def _backbone_options(name: str, given: dict[str, Any]) -> dict[str, dict[str, A
     return {}
 
 
-def make_augmentation(config: RunConfig) -> Augmentation:
-    """Return the augmentation of a resolved configuration, not fitted yet."""
-    augmentation: Augmentation = load("augmentation", config.aug)(**config.set["aug"])
-    return augmentation
-
-
-def make_method(config: RunConfig, network: nn.Module, num_features: int) -> Method:
-    """Return the method of a configuration on a backbone.
-
-    Args:
-        config: Configuration. Options of the method that it lacks get their defaults.
-        network: The backbone.
-        num_features: Dimension of its features.
-
-    Raises:
-        UsageError: The method has no such option, or it, or the loss of a library that it uses, refuses a value.
-    """
-    plugin = load("method", config.method)
-    options = parse_options(plugin, config.method, dict(config.set.get("method", {})))
-    try:
-        method: Method = plugin(network, num_features, **options)
-    except UsageError:
-        raise
-    except ValueError as error:
-        raise UsageError(f"{config.method!r} does not take these options: {error}") from error
-    return method
-
-
-def rehearse(config: RunConfig) -> None:
-    """Construct the plugins of a resolved configuration, to find values that ranges cannot refuse.
-
-    Args:
-        config: Resolved configuration. Its backbone is built without memory, and the method on a tiny stand-in.
-
-    Raises:
-        UsageError: A value cannot be used.
-    """
-    make_augmentation(config)
-    size = config.view_size or config.image_size or 32
-    with torch.device("meta"):
-        create_backbone(config.backbone or "", size, config.set.get("backbone"))
-    with torch.random.fork_rng([]):
-        method = make_method(config, nn.Linear(1, 8), 8)
-        method.transform(size, IMAGENET)
-        method.optimizer([{"params": list(method.parameters())}], config.epochs or 1, 1)
-
-
 def make_parts(config: RunConfig, augmentation: Augmentation, data: DataSet, labelled: DataSet | None = None) -> Parts:
     """Build the method and its views from a resolved configuration.
 
@@ -227,33 +179,6 @@ def make_parts(config: RunConfig, augmentation: Augmentation, data: DataSet, lab
     by, because = choose_views(config, data, views.transform)
     sizes = config.epochs or 1, config.batch_size or 1
     return Parts(config, *sizes, data, labelled, built.trait, weights, method, augmentation, views, by, because)
-
-
-def untrained_backbone(config: RunConfig, data: DataSet) -> Built:
-    """Create the backbone of a configuration, fitted to the training images if it depends on them."""
-    built = build_backbone(config.backbone or "", data.image_size, config.set.get("backbone"))
-    if isinstance(built.network, Backbone):
-        some = data.train.take(torch.arange(len(data.train))[:: max(1, len(data.train) // FITTED_ON)][:FITTED_ON])
-        with torch.no_grad():
-            built.network.fit(torch.cat([images for images, _ in evaluation_batches(data, some)]))
-    return built
-
-
-def trained_network(config: RunConfig, network: nn.Module, num_features: int) -> tuple[nn.Module, int]:
-    """Return the network that a method makes of a backbone, and the dimension of its features.
-
-    This is the backbone itself for most methods, and for methods that are not installed. `cmc` makes two encoders.
-
-    Args:
-        config: Configuration of the run.
-        network: Backbone. It may become a part of the network.
-        num_features: Dimension of the backbone's features.
-    """
-    if not entries("method", config.method):
-        return network, num_features
-    with torch.random.fork_rng([]):
-        method = make_method(config, network, num_features)
-    return method.backbone, method.num_features
 
 
 def _require_all_sizes(config: RunConfig, backbone: nn.Module, sizes: list[int]) -> None:

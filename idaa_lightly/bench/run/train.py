@@ -37,8 +37,9 @@ from idaa_lightly.bench.run.health import warnings_of
 from idaa_lightly.bench.run.lengthen import keep_results, lengthened, require_same_start
 from idaa_lightly.bench.run.loggers import MetricsCSV, begin, failures, finish, make_loggers
 from idaa_lightly.bench.run.pace import Progression
+from idaa_lightly.bench.run.plugins import make_augmentation
 from idaa_lightly.bench.run.ranks import supervisor
-from idaa_lightly.bench.run.setup import Parts, make_augmentation, make_parts, read_data, read_labelled, resolve
+from idaa_lightly.bench.run.setup import Parts, make_parts, read_data, read_labelled, resolve
 from idaa_lightly.bench.run.trainer import KeepHandler, choices, make_trainer, quiet_lightning
 from idaa_lightly.bench.schema import Record
 from idaa_lightly.data import DataSet

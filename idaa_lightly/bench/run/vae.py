@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.progress import quantity
 from idaa_lightly.bench.run.fitting import fit, fit_context
-from idaa_lightly.bench.run.setup import make_augmentation, make_parts, read_data, resolve
+from idaa_lightly.bench.run.plugins import make_augmentation
+from idaa_lightly.bench.run.setup import make_parts, read_data, resolve
 from idaa_lightly.bench.run.trainer import make_trainer, quiet_lightning
 
 log = logging.getLogger(__name__)

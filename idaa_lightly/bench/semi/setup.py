@@ -13,7 +13,8 @@ from torch import Tensor
 from idaa_lightly.bench.compare.groups import BASELINE
 from idaa_lightly.bench.config import check
 from idaa_lightly.bench.run.loggers import logger_names
-from idaa_lightly.bench.run.setup import Parts, make_augmentation
+from idaa_lightly.bench.run.plugins import make_augmentation
+from idaa_lightly.bench.run.setup import Parts
 from idaa_lightly.bench.run.trainer import resolved_precision, workers_of
 from idaa_lightly.bench.semi.config import SemiConfig
 from idaa_lightly.bench.semi.fixmatch import METHODS, FixMatch

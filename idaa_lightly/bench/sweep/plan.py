@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from idaa_lightly.bench.config import RunConfig, read_toml
-from idaa_lightly.bench.run.setup import read_data, rehearse, resolve
+from idaa_lightly.bench.run.plugins import rehearse
+from idaa_lightly.bench.run.setup import read_data, resolve
 from idaa_lightly.errors import IDAAError, UsageError, suggestion
 from idaa_lightly.options import options_of
 from idaa_lightly.registry import Kind, load
