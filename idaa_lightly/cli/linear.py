@@ -49,6 +49,7 @@ def linear(
     Examples:
       idaa-bench linear runs/RUN --protocol paper,lbfgs,sgd
       idaa-bench linear runs
+      idaa-bench linear runs/RUN --layer layer3
       idaa-bench linear resnet50.pth --backbone resnet50 --data folder:PATH
     """
     from idaa_lightly.bench.evaluate.linear import EPOCHS, evaluate_linear

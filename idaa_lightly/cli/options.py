@@ -112,6 +112,12 @@ def network_options(data_help: str) -> Callable[[Any], Any]:
             "help": "Standard deviations that a state dict was trained with, such as 0.229,0.224,0.225. Default: the "
             "data set's.",
         },
+        "--layer": {
+            "metavar": "NAME",
+            "help": "Evaluate the outputs of this layer instead of the features: the name of a module, such as layer3, "
+            "or a pattern, such as 'encoders.*.layer3' for both encoders of cmc. Feature maps are averaged to at most "
+            "9216 numbers for each image. Results are then not kept.",
+        },
     }
 
     def decorate(command: Any) -> Any:

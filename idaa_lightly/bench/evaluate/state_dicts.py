@@ -34,6 +34,7 @@ class Given(NamedTuple):
         image_size: Height and width of the images that a state dict expects, in pixels.
         mean: Mean of red, green and blue that a state dict expects to be subtracted, on images in [0, 1].
         std: Standard deviations that a state dict expects the images to be divided by.
+        layer: Layer of the network whose outputs are the features; see `LayerOutputs`.
     """
 
     backbone: str | None = None
@@ -41,6 +42,7 @@ class Given(NamedTuple):
     image_size: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    layer: str | None = None
 
 
 NOTHING = Given()

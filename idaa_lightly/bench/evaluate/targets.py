@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.config import RunConfig, read_toml
+from idaa_lightly.bench.evaluate.layers import LayerOutputs
 from idaa_lightly.bench.evaluate.state_dicts import NOTHING, Given, load_state_dict, note_path
 from idaa_lightly.bench.features import Features, features_of, pick_device
 from idaa_lightly.bench.record import read_record
@@ -110,7 +111,8 @@ def load_backbone(target: Path, given: Given = NOTHING, *, labelled: bool = True
     Args:
         target: A run directory, one of its checkpoints, or a state dict from torchvision, timm or `export`.
         given: Options. `data` defaults to the run's `eval_data`, or else its `data`. For a run's network, the images
-            are always normalised as in the run. All others are for state dicts; see `load_state_dict`.
+            are always normalised as in the run. `layer` is for any network. All others are for state dicts; see
+            `load_state_dict`.
         labelled: Refuse images without labels.
 
     Returns:
@@ -129,6 +131,7 @@ def load_backbone(target: Path, given: Given = NOTHING, *, labelled: bool = True
             f"{images.name} of {target} has no labels, which this evaluation needs: name a data set that has some by "
             "--data of `idaa-bench knn` or `linear`, by --to of `idaa-bench transfer`, or by --eval-data of the run"
         )
+    network = LayerOutputs(network, given.layer) if given.layer is not None else network
     return network.to(pick_device()), images
 
 
@@ -138,7 +141,7 @@ def _load_run_backbone(target: Path, given: Given) -> tuple[nn.Module, DataSet]:
     state = backbone_weights(target)
     if not (folder / "config.toml").exists():
         raise FileFormatError(f"{folder} has no config.toml, so nothing says which network and data {target} is for")
-    if others := _named(given._replace(data=None)):
+    if others := _named(given._replace(data=None, layer=None)):
         raise UsageError(f"{target} is of a run, which holds its own settings: leave out {' and '.join(others)}")
     own = config = RunConfig(**read_toml(folder / "config.toml"))
     data = given.data

@@ -70,8 +70,9 @@ class CMC(LightlyRecipe):
 
     Differs from the paper: L and ab are those of two views, not of one. NT-Xent with the negatives of the batch
     replaces the contrast with a memory bank, so that lightness is contrasted with other images' lightness, too. The
-    encoders are two copies of any backbone, not halves of an AlexNet. MetAug's third encoder, of all of Lab, and the
-    evaluation of single layers are left out.
+    encoders are two copies of any backbone, not halves of an AlexNet. `idaa-bench linear RUN --layer` evaluates single
+    layers, as the papers' tables do. MetAug's third encoder, of all of Lab, is
+    left out.
 
     Args:
         temperature: Temperature of the loss, which divides the cosines.
