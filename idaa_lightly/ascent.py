@@ -50,6 +50,11 @@ class FGSM:
     Args:
         eps: Radius of the ball, in the units of the space.
         norm: Norm of the ball, "linf" or "l2".
+
+    Example:
+        >>> slope = torch.tensor([[3.0, -4.0]])
+        >>> FGSM(eps=0.1)(lambda delta: (slope * delta).sum(), torch.zeros(1, 2))
+        tensor([[ 0.1000, -0.1000]])
     """
 
     random_start = False
@@ -75,6 +80,11 @@ class PGD(nn.Module):
         norm: Norm of the ball, "linf" or "l2".
         random_start: Start from a random point: uniform in the linf ball, or uniform on the surface of the l2 ball.
         seed: Seed of the random start.
+
+    Example:
+        >>> slope = torch.tensor([[3.0, -4.0]])
+        >>> PGD(eps=1.0, steps=5, norm="l2")(lambda delta: (slope * delta).sum(), torch.zeros(1, 2))
+        tensor([[ 0.6000, -0.8000]])
     """
 
     @checked
@@ -117,6 +127,10 @@ class RandomDirection(nn.Module):
         eps: Radius of the ball, in the units of the space.
         norm: Norm of the ball, "linf" (random signs) or "l2" (uniform on the sphere).
         seed: Seed of the directions.
+
+    Example:
+        >>> RandomDirection(eps=0.1)(lambda delta: delta.sum(), torch.zeros(4, 3)).abs().unique()
+        tensor([0.1000])
     """
 
     random_start = True

@@ -39,6 +39,11 @@ class DualBatchNorm(nn.Module):
 
     Shape:
         - Input and output: Shapes of `norm`.
+
+    Example:
+        >>> norm = DualBatchNorm(nn.BatchNorm2d(8, track_running_stats=False))
+        >>> sorted(norm.state_dict())
+        ['adversarial.bias', 'adversarial.weight', 'bias', 'weight']
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -100,6 +105,12 @@ def dual_batchnorm(module: nn.Module) -> nn.Module:
 
     Returns:
         The module. It is a new module only if `module` is itself a BatchNorm.
+
+    Example:
+        >>> model = dual_batchnorm(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)  # made after the conversion
+        >>> type(model[1]).__name__
+        'DualBatchNorm'
     """
     return _replace(module, _BatchNorm, DualBatchNorm)
 
@@ -112,6 +123,11 @@ def strip_dual_batchnorm(module: nn.Module) -> nn.Module:
 
     Returns:
         The module. If `module` is itself a `DualBatchNorm`, the BatchNorm inside it.
+
+    Example:
+        >>> model = dual_batchnorm(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
+        >>> type(strip_dual_batchnorm(model)[1]).__name__
+        'BatchNorm2d'
     """
     return _replace(module, DualBatchNorm, lambda dual: dual.clean)
 
@@ -121,6 +137,13 @@ def adversarial_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
 
     Args:
         module: Module that `dual_batchnorm` has converted.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)  # made before the conversion
+        >>> optimizer.add_param_group({"params": list(adversarial_parameters(dual_batchnorm(model)))})
+        >>> [len(group["params"]) for group in optimizer.param_groups]
+        [4, 2]
     """
     for part in module.modules():
         if isinstance(part, DualBatchNorm):
@@ -133,6 +156,13 @@ def adversarial_batchnorm(module: nn.Module) -> Iterator[None]:
 
     Args:
         module: Module that `dual_batchnorm` has converted.
+
+    Example:
+        >>> model = dual_batchnorm(nn.Sequential(nn.BatchNorm1d(8)))
+        >>> with adversarial_batchnorm(model):
+        ...     output = model(5 + torch.randn(4, 8))
+        >>> bool(model[0].clean.running_mean.any())  # the statistics of clean images have not changed
+        False
     """
     duals = [part for part in module.modules() if isinstance(part, DualBatchNorm)]
     before = [dual.use_adversarial for dual in duals]

@@ -58,6 +58,11 @@ class InfoNCELoss(nn.Module):
     Args:
         temperature: Divisor of the cosine similarities.
         gather_distributed: Compare with the embeddings of all ranks, as in Lightly's losses.
+
+    Example:
+        >>> out0, out1 = torch.eye(4), torch.eye(4)
+        >>> InfoNCELoss()(out0, out1)
+        tensor(0.0001)
     """
 
     @checked
@@ -89,6 +94,11 @@ class UELLoss(nn.Module):
     Args:
         temperature: Divisor of the cosine similarities.
         gather_distributed: Compare with the embeddings of all ranks, as in Lightly's losses.
+
+    Example:
+        >>> out0, out1 = torch.eye(4), torch.eye(4)
+        >>> UELLoss()(out0, out1)
+        tensor(0.0005)
     """
 
     @checked
@@ -120,6 +130,11 @@ class DebiasedLoss(nn.Module):
         tau_plus: Probability that a negative belongs to the anchor's class.
         beta: Concentration on hard negatives. 0 weighs all negatives equally.
         gather_distributed: Compare with the embeddings of all ranks, as in Lightly's losses.
+
+    Example:
+        >>> out0, out1 = torch.eye(4), torch.eye(4)
+        >>> DebiasedLoss()(out0, out1)
+        tensor(0.2115)
     """
 
     @checked
@@ -166,6 +181,11 @@ class OUCLLoss(nn.Module):
         weighted: Use the weights Γ and the margin. False is the default of the authors' code: Γ = 1, no margin, and a
             loss multiplied by 16.
         gather_distributed: Compare with the embeddings of all ranks, as in Lightly's losses.
+
+    Example:
+        >>> out0, out1 = torch.eye(4), torch.eye(4)
+        >>> OUCLLoss()(out0, out1)
+        tensor(0.2384)
     """
 
     @checked

@@ -52,6 +52,14 @@ class LearnedColor(nn.Module):
         normalize: Keys `mean` and `std`, one value per channel of the images, as in Lightly's transforms.
         eps: Largest share of other channels in a channel.
         direction: Train the layer to raise (`ascend`) or to lower (`descend`) the loss.
+
+    Example:
+        >>> backbone = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> generator = LearnedColor(backbone, 3, {"mean": [0.5] * 3, "std": [0.25] * 3})
+        >>> x0, x1 = torch.randn(2, 4, 3, 8, 8)
+        >>> AdversarialLoss(NTXentLoss(), generator)(nn.Flatten(), x0, x1).total.backward()
+        >>> generator.layer.weight.grad.shape
+        torch.Size([9, 3])
     """
 
     @checked
@@ -95,6 +103,12 @@ class Viewmaker(nn.Module):
         width: Number of channels of the first layer. The innermost layers have four times as many, plus noise.
         seed: Seed of the noise.
         direction: Train the network to raise (`ascend`, as in the paper) or to lower (`descend`) the loss.
+
+    Example:
+        >>> generator = Viewmaker({"mean": [0.5] * 3, "std": [0.25] * 3}, width=4)
+        >>> x0, x1 = torch.randn(2, 4, 3, 16, 16)
+        >>> AdversarialLoss(NTXentLoss(), generator)(nn.Flatten(), x0, x1).views.shape
+        torch.Size([4, 3, 16, 16])
     """
 
     @checked
@@ -153,6 +167,12 @@ class LearnedNoise(nn.Module):
         width: Number of channels of the first layer. The innermost layer has twice as many.
         seed: Seed of the noise.
         direction: Train the network to raise (`ascend`) or to lower (`descend`, as in the paper) the loss.
+
+    Example:
+        >>> generator = LearnedNoise(channels=3, eps=0.5, width=4)
+        >>> x0, x1 = torch.randn(2, 4, 3, 16, 16)
+        >>> AdversarialLoss(NTXentLoss(), generator)(nn.Flatten(), x0, x1).views.shape
+        torch.Size([4, 3, 16, 16])
     """
 
     @checked
@@ -205,6 +225,13 @@ class LatentNetwork(nn.Module):
     Attributes:
         spread: Standard deviation of δ / eps over the samples of the last batch, averaged over the coordinates, 0 to
             about 1. It is 0 if all δ are equal.
+
+    Example:
+        >>> space = LatentSpace(VAE(image_size=16, bottleneck_dim=8, width=4))
+        >>> generator = LatentNetwork(space, dim=8, eps=0.15)
+        >>> x0, x1 = torch.randn(2, 4, 3, 16, 16)
+        >>> AdversarialLoss(NTXentLoss(), generator)(nn.Flatten(), x0, x1).views.shape
+        torch.Size([4, 3, 16, 16])
     """
 
     starts_at_input = False

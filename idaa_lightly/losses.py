@@ -33,6 +33,14 @@ class AdversarialOutput(NamedTuple):
         adversarial: Scalar loss of the adversarial pair (x0, x').
         views: Adversarial views x', (N, C, H, W).
         outputs: Outputs of the model for x0, x1 and x'. In mode `half`, those for the first half of the batch.
+
+    Example:
+        >>> x0, x1 = torch.randn(2, 4, 3, 8, 8)
+        >>> output = AdversarialLoss(NTXentLoss(), CLAE(eps=0.03), weight=1.0)(nn.Flatten(), x0, x1)
+        >>> bool(output.total == output.clean + output.adversarial)
+        True
+        >>> [z.shape for z in output.outputs]
+        [torch.Size([4, 192]), torch.Size([4, 192]), torch.Size([4, 192])]
     """
 
     total: Tensor
@@ -66,6 +74,16 @@ class AdversarialLoss(nn.Module):
         generator: View generator such as `IDAA(vae)`, called as `generator(images, objective)`. If its attribute
             `starts_at_input` is True, it must evaluate the objective at `images` first.
         weight: Weight of the adversarial term, α in the paper.
+
+    Example:
+        >>> layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        >>> model = dual_batchnorm(nn.Sequential(*layers))
+        >>> criterion = AdversarialLoss(NTXentLoss(), CLAE(eps=0.03))
+        >>> x0, x1 = torch.randn(2, 4, 3, 32, 32)
+        >>> output = criterion(model, x0, x1)
+        >>> output.total.backward()
+        >>> output.views.shape
+        torch.Size([4, 3, 32, 32])
     """
 
     _require = staticmethod(require_dual_batchnorm)

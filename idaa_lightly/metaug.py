@@ -33,6 +33,10 @@ class FeatureGenerator(nn.Module):
         dim: Dimension D of the embeddings.
         hidden_dim: Width of the two hidden layers. None takes 4 · dim, since the paper's 2048 cost more than a small
             network.
+
+    Example:
+        >>> FeatureGenerator(dim=8)(torch.randn(4, 8)).shape
+        torch.Size([4, 8])
     """
 
     @checked
@@ -93,6 +97,14 @@ class MetAugLoss(nn.Module):
             `contrast` needs an argument of its own, such as `OUCLLoss(gather_distributed=True)`.
         embeddings: Function that takes the outputs of the model for both views and returns their embeddings, (N, D)
             each. None takes the output itself, or its first entry.
+
+    Example:
+        >>> model, generators = nn.Sequential(nn.Flatten(), nn.Linear(192, 8)), [FeatureGenerator(8) for _ in range(2)]
+        >>> criterion = MetAugLoss(OUCLLoss(), generators, feature_weight=1.0, margin_weight=1.0)
+        >>> optimizer = torch.optim.SGD([*model.parameters(), *criterion.parameters()], lr=0.1)
+        >>> x0, x1 = torch.randn(2, 4, 3, 8, 8)
+        >>> criterion(model, x0, x1).total.backward()
+        >>> optimizer.step()
     """
 
     @checked

@@ -53,7 +53,13 @@ class Autoencoder(Protocol):
 
 
 class PixelSpace:
-    """Pixels of the normalised image, as in CLAE (Ho & Vasconcelos, NeurIPS 2020, Sec. 3.2)."""
+    """Pixels of the normalised image, as in CLAE (Ho & Vasconcelos, NeurIPS 2020, Sec. 3.2).
+
+    Example:
+        >>> start, render = PixelSpace().at(torch.zeros(2, 3, 8, 8))
+        >>> render(start + 0.1).shape
+        torch.Size([2, 3, 8, 8])
+    """
 
     starts_at_input = True
 
@@ -78,6 +84,14 @@ class LatentSpace:
     Raises:
         FileFormatError: The file is missing or is not a VAE.
         UsageError: `vae` is neither an autoencoder nor a path.
+
+    Example:
+        >>> space, x = LatentSpace(VAE(image_size=16, bottleneck_dim=8, width=4)), torch.randn(2, 3, 16, 16)
+        >>> space.at(x)[0].shape
+        torch.Size([2, 8])
+        >>> residual, reconstruction = space.decomposition(x)
+        >>> torch.allclose(residual + reconstruction, x, atol=1e-5)
+        True
     """
 
     def __init__(self, vae: Autoencoder | str | PathLike[str], *, decompose: bool = True) -> None:
@@ -151,6 +165,12 @@ class ColorSpace:
 
     Args:
         normalize: Keys `mean` and `std`, one value per channel of the images, as in Lightly's transforms.
+
+    Example:
+        >>> space = ColorSpace({"mean": [0.5] * 3, "std": [0.25] * 3})
+        >>> start, render = space.at(torch.randn(2, 3, 8, 8))
+        >>> start.shape, render(start + 0.1).shape
+        (torch.Size([2, 3, 2]), torch.Size([2, 3, 8, 8]))
     """
 
     starts_at_input = True
@@ -185,6 +205,11 @@ class AffineSpace:
 
     Raises:
         MissingExtraError: Kornia (extra `vision`) is not installed.
+
+    Example:
+        >>> generator = ViewGenerator(AffineSpace(degrees=10), FGSM(eps=1.0))
+        >>> generator(torch.randn(2, 3, 8, 8), lambda images: images.square().sum()).shape
+        torch.Size([2, 3, 8, 8])
     """
 
     starts_at_input = True
@@ -227,6 +252,12 @@ class JitterSpace:
 
     Raises:
         MissingExtraError: Kornia (extra `vision`) is not installed.
+
+    Example:
+        >>> space = JitterSpace({"mean": [0.5] * 3, "std": [0.25] * 3}, brightness=0.2)
+        >>> start, render = space.at(torch.randn(2, 3, 8, 8))
+        >>> start.shape, render(start + 0.5).shape
+        (torch.Size([2, 4]), torch.Size([2, 3, 8, 8]))
     """
 
     starts_at_input = True

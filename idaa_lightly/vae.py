@@ -54,6 +54,12 @@ class VAE(nn.Module):
 
     Raises:
         UsageError: `image_size` cannot be halved evenly down to about 8, or `width` cannot be halved as often.
+
+    Example:
+        >>> vae = VAE(image_size=32, bottleneck_dim=64, width=16)
+        >>> mean, logvar = vae.encode(torch.randn(4, 3, 32, 32))
+        >>> mean.shape, vae.decode(mean).shape
+        (torch.Size([4, 64]), torch.Size([4, 3, 32, 32]))
     """
 
     def __init__(self, image_size: int = 32, channels: int = 3, bottleneck_dim: int = 512, width: int = 128) -> None:
@@ -229,6 +235,12 @@ def fit_vae(
     Raises:
         DataError: `batches` yielded no batch, as an exhausted iterator does, or batches without images.
         NonFiniteError: The loss became NaN or infinite.
+
+    Example:
+        >>> vae = VAE(image_size=16, bottleneck_dim=8, width=4)
+        >>> history = fit_vae(vae, [torch.randn(8, 3, 16, 16)], epochs=2)  # a data loader, and more epochs
+        >>> [sorted(means) for means in history]
+        [['kl', 'loss', 'mse'], ['kl', 'loss', 'mse']]
     """
     device = next(vae.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)

@@ -30,6 +30,12 @@ class ReusedGraphLoss(AdversarialLoss):
 
     The search uses the clean branch of the BatchNorms. It is therefore approximate: x' attacks f, not f_adv. The
     search must take a single step from the input, as FGSM does.
+
+    Example:
+        >>> x0, x1 = torch.randn(2, 4, 3, 8, 8)
+        >>> output = ReusedGraphLoss(NTXentLoss(), CLAE(eps=0.03))(nn.Flatten(), x0, x1)
+        >>> output.views.shape
+        torch.Size([4, 3, 8, 8])
     """
 
     def forward(self, model: Callable[[Tensor], Any], x0: Tensor, x1: Tensor, *others: Tensor) -> AdversarialOutput:
@@ -63,7 +69,14 @@ class ReusedGraphLoss(AdversarialLoss):
 
 
 class HalfBatchLoss(AdversarialLoss):
-    """Adversarial loss that attacks the first half of each batch. The adversarial term is the loss of that half."""
+    """Adversarial loss that attacks the first half of each batch. The adversarial term is the loss of that half.
+
+    Example:
+        >>> x0, x1 = torch.randn(2, 4, 3, 8, 8)
+        >>> output = HalfBatchLoss(NTXentLoss(), CLAE(eps=0.03))(nn.Flatten(), x0, x1)
+        >>> output.views.shape
+        torch.Size([2, 3, 8, 8])
+    """
 
     def _attack(self, model: Callable[[Tensor], Any], images: Tensor, rest: list[Any], anchor: Any = None) -> Tensor:
         count = -(-len(images) // 2)
@@ -163,6 +176,12 @@ class ReplacingLoss(AdversarialLoss):
     Args:
         criterion: Pair loss or function of one output per view; see `AdversarialLoss`.
         generator: View generator; see `AdversarialLoss`.
+
+    Example:
+        >>> x0, x1 = torch.randn(2, 4, 3, 8, 8)
+        >>> output = ReplacingLoss(NTXentLoss(), CLAE(eps=0.03))(nn.Flatten(), x0, x1)
+        >>> round((output.views - x1).abs().max().item(), 3)
+        0.03
     """
 
     def __init__(self, criterion: Callable[..., Tensor], generator: Callable[..., Tensor]) -> None:

@@ -31,6 +31,13 @@ class ViewGenerator(nn.Module):
     Shape:
         - Input: Images (N, C, H, W), normalised as the model expects them, and an objective.
         - Output: Images (N, C, H, W), detached. They are not clamped to any range.
+
+    Example:
+        >>> generator = ViewGenerator(PixelSpace(), FGSM(eps=0.1))
+        >>> generator(torch.zeros(2, 3, 8, 8), lambda images: images.sum()).unique()
+        tensor([0.1000])
+        >>> generator.control()
+        ViewGenerator(PixelSpace(), RandomDirection(eps=0.1, norm='linf'))
     """
 
     def __init__(self, space: Space, ascent: Ascent) -> None:
@@ -117,6 +124,12 @@ def IDAA(vae: Autoencoder | str | PathLike[str], eps: float = 0.15) -> ViewGener
     Raises:
         FileFormatError: The file is missing or is not a VAE.
         UsageError: `vae` is neither an autoencoder nor a path.
+
+    Example:
+        >>> vae = VAE(image_size=16, bottleneck_dim=8, width=4)  # to be fitted by fit_vae
+        >>> delta, views = IDAA(vae, eps=0.15).search(torch.randn(2, 3, 16, 16), lambda images: images.square().sum())
+        >>> delta.shape, views.shape
+        (torch.Size([2, 8]), torch.Size([2, 3, 16, 16]))
     """
     return ViewGenerator(LatentSpace(vae), FGSM(eps))
 
@@ -128,5 +141,9 @@ def CLAE(eps: float = 0.03) -> ViewGenerator:
 
     Args:
         eps: Radius of the L∞ ball, in units of the normalised image. Must be >= 0.
+
+    Example:
+        >>> CLAE(eps=0.03)(torch.zeros(2, 3, 8, 8), lambda images: images.sum()).unique()
+        tensor([0.0300])
     """
     return ViewGenerator(PixelSpace(), FGSM(eps))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import doctest
+import importlib
 import json
 import re
 from pathlib import Path
@@ -15,11 +17,13 @@ from lightly.loss import NTXentLoss
 from matplotlib import pyplot as plt
 
 import idaa_lightly
+import idaa_lightly.plugin
 from idaa_lightly import dual_batchnorm
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if "```python" in path.read_text())
 ELSEWHERE = {"loops.md": [1, 2]}  # blocks that test_package.py runs with a Trainer
+REFERENCE = ROOT / "docs" / "reference"
 
 
 def given() -> dict[str, Any]:
@@ -34,13 +38,40 @@ def given() -> dict[str, Any]:
     }
 
 
+def blocks_of(page: Path) -> list[str]:
+    """Return the blocks of Python of a page."""
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_python_of_a_page_runs(page: Path) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     scope = given() if page.name == "loops.md" else {}
-    for index, block in enumerate(blocks):
+    for index, block in enumerate(blocks_of(page)):
         if index not in ELSEWHERE.get(page.name, []):
             exec(compile(block, f"{page.name} block {index}", "exec"), scope)
+
+
+def examples() -> list[doctest.DocTest]:
+    """Return the examples in the docstrings that the reference shows."""
+    scope: dict[str, Any] = {}
+    exec(blocks_of(REFERENCE / "library.md")[0], scope)
+    pages = "".join(page.read_text() for page in REFERENCE.glob("*.md"))
+    modules = [importlib.import_module(name) for name in re.findall(r"automodule:: (\S+)", pages)]
+    found = [doctest.DocTestFinder().find(module, module.__name__, globs=dict(scope)) for module in modules]
+    return [test for tests in found for test in tests if test.examples]
+
+
+EXAMPLES = {test.name.rpartition(".")[2]: test for test in examples()}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.filterwarnings("ignore:.*(many workers|LeafSpec)")  # from Lightning
+def test_the_example_of_a_name_runs(name: str) -> None:
+    assert doctest.DocTestRunner().run(EXAMPLES[name]).failed == 0
+
+
+def test_every_public_name_has_an_example() -> None:
+    assert not {*idaa_lightly.__all__, *idaa_lightly.plugin.__all__} - EXAMPLES.keys()
 
 
 @pytest.mark.slow

@@ -83,6 +83,12 @@ def identity(anchors: Tensor, views: Tensor) -> Identity:
 
     Raises:
         DataError: Shapes do not match, there are fewer than two samples, or an embedding holds NaN or infinity.
+
+    Example:
+        >>> from idaa_lightly.evaluation.identity import identity
+        >>> anchors = torch.eye(4)
+        >>> identity(anchors, anchors).lost, identity(anchors, anchors.flip(0)).lost
+        (0.0, 1.0)
     """
     if anchors.ndim != 2 or anchors.shape != views.shape or len(anchors) < 2:
         raise DataError(
@@ -116,6 +122,12 @@ def perturbation(x: Tensor, views: Tensor, std: list[float]) -> Perturbation:
         x: Normalised images (N, C, H, W).
         views: Normalised views (N, C, H, W) of the same samples.
         std: Standard deviation per channel of the normalisation.
+
+    Example:
+        >>> from idaa_lightly.evaluation.identity import perturbation
+        >>> x = torch.zeros(2, 3, 8, 8)
+        >>> round(perturbation(x, x + 0.4, std=[0.25, 0.25, 0.25]).linf, 3)
+        0.1
     """
     change = ((views - x) * torch.tensor(std, device=x.device).view(1, -1, 1, 1)).flatten(1)
     return Perturbation(change.norm(dim=1).mean().item(), change.abs().amax(1).mean().item())

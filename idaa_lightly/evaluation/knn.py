@@ -74,6 +74,11 @@ def knn_classify(
         DataError: Shapes do not match, or a label is negative or too large.
         NonFiniteError: The features hold NaN or infinity.
         UsageError: `k` or `temperature` is out of range.
+
+    Example:
+        >>> bank, labels = torch.eye(3), [0, 1, 2]
+        >>> knn_classify(bank, labels, torch.tensor([[0.0, 0.1, 0.9]]), k=2)
+        tensor([[ 2,  1, -1]])
     """
     labels, classes = _checked(bank, bank_labels, queries, num_classes)
     (k,) = neighbours_that_vote([k], [temperature], len(bank))
@@ -115,6 +120,11 @@ def knn_sweep(
         DataError: Shapes do not match, a label is negative or too large, or the index finds no neighbour of a query.
         NonFiniteError: The features hold NaN or infinity.
         UsageError: A k or temperature is out of range, or FAISS is missing or rejects the index.
+
+    Example:
+        >>> bank, labels = torch.eye(3), [0, 1, 2]
+        >>> knn_sweep(bank, labels, torch.tensor([[0.0, 0.1, 0.9]]), [2], k=[1, 2], temperature=[0.1])[0]
+        KNNAccuracy(k=1, temperature=0.1, top1=1.0, top5=1.0, recall=None, change=None)
     """
     ks = sorted(set(neighbours_that_vote(k, temperature, len(bank))))
     ts = sorted(set(temperature))

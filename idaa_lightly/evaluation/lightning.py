@@ -47,6 +47,16 @@ class FaissKNNClassifier(KNNClassifier):  # type: ignore[misc]
         DataError: A data loader is empty, or labels do not match the features or `num_classes`.
         NonFiniteError: The features hold NaN or infinity.
         UsageError: `knn_k` or `knn_t` is out of range.
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> bank = queries = DataLoader(TensorDataset(torch.eye(4), torch.arange(4)))  # features, as there is no model
+        >>> classifier = FaissKNNClassifier(None, 4, 2, 0.1, train_dataloader_idx=0, val_dataloader_idx=1)
+        >>> trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+        >>> _, accuracies = trainer.validate(classifier, [bank, queries], verbose=False)
+        >>> accuracies["val_knn_top1/dataloader_idx_1"]
+        1.0
     """
 
     def on_validation_epoch_start(self) -> None:
@@ -162,8 +172,12 @@ class KNNCallback(_FeatureCallback):
         UsageError: `k`, `temperature` or `every` is out of range.
 
     Example:
-        >>> knn = KNNCallback(train_loader, test_loader, every=10)
-        >>> trainer = Trainer(callbacks=[knn, ModelCheckpoint(monitor="val_knn_top1", mode="max", every_n_epochs=10)])
+        >>> from pytorch_lightning import Trainer
+        >>> bank = queries = [(torch.eye(4).view(4, 4, 1, 1), torch.arange(4))]  # two data loaders
+        >>> knn = KNNCallback(bank, queries, k=2, every=10)
+        >>> trainer = Trainer(callbacks=[knn], accelerator="cpu", logger=False)
+        >>> knn.measure(nn.Flatten())
+        {'val_knn_top1': 1.0, 'val_knn_top5': 1.0}
     """
 
     def __init__(
@@ -204,6 +218,13 @@ class UnlabelledCallback(_FeatureCallback):
     Raises:
         ModelError: The module has no submodule `backbone`. Raised at the first evaluation.
         UsageError: `every` is out of range.
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> callback = UnlabelledCallback([torch.eye(8).view(8, 8, 1, 1)])  # a data loader of images
+        >>> trainer = Trainer(callbacks=[callback], accelerator="cpu", logger=False)
+        >>> {name: round(value, 2) for name, value in callback.measure(nn.Flatten()).items()}
+        {'val_rankme': 8.0, 'val_uniformity': -4.0, 'val_spread': 1.0}
     """
 
     def __init__(self, images: Iterable[Any], *, backbone: str = "backbone", every: int = 1) -> None:

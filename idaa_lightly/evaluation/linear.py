@@ -73,6 +73,11 @@ def linear_probe(
     Raises:
         DataError: There are fewer than 20 training features, shapes do not match, or a label is negative.
         NonFiniteError: The features hold NaN or infinity.
+
+    Example:
+        >>> features, labels = torch.eye(3).repeat(10, 1), torch.arange(3).repeat(10)
+        >>> linear_probe(features, labels, torch.eye(3), torch.arange(3)).accuracy
+        1.0
     """
     train, train_labels, test, test_labels, classes = _checked(train_features, train_labels, test_features, test_labels)
     std, mean = torch.std_mean(train, 0)
@@ -171,6 +176,12 @@ def sgd_probe(
         DataError: There are fewer than 20 training features, shapes do not match, or a label is negative.
         NonFiniteError: The features, or the weights after training, hold NaN or infinity.
         UsageError: `epochs` or `batch_size` is out of range.
+
+    Example:
+        >>> from idaa_lightly.evaluation.linear import sgd_probe
+        >>> features, labels = torch.eye(3).repeat(10, 1), torch.arange(3).repeat(10)
+        >>> sgd_probe(features, labels, torch.eye(3), torch.arange(3), epochs=100).accuracy
+        1.0
     """
     parts = _checked(train_features, train_labels, test_features, test_labels)
     return _result(_train(parts, _sgd, epochs, batch_size, seed, on_epoch)[1])

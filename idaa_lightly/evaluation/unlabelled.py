@@ -32,6 +32,10 @@ def rankme(embeddings: Tensor) -> float:
     Raises:
         DataError: The shape is not (N, D) with N and D of 1 or more, or all embeddings are zero.
         NonFiniteError: Embeddings hold NaN or infinity.
+
+    Example:
+        >>> round(rankme(torch.eye(8)), 2), round(rankme(torch.ones(8, 8)), 2)
+        (8.0, 1.0)
     """
     rows = _checked(embeddings).double()
     gram = rows.T @ rows if rows.shape[1] <= rows.shape[0] else rows @ rows.T
@@ -55,6 +59,10 @@ def alignment(anchors: Tensor, positives: Tensor) -> float:
     Raises:
         DataError: The shapes differ or are not (N, D).
         NonFiniteError: Embeddings hold NaN or infinity.
+
+    Example:
+        >>> alignment(torch.eye(4), torch.eye(4)), alignment(torch.eye(4), -torch.eye(4))
+        (0.0, 4.0)
     """
     if anchors.shape != positives.shape:
         shapes = f"anchors have shape {tuple(anchors.shape)} and positives {tuple(positives.shape)}"
@@ -76,6 +84,10 @@ def uniformity(embeddings: Tensor) -> float:
     Raises:
         DataError: The shape is not (N, D), or N is less than 2.
         NonFiniteError: Embeddings hold NaN or infinity.
+
+    Example:
+        >>> round(uniformity(torch.eye(8)), 2), round(abs(uniformity(torch.ones(8, 8))), 2)
+        (-4.0, 0.0)
     """
     rows = F.normalize(_checked(embeddings).double(), dim=1)
     if len(rows) < 2:
@@ -101,6 +113,10 @@ def spread(embeddings: Tensor) -> float:
     Raises:
         DataError: The shape is not (N, D), or N is less than 2.
         NonFiniteError: Embeddings hold NaN or infinity.
+
+    Example:
+        >>> round(spread(torch.eye(8)), 2), round(spread(torch.ones(8, 8)), 2)
+        (1.0, 0.0)
     """
     rows = _checked(embeddings)
     if len(rows) < 2:

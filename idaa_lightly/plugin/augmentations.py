@@ -20,7 +20,16 @@ from idaa_lightly.views import ViewGenerator
 
 
 class Augmentation(ABC):
-    """Augmentation that turns a method into a loss over views."""
+    """Augmentation that turns a method into a loss over views.
+
+    Example:
+        >>> from idaa_lightly.plugin import Augmentation
+        >>> class Attack(Augmentation):
+        ...     def loss(self, method):
+        ...         return AdversarialLoss(method.loss, CLAE(), weight=0.5)
+        >>> Attack().dual_batchnorm
+        True
+    """
 
     dual_batchnorm: bool = True
     """True if the method is converted by `dual_batchnorm` before training."""
@@ -121,6 +130,14 @@ class GeneratorAugmentation(Augmentation):
 
     Raises:
         UsageError: `place` is replace, and `mode` or `weight` does not go with it.
+
+    Example:
+        >>> from idaa_lightly.plugin import GeneratorAugmentation
+        >>> class Attack(GeneratorAugmentation):
+        ...     def generator(self):
+        ...         return ViewGenerator(PixelSpace(), PGD(eps=0.03, steps=3))
+        >>> Attack(weight=0.5).generator().control()
+        ViewGenerator(PixelSpace(), RandomDirection(eps=0.03, norm='linf'))
     """
 
     adds = "search"
@@ -182,6 +199,14 @@ class LearnedAugmentation(Augmentation):
         weight: Weight of the adversarial term.
         lr: Learning rate of the generator. None takes the method's.
         direction: ascend trains the generator to raise the loss, descend to lower it.
+
+    Example:
+        >>> from idaa_lightly.plugin import LearnedAugmentation
+        >>> class Noise(LearnedAugmentation):
+        ...     def generator(self, method):
+        ...         return LearnedNoise(eps=0.2, direction=self.direction)
+        >>> Noise(lr=1e-3).adds
+        'training of the generator'
     """
 
     adds = "training of the generator"

@@ -22,6 +22,11 @@ class Control:
             augmentation, which are only shown.
         missing: Reason why this method has no such control, as a sentence. Empty if it has.
         twin: True if another row is the same in a network without BatchNorm.
+
+    Example:
+        >>> from idaa_lightly.plugin import Control
+        >>> Control("half as strong", options={"aug": {"eps": 0.1}}, judged=False).options
+        {'aug': {'eps': 0.1}}
     """
 
     name: str

@@ -28,6 +28,15 @@ class FitContext:
         cache_dir: Directory for results that other runs can reuse.
         progress: Function that takes a title and a number of steps. It returns a function that is called with a text
             after each step.
+
+    Example:
+        >>> from idaa_lightly.plugin import FitContext, GeneratorAugmentation
+        >>> class Colour(GeneratorAugmentation):
+        ...     def fit(self, context: FitContext):
+        ...         self.space = ColorSpace(context.normalize)
+        ...
+        ...     def generator(self):
+        ...         return ViewGenerator(self.space, FGSM(eps=0.2))
     """
 
     views: Callable[[int], Iterable[Tensor]]

@@ -23,6 +23,16 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         num_features: Dimension of the features.
+
+    Example:
+        >>> from idaa_lightly.plugin import Backbone
+        >>> class Tiny(Backbone):
+        ...     num_features = 3
+        ...
+        ...     def forward(self, images):
+        ...         return images.mean((2, 3))
+        >>> Tiny(image_size=32)(torch.randn(4, 3, 32, 32)).shape
+        torch.Size([4, 3])
     """
 
     num_features: int
@@ -54,6 +64,26 @@ class Method(nn.Module, ABC):
     Args:
         backbone: Network that maps images (N, C, H, W) to features (N, num_features). Kept as `self.backbone`.
         num_features: Dimension of the features.
+
+    Example:
+        >>> from idaa_lightly.plugin import Method
+        >>> from lightly.transforms import SimCLRTransform
+        >>> class Alike(Method):
+        ...     def transform(self, image_size, normalize):
+        ...         return SimCLRTransform(image_size, normalize=normalize)
+        ...
+        ...     def embed(self, images):
+        ...         return self.backbone(images)
+        ...
+        ...     def loss(self, anchor, positive, *others):
+        ...         return -nn.functional.cosine_similarity(anchor.detach(), positive).mean()
+        ...
+        ...     def optimizer(self, parameters, epochs, steps_per_epoch):
+        ...         optimizer = torch.optim.SGD(parameters, lr=0.1)
+        ...         return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer)
+        >>> method = Alike(nn.Flatten(), num_features=192)
+        >>> round(method.loss(torch.ones(4, 192), torch.ones(4, 192)).item(), 3)
+        -1.0
     """
 
     epochs: ClassVar[int] = 300
@@ -147,7 +177,25 @@ class Method(nn.Module, ABC):
 
 
 class PairMethod(Method):
-    """Method with one network and a pair loss. The constructor must set `self.head` and `self.criterion`."""
+    """Method with one network and a pair loss. The constructor must set `self.head` and `self.criterion`.
+
+    Example:
+        >>> from idaa_lightly.plugin import PairMethod
+        >>> from lightly.transforms import SimCLRTransform
+        >>> class Contrast(PairMethod):
+        ...     def __init__(self, backbone, num_features, *, dim: int = 128):
+        ...         super().__init__(backbone, num_features)
+        ...         self.head, self.criterion = nn.Linear(num_features, dim), NTXentLoss()
+        ...
+        ...     def transform(self, image_size, normalize):
+        ...         return SimCLRTransform(image_size, normalize=normalize)
+        ...
+        ...     def optimizer(self, parameters, epochs, steps_per_epoch):
+        ...         optimizer = torch.optim.SGD(parameters, lr=0.1)
+        ...         return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer)
+        >>> Contrast(nn.Flatten(), num_features=192).embed(torch.randn(4, 3, 8, 8)).shape
+        torch.Size([4, 128])
+    """
 
     head: nn.Module
     """Projection head that maps features (N, num_features) to projections (N, D)."""

@@ -48,6 +48,13 @@ class DeviceViews(nn.Module):
 
     Raises:
         UsageError: The transform has an unsupported part. The message names the part.
+
+    Example:
+        >>> from lightly.transforms import SimCLRTransform
+        >>> make_views = DeviceViews(SimCLRTransform(input_size=32, gaussian_blur=0.0))
+        >>> x0, x1 = make_views(torch.randint(256, (4, 40, 40, 3), dtype=torch.uint8))
+        >>> x0.shape
+        torch.Size([4, 3, 32, 32])
     """
 
     def __init__(self, transform: MultiViewTransform) -> None:
