@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +20,16 @@ from torch import Tensor, nn
 from idaa_lightly import CLAE, adversarial_batchnorm, dual_batchnorm, strip_dual_batchnorm
 from idaa_lightly.batchnorm import DualBatchNorm
 from idaa_lightly.bench.config import read_recipe
+from idaa_lightly.bench.run.setup import read_data
 from idaa_lightly.bench.semi.config import SemiConfig
 from idaa_lightly.bench.semi.fixmatch import FixMatch, FixMatchLoss
 from idaa_lightly.bench.semi.network import WideResNet
 from idaa_lightly.bench.semi.results import arms, read_records, table
-from idaa_lightly.bench.semi.setup import resolve
+from idaa_lightly.bench.semi.setup import make_semi_parts, resolve
 from idaa_lightly.cli import main
 from idaa_lightly.errors import UsageError
 from idaa_lightly.losses import AdversarialLoss
-from idaa_lightly.splits import balanced
+from idaa_lightly.splits import balanced, validation_split
 from idaa_lightly.variants import ReplacingLoss
 
 RECIPES = Path(__file__).parents[1] / "benchmarks" / "semi" / "recipes.toml"
@@ -215,19 +218,20 @@ def record(aug: str, seed: int, accuracy: float, **config: Any) -> Any:
     last = {"epoch": 1, "accuracy": accuracy}
     return a_record(
         config={"method": "fixmatch", "aug": aug, "seed": seed, "labels": 40, **config},
-        last=last, history=[last], labelled={"count": 40, "per_class": [4] * 10, "sha256": "a"},
+        last=last, history=[last], time={"train_s": 10.0, "images_per_s": 10.0, "flops_per_image": 3 * 10**9},
+        labelled={"count": 40, "per_class": [4] * 10, "sha256": "a"},
     )  # fmt: skip
 
 
 def test_the_table_pairs_seeds() -> None:
     runs = [record("none", 0, 0.5), record("none", 1, 0.6), record("clae", 0, 0.52), record("clae", 1, 0.64)]
     assert table(runs).splitlines()[2:] == [
-        "| fixmatch × none | 55.00 ± 7.07 (2) |  |",
-        "| fixmatch × clae | 58.00 ± 8.49 (2) | +3.00 [-9.71, +15.71] |",
+        "| fixmatch × none | 0.30 | 55.00 ± 7.07 (2) |  |",
+        "| fixmatch × clae | 0.30 | 58.00 ± 8.49 (2) | +3.00 [-9.71, +15.71] |",
     ]
     low = {"set": {"method": {"threshold": 0.5}}}
     runs += [record("none", 0, 0.4, **low), record("clae", 0, 0.45, **low)]
-    assert table(runs).splitlines()[-1] == "| fixmatch × clae threshold=0.5 | 45.00 (1) | +5.00 |"
+    assert table(runs).splitlines()[-1] == "| fixmatch × clae threshold=0.5 | 0.30 | 45.00 (1) | +5.00 |"
     assert list(arms(runs))[2:] == ["fixmatch × clae", "fixmatch × clae threshold=0.5"]
 
 
@@ -244,7 +248,12 @@ def test_a_run_its_files_and_resuming_to_the_bit(folder: Path) -> None:
     found = json.loads(Path("whole/record.json").read_text())
     assert found["labelled"]["per_class"] == [2, 2, 2]
     assert found["config"]["labels"] == 6
-    assert found["last"]["accuracy"] == found["history"][-1]["accuracy"]
+    assert found["last"] == found["history"][-1]
+    keys = [[*entry] for entry in found["history"]]  # The test images are read at both ends.
+    at_end = ["epoch", "accuracy_validation", "accuracy"]
+    assert keys == [at_end, at_end[:2], at_end]
+    # Six labels lie among 36 images, of which a tenth of each class is for validation.
+    assert found["evaluation"]["accuracy_validation"] == "on 3 images whose labels are not trained on"
     names = {"config.toml", "record.json", "metrics.csv", "curves.png", "views.png", "model.pt", "checkpoints"}
     assert {path.name for path in Path("whole").iterdir()} == names
     assert "already holds this run, which is finished" in bench(folder, *options, "--out", "whole").output
@@ -264,6 +273,35 @@ def test_a_run_its_files_and_resuming_to_the_bit(folder: Path) -> None:
     assert shown.exit_code == 0
     assert "fixmatch × clae" in shown.stdout
     assert Path("plot.svg").exists()
+
+
+def test_the_images_of_the_curve() -> None:
+    """They are the images of the validation split whose labels are not trained on."""
+    config = resolve(SemiConfig(aug="none", labels=100, batch_size=2, epochs=1, backbone="wrn-10-1", limit_train=200))
+    data = read_data(config)
+    parts, (_, held) = make_semi_parts(config, data), validation_split(data.train.labels)
+    assert not set(held.tolist()) & set(parts.chosen.tolist())
+    assert torch.equal(parts.validation.labels, data.train.labels[held])
+    some = make_semi_parts(replace(config, labels=190), data).validation  # A tenth cannot stay unlabelled.
+    assert 0 < len(some) <= 10
+    assert len(make_semi_parts(replace(config, labels=200), data).validation) == 0
+    held_out = replace(config, evaluate_on="validation", labels=80)
+    data = read_data(held_out)
+    assert make_semi_parts(held_out, data).validation is data.test
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [["--precision", "bf16-mixed"], ["--devices", 2, "--strategy", "ddp"]])
+def test_half_precision_and_two_processes(folder: Path, options: list[object]) -> None:
+    command = ["semi", "--data", f"folder:{folder}", *TINY.split(), "--aug", "clae", "--epochs", 1]
+    command += ["--set", "method.ratio=4", *options, "--out", "run"]
+    result = subprocess.run([sys.executable, "-m", "idaa_lightly.cli", *map(str, command)], stderr=subprocess.PIPE)
+    assert result.returncode == 0, result.stderr.decode()
+    found = json.loads(Path("run/record.json").read_text())
+    assert found["device"]["count"] == (2 if "--devices" in options else 1)
+    assert found["config"]["precision"] == ("bf16-mixed" if "--precision" in options else "32-true")
+    assert found["time"]["flops_per_image"] > 0
+    assert 0 <= found["last"]["accuracy"] <= 1
 
 
 @pytest.mark.slow

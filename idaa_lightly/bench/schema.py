@@ -45,6 +45,7 @@ class Evaluated(Open):
             training images. All accuracies are missing if there are no labels.
         knn: Accuracy of kNN on all test images. During training, in records of schema 2 and older only.
         accuracy: Accuracy of the averaged classifier on all test images. Semi-supervised runs only.
+        accuracy_validation: The same on validation images.
     """
 
     epoch: Size
@@ -55,6 +56,7 @@ class Evaluated(Open):
     knn_validation: NotRequired[Fraction]
     knn: NotRequired[Fraction]
     accuracy: NotRequired[Fraction]
+    accuracy_validation: NotRequired[Fraction]
 
 
 class AtEnd(Evaluated):

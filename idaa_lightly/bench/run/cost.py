@@ -77,23 +77,35 @@ def estimate(parts: Parts, context: FitContext) -> Estimate:
 
 
 def flops_per_image(parts: Parts, module: SelfSupervised, device: torch.device) -> int:
-    """Count the floating-point operations of a training step, divided by its images.
-
-    The count covers attack, forward and backward passes. A multiplication with its addition counts as two operations,
-    as in `torch.utils.flop_counter`. The step runs on a copy.
+    """Count the floating-point operations of a training step, divided by its images; see `step_flops`.
 
     Args:
         parts: Parts of the run.
         module: Module with the fitted augmentation.
         device: Device to run the step on.
     """
+    views = _sample(parts, device)
+    return round(step_flops(module, views, device) / len(views[0]))
+
+
+def step_flops(module: SelfSupervised, batch: Iterable[Tensor], device: torch.device) -> int:
+    """Count the floating-point operations of a training step.
+
+    The count covers attack, forward and backward passes. A multiplication with its addition counts as two operations,
+    as in `torch.utils.flop_counter`. The step runs on a copy.
+
+    Args:
+        module: Module with the fitted augmentation.
+        batch: Arguments of the module's `losses`.
+        device: Device to run the step on.
+    """
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        twin, batches = copy.deepcopy(module).to(device), _sample(parts, device)
+        twin = copy.deepcopy(module).to(device)
         twin.method.before_step(0, *twin.schedule)
         with FlopCounterMode(display=False) as counter:
-            twin.losses(*batches).total.backward()
+            twin.losses(*(part.to(device) for part in batch)).total.backward()
     total: int = counter.get_total_flops()
-    return round(total / len(batches[0]))
+    return total
 
 
 def in_words(seconds: float) -> str:

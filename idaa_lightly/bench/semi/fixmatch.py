@@ -218,9 +218,13 @@ class SemiSupervised(SelfSupervised):
 
     def training_step(self, batch: Any, index: int) -> Tensor:
         """Compute the objective on a batch, and log its terms."""
-        images, targets = batch["labelled"]
-        unlabelled = batch["unlabelled"][0] if "unlabelled" in batch else []
-        return super().training_step(([images, targets, *unlabelled], targets), index)
+        arguments = self.arguments(batch)
+        return super().training_step((arguments, arguments[1]), index)
+
+    @staticmethod
+    def arguments(batch: Any) -> list[Tensor]:
+        """Return the arguments of `losses` in a batch: weak views and labels, and strong and weak views without."""
+        return [*batch["labelled"], *(batch["unlabelled"][0] if "unlabelled" in batch else ())]
 
     def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
         """Average the weights, and stop the run if something is NaN or infinite."""

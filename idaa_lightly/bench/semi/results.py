@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from idaa_lightly.bench.compare.groups import interval
 from idaa_lightly.bench.compare.text import markdown
-from idaa_lightly.bench.record import read_record
+from idaa_lightly.bench.record import fit_flops, read_record, training_flops
 from idaa_lightly.bench.run.figures import save_figure
 from idaa_lightly.bench.schema import Record
 from idaa_lightly.bench.semi.config import SemiConfig
@@ -65,17 +65,20 @@ def _settings(record: Record) -> dict[str, object]:
 def table(records: Iterable[Record]) -> str:
     """Return a Markdown table of accuracies: mean ± standard deviation over seeds, and differences paired by seed.
 
+    The operations are those of a run, with fitting the augmentation.
+
     Args:
         records: Records from `read_records`.
     """
     every = list(records)
     labels = sorted({run["labelled"]["count"] for run in every})
-    header = ["top-1, %", *(f"{count} labels{part}" for count in labels for part in ("", " − FixMatch"))]
+    header = ["top-1, %", "TFLOP", *(f"{count} labels{part}" for count in labels for part in ("", " − FixMatch"))]
     rows = []
     for name, runs in arms(every).items():
         base = [run for run in every if _arm(run) == FIXMATCH and _common(run) == _common(runs[0])]
         cells = (_cells(_by_seed(runs, count), _by_seed(base, count)) for count in labels)
-        rows.append([name, *(cell for pair in cells for cell in pair)])
+        cost = mean(training_flops(run) + fit_flops(run) for run in runs) / 1e12
+        rows.append([name, f"{cost:.2f}", *(cell for pair in cells for cell in pair)])
     return markdown(header, rows)
 
 
@@ -107,7 +110,7 @@ def _cells(own: dict[int, float], base: dict[int, float]) -> tuple[str, str]:
 
 
 def save_convergence(records: Iterable[Record], path: Path) -> None:
-    """Draw accuracy against epochs, the mean over seeds, in a panel for each number of labels.
+    """Draw accuracy on validation images against epochs, the mean over seeds, in a panel for each number of labels.
 
     Args:
         records: Records from `read_records`.
@@ -121,9 +124,10 @@ def save_convergence(records: Iterable[Record], path: Path) -> None:
             curves: dict[float, list[float]] = defaultdict(list)
             for run in runs:
                 for entry in run["history"] if run["labelled"]["count"] == count else ():
-                    curves[entry["epoch"]].append(100 * entry["accuracy"])
+                    if (accuracy := entry.get("accuracy_validation")) is not None:
+                        curves[entry["epoch"]].append(100 * accuracy)
             if curves:
                 axis.plot(list(curves), [mean(values) for values in curves.values()], marker="o", ms=3, label=name)
-        axis.set(xlabel="epoch", ylabel="top-1 of averaged weights, %", title=f"{count} labels")
+        axis.set(xlabel="epoch", ylabel="top-1 on validation images, %", title=f"{count} labels")
         axis.legend()
     save_figure(figure, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -19,14 +20,14 @@ from idaa_lightly.bench.run.trainer import resolved_precision, workers_of
 from idaa_lightly.bench.semi.config import SemiConfig
 from idaa_lightly.bench.semi.fixmatch import METHODS, FixMatch
 from idaa_lightly.bench.semi.network import WideResNet
-from idaa_lightly.data import DataSet
+from idaa_lightly.data import DataSet, Images
 from idaa_lightly.errors import UsageError
 from idaa_lightly.loading import ViewDataset, view_loader
 from idaa_lightly.options import parse_options
 from idaa_lightly.plugin import GeneratorAugmentation
 from idaa_lightly.registry import load
 from idaa_lightly.seeding import seed_of
-from idaa_lightly.splits import balanced
+from idaa_lightly.splits import balanced, validation_split
 
 
 def resolve(config: SemiConfig) -> SemiConfig:
@@ -99,6 +100,17 @@ class SemiParts(Parts):
             loaders["unlabelled"] = self.loader(self.batch_size // ranks, ranks=ranks, rank=rank)
         return CombinedLoader(loaders, "min_size")
 
+    @cached_property
+    def validation(self) -> Images:
+        """Training images for the curve of a run: those of the validation split whose labels are not trained on.
+
+        With `evaluate_on = "validation"`, they are not trained on, and are the test images at the same time.
+        """
+        if self.config.evaluate_on == "validation":
+            return self.data.test
+        held = validation_split(self.data.train.labels)[1]
+        return self.data.train.take(held[~torch.isin(held, self.chosen)])
+
     def labelled_facts(self) -> dict[str, Any]:
         """Return facts about the labelled images for the record."""
         return {
@@ -136,6 +148,13 @@ def make_semi_parts(config: SemiConfig, data: DataSet) -> SemiParts:
     network = WideResNet(config.backbone or "")
     method = METHODS[config.method](network, network.num_features, len(data.classes), **options)
     views = ViewDataset(data.train, method.transform(data.image_size, data.normalize), config.seed)
-    chosen = balanced(data.train.labels, config.labels, config.seed).sort().values
+    chosen = _labelled(data.train.labels, config.labels, config.seed)
     made = make_augmentation(config)
     return SemiParts(config, epochs, batch, data, data, "", {}, method, made, views, None, "RandAugment", chosen)
+
+
+def _labelled(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Return the indices of the labelled images, balanced over the classes. Validation images are taken last."""
+    kept, held = validation_split(labels)
+    drawn = ((kept, count), (held, max(0, count - len(kept))))
+    return torch.cat([pool[balanced(labels[pool], number, seed)] for pool, number in drawn]).sort().values

@@ -19,6 +19,7 @@ from idaa_lightly.bench.progress import quantity
 from idaa_lightly.bench.ranks import is_first_process
 from idaa_lightly.bench.record import SCHEMA, environment, finished, open_folder, write_json
 from idaa_lightly.bench.run.checkpoint import CheckpointFiles, Found, SameImages, adopt, last_checkpoint, require_fit
+from idaa_lightly.bench.run.cost import step_flops
 from idaa_lightly.bench.run.figures import save_views
 from idaa_lightly.bench.run.fitting import fit, fit_context
 from idaa_lightly.bench.run.health import warnings_of
@@ -37,6 +38,7 @@ from idaa_lightly.bench.semi.config import SemiConfig
 from idaa_lightly.bench.semi.fixmatch import FixMatch, SemiSupervised
 from idaa_lightly.bench.semi.results import save_convergence
 from idaa_lightly.bench.semi.setup import SemiParts, make_semi_parts, resolve
+from idaa_lightly.data import Images
 from idaa_lightly.errors import UsageError
 from idaa_lightly.evaluation.embed import embed
 from idaa_lightly.files import atomic_write, claim, save_tensors
@@ -126,12 +128,14 @@ def _run(parts: SemiParts, out: Path, start: tuple[float, float]) -> Record | No
             history = found.content["callbacks"][evaluation.state_key]["history"]
             cast(MetricsCSV, trainer.logger).set_evaluations(history, parts.steps)
         _train(parts, trainer, module, out, found)
+        batch, *_ = next(iter(parts.loaders()))
+        flops = step_flops(module, module.arguments(batch), trainer.strategy.root_device)
     if not trainer.is_global_zero:
         return None
     averaged = strip_dual_batchnorm(copy.deepcopy(module.method.averaged.module)).cpu()
     save_tensors(averaged.state_dict(), out / "model.pt")
     save_views(out / "views.png", _view_rows(parts, module.to(trainer.strategy.root_device)), parts.data.normalize)
-    record = _record(parts, trainer, evaluation, timer, resumed.get("epoch"), start)
+    record = _record(parts, trainer, evaluation, timer, resumed.get("epoch"), start, flops)
     save_convergence([record], out / "curves.png")
     write_json(out / "record.json", record)
     with failures():
@@ -142,13 +146,22 @@ def _run(parts: SemiParts, out: Path, start: tuple[float, float]) -> Record | No
 
 
 def _evaluator(parts: SemiParts) -> Any:
-    """Return a function that computes the accuracy of the averaged weights, given the method and finished epochs."""
+    """Return a function that computes accuracies of the averaged weights, given the method and finished epochs.
+
+    The test images are read before and after the training only.
+    """
+
+    def accuracy(method: FixMatch, images: Images) -> float:
+        logits, labels = embed(method.averaged, evaluation_batches(parts.data, images))
+        return float((logits.argmax(1) == labels).float().mean())
 
     def evaluate(method: FixMatch, epoch: int) -> dict[str, float]:
-        logits, labels = embed(method.averaged, evaluation_batches(parts.data, parts.data.test))
-        accuracy = float((logits.argmax(1) == labels).float().mean())
-        log.info(f"epoch {epoch}/{parts.epochs}: top-1 {100 * accuracy:.2f} %")
-        return {"accuracy": accuracy}
+        found = {"accuracy_validation": accuracy(method, parts.validation)} if len(parts.validation) else {}
+        if epoch in (0, parts.epochs):
+            found["accuracy"] = accuracy(method, parts.data.test)
+        words = (f"{name.replace('_', ' on ')} {100 * value:.2f} %" for name, value in found.items())
+        log.info(f"epoch {epoch}/{parts.epochs}: {', '.join(words) or 'no validation images'}")
+        return found
 
     return evaluate
 
@@ -196,10 +209,11 @@ def _record(
     timer: Timer,
     resumed_at: int | None,
     start: tuple[float, float],
+    flops: int,
 ) -> Record:
     config, history, fitted = parts.config, evaluation.history, parts.augmentation.fitted()
     train_s, method = timer.time_elapsed("train") - evaluation.seconds, cast(FixMatch, parts.method)
-    images = parts.epochs * parts.steps * (config.batch_size or 1) * (1 + method.ratio * method.unlabelled)
+    per_step = (config.batch_size or 1) * (1 + method.ratio * method.unlabelled)
     # The loss may rise, because more and more pseudo-labels become confident.
     rows = [{key: row.get(key) for key in ("attack/fallbacks",)} for row in cast(MetricsCSV, trainer.logger).rows]
     record: dict[str, Any] = {
@@ -208,11 +222,14 @@ def _record(
         "initial": history[0],
         "last": history[-1],
         "history": history,
-        "evaluation": {"accuracy": f"top-1 of the averaged weights on the {config.evaluate_on} images"},
+        "evaluation": {
+            "accuracy": f"top-1 of the averaged weights on the {config.evaluate_on} images",
+            "accuracy_validation": f"on {len(parts.validation)} images whose labels are not trained on",
+        },
         "time": {
             "train_s": round(train_s, 2),
-            "images_per_s": round(images / train_s, 1),
-            "flops_per_image": None,
+            "images_per_s": round(parts.epochs * parts.steps * per_step / train_s, 1),
+            "flops_per_image": round(flops / per_step),
             "fit_flops": sum(part.get("flops", 0) for part in fitted.values()),
             "wall_s": round(time.perf_counter() - start[0], 2),
             "cpu_s": round(time.process_time() - start[1], 2),
