@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from importlib.metadata import version as installed
+from pathlib import Path
 from typing import Any
+
+from docutils import nodes
 
 project, author = "idaa-lightly", "the idaa-lightly maintainers"
 version = release = installed("idaa-lightly")
@@ -33,6 +36,9 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+nitpicky = True  # Every type in a signature links to something.
+nitpick_ignore_regex = [("py:.*", r".*\._\w+"), ("py:class", r"[\d.]+|.*\[.*")]  # private classes; parts of a range
+LINKS = dict(line.split() for line in Path(__file__).with_name("links.txt").read_text().splitlines())
 
 
 def skip(app: Any, what: str, name: str, found: object, skipped: bool, options: object) -> bool | None:
@@ -53,7 +59,14 @@ def keep_lines(app: Any, ctx: Any, lines: list[str]) -> None:
     lines[:] = made
 
 
+def link(app: Any, env: object, node: Any, shown: nodes.Node) -> nodes.Node | None:
+    """Link a name of another project to its page in links.txt, because inventories would have to be downloaded."""
+    page = LINKS.get(node["reftarget"])
+    return nodes.reference("", "", shown, refuri=page, internal=False) if page else None
+
+
 def setup(app: Any) -> None:
     """Connect the functions above."""
+    app.connect("missing-reference", link)
     app.connect("autodoc-skip-member", skip)
     app.connect("sphinx-click-process-description", keep_lines)

@@ -19,7 +19,7 @@ from idaa_lightly.outputs import embedding_of
 Contrast = Callable[..., Tensor]
 """Function that maps one embedding (N, D) per view to a scalar loss."""
 Bounds = Literal["anchor", "batch"]
-"""Embeddings that a bound of the margin is taken over: the positives and negatives of each anchor, or of the batch."""
+"""Embeddings that a bound of the margin is taken over, the positives and negatives of each anchor or of the batch."""
 WIDENING = 4
 """Default width of a generator, in multiples of the embedding's dimension."""
 

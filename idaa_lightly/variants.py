@@ -211,7 +211,7 @@ class SharedReplacingLoss(ReplacingLoss, SharedBatchNormLoss):
 
 
 Place = Literal["add", "replace"]
-"""Place of the adversarial view: in a second term of the loss, or instead of the second view."""
+"""Place of the adversarial view, in a second term of the loss or instead of the second view."""
 REPLACING: dict[Mode, type[ReplacingLoss]] = {"exact": ReplacingLoss, "shared": SharedReplacingLoss}
 LOSSES: dict[Mode, type[AdversarialLoss]] = {
     "exact": AdversarialLoss, "reused": ReusedGraphLoss, "half": HalfBatchLoss, "shared": SharedBatchNormLoss,
