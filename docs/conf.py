@@ -23,7 +23,16 @@ smartquotes = False
 highlight_language = "text"
 html_theme = "furo"
 html_title = "idaa-lightly"
-html_static_path, html_css_files = ["_static"], ["site.css"]
+html_theme_options = {
+    "top_of_page_buttons": [],
+    "light_css_variables": {
+        "drawing": "none", "drawing-blend": "normal", "added": "#116329", "removed": "#a40e26",
+    },
+    "dark_css_variables": {
+        "drawing": "invert(1) hue-rotate(180deg)", "drawing-blend": "screen", "added": "#7ee787", "removed": "#ffa198",
+    },
+}  # fmt: skip
+html_static_path, html_css_files, html_js_files = ["_static"], ["site.css"], ["site.js"]
 html_show_copyright = html_show_sphinx = False
 myst_enable_extensions = ["colon_fence", "attrs_inline"]
 myst_heading_anchors = 4

@@ -83,7 +83,8 @@ class PGD(nn.Module):
 
     Example:
         >>> slope = torch.tensor([[3.0, -4.0]])
-        >>> PGD(eps=1.0, steps=5, norm="l2")(lambda delta: (slope * delta).sum(), torch.zeros(1, 2))
+        >>> search = PGD(eps=1.0, steps=5, norm="l2")
+        >>> search(lambda delta: (slope * delta).sum(), torch.zeros(1, 2))
         tensor([[ 0.6000, -0.8000]])
     """
 
@@ -129,7 +130,8 @@ class RandomDirection(nn.Module):
         seed: Seed of the directions.
 
     Example:
-        >>> RandomDirection(eps=0.1)(lambda delta: delta.sum(), torch.zeros(4, 3)).abs().unique()
+        >>> drawn = RandomDirection(eps=0.1)(lambda delta: delta.sum(), torch.zeros(4, 3))
+        >>> drawn.abs().unique()
         tensor([0.1000])
     """
 

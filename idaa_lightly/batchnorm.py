@@ -108,7 +108,7 @@ def dual_batchnorm(module: nn.Module) -> nn.Module:
 
     Example:
         >>> model = dual_batchnorm(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
-        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)  # made after the conversion
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)  # afterwards
         >>> type(model[1]).__name__
         'DualBatchNorm'
     """
@@ -140,8 +140,9 @@ def adversarial_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
-        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)  # made before the conversion
-        >>> optimizer.add_param_group({"params": list(adversarial_parameters(dual_batchnorm(model)))})
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> new = adversarial_parameters(dual_batchnorm(model))
+        >>> optimizer.add_param_group({"params": list(new)})
         >>> [len(group["params"]) for group in optimizer.param_groups]
         [4, 2]
     """
@@ -161,7 +162,7 @@ def adversarial_batchnorm(module: nn.Module) -> Iterator[None]:
         >>> model = dual_batchnorm(nn.Sequential(nn.BatchNorm1d(8)))
         >>> with adversarial_batchnorm(model):
         ...     output = model(5 + torch.randn(4, 8))
-        >>> bool(model[0].clean.running_mean.any())  # the statistics of clean images have not changed
+        >>> bool(model[0].clean.running_mean.any())  # statistics of clean images
         False
     """
     duals = [part for part in module.modules() if isinstance(part, DualBatchNorm)]

@@ -36,7 +36,7 @@ class AdversarialOutput(NamedTuple):
 
     Example:
         >>> x0, x1 = torch.randn(2, 4, 3, 8, 8)
-        >>> output = AdversarialLoss(NTXentLoss(), CLAE(eps=0.03), weight=1.0)(nn.Flatten(), x0, x1)
+        >>> output = AdversarialLoss(NTXentLoss(), CLAE())(nn.Flatten(), x0, x1)
         >>> bool(output.total == output.clean + output.adversarial)
         True
         >>> [z.shape for z in output.outputs]
@@ -76,7 +76,7 @@ class AdversarialLoss(nn.Module):
         weight: Weight of the adversarial term, α in the paper.
 
     Example:
-        >>> layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        >>> layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten()
         >>> model = dual_batchnorm(nn.Sequential(*layers))
         >>> criterion = AdversarialLoss(NTXentLoss(), CLAE(eps=0.03))
         >>> x0, x1 = torch.randn(2, 4, 3, 32, 32)

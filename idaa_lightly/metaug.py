@@ -99,9 +99,11 @@ class MetAugLoss(nn.Module):
             each. None takes the output itself, or its first entry.
 
     Example:
-        >>> model, generators = nn.Sequential(nn.Flatten(), nn.Linear(192, 8)), [FeatureGenerator(8) for _ in range(2)]
-        >>> criterion = MetAugLoss(OUCLLoss(), generators, feature_weight=1.0, margin_weight=1.0)
-        >>> optimizer = torch.optim.SGD([*model.parameters(), *criterion.parameters()], lr=0.1)
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(192, 8))
+        >>> generators = FeatureGenerator(dim=8), FeatureGenerator(dim=8)
+        >>> criterion = MetAugLoss(OUCLLoss(), generators, feature_weight=1, margin_weight=1)
+        >>> parameters = [*model.parameters(), *criterion.parameters()]
+        >>> optimizer = torch.optim.SGD(parameters, lr=0.1)
         >>> x0, x1 = torch.randn(2, 4, 3, 8, 8)
         >>> criterion(model, x0, x1).total.backward()
         >>> optimizer.step()

@@ -86,7 +86,8 @@ class LatentSpace:
         UsageError: `vae` is neither an autoencoder nor a path.
 
     Example:
-        >>> space, x = LatentSpace(VAE(image_size=16, bottleneck_dim=8, width=4)), torch.randn(2, 3, 16, 16)
+        >>> space = LatentSpace(VAE(image_size=16, bottleneck_dim=8, width=4))
+        >>> x = torch.randn(2, 3, 16, 16)
         >>> space.at(x)[0].shape
         torch.Size([2, 8])
         >>> residual, reconstruction = space.decomposition(x)

@@ -238,7 +238,8 @@ def fit_vae(
 
     Example:
         >>> vae = VAE(image_size=16, bottleneck_dim=8, width=4)
-        >>> history = fit_vae(vae, [torch.randn(8, 3, 16, 16)], epochs=2)  # a data loader, and more epochs
+        >>> loader = [torch.randn(8, 3, 16, 16)]
+        >>> history = fit_vae(vae, loader, epochs=2)
         >>> [sorted(means) for means in history]
         [['kl', 'loss', 'mse'], ['kl', 'loss', 'mse']]
     """

@@ -126,8 +126,9 @@ def IDAA(vae: Autoencoder | str | PathLike[str], eps: float = 0.15) -> ViewGener
         UsageError: `vae` is neither an autoencoder nor a path.
 
     Example:
-        >>> vae = VAE(image_size=16, bottleneck_dim=8, width=4)  # to be fitted by fit_vae
-        >>> delta, views = IDAA(vae, eps=0.15).search(torch.randn(2, 3, 16, 16), lambda images: images.square().sum())
+        >>> generator = IDAA(VAE(image_size=16, bottleneck_dim=8, width=4), eps=0.15)
+        >>> x = torch.randn(2, 3, 16, 16)
+        >>> delta, views = generator.search(x, lambda images: images.square().sum())
         >>> delta.shape, views.shape
         (torch.Size([2, 8]), torch.Size([2, 3, 16, 16]))
     """

@@ -123,7 +123,8 @@ def knn_sweep(
 
     Example:
         >>> bank, labels = torch.eye(3), [0, 1, 2]
-        >>> knn_sweep(bank, labels, torch.tensor([[0.0, 0.1, 0.9]]), [2], k=[1, 2], temperature=[0.1])[0]
+        >>> queries, targets = torch.tensor([[0.0, 0.1, 0.9]]), [2]
+        >>> knn_sweep(bank, labels, queries, targets, k=[1, 2], temperature=[0.1])[0]
         KNNAccuracy(k=1, temperature=0.1, top1=1.0, top5=1.0, recall=None, change=None)
     """
     ks = sorted(set(neighbours_that_vote(k, temperature, len(bank))))

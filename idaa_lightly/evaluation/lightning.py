@@ -51,8 +51,11 @@ class FaissKNNClassifier(KNNClassifier):  # type: ignore[misc]
     Example:
         >>> from pytorch_lightning import Trainer
         >>> from torch.utils.data import DataLoader, TensorDataset
-        >>> bank = queries = DataLoader(TensorDataset(torch.eye(4), torch.arange(4)))  # features, as there is no model
-        >>> classifier = FaissKNNClassifier(None, 4, 2, 0.1, train_dataloader_idx=0, val_dataloader_idx=1)
+        >>> features = TensorDataset(torch.eye(4), torch.arange(4))  # images, with a model
+        >>> bank, queries = DataLoader(features), DataLoader(features)
+        >>> classifier = FaissKNNClassifier(
+        ...     None, 4, 2, 0.1, train_dataloader_idx=0, val_dataloader_idx=1
+        ... )
         >>> trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
         >>> _, accuracies = trainer.validate(classifier, [bank, queries], verbose=False)
         >>> accuracies["val_knn_top1/dataloader_idx_1"]
@@ -173,8 +176,8 @@ class KNNCallback(_FeatureCallback):
 
     Example:
         >>> from pytorch_lightning import Trainer
-        >>> bank = queries = [(torch.eye(4).view(4, 4, 1, 1), torch.arange(4))]  # two data loaders
-        >>> knn = KNNCallback(bank, queries, k=2, every=10)
+        >>> loader = [(torch.eye(4).view(4, 4, 1, 1), torch.arange(4))]  # images and labels
+        >>> knn = KNNCallback(bank=loader, queries=loader, k=2, every=10)
         >>> trainer = Trainer(callbacks=[knn], accelerator="cpu", logger=False)
         >>> knn.measure(nn.Flatten())
         {'val_knn_top1': 1.0, 'val_knn_top5': 1.0}
@@ -221,9 +224,11 @@ class UnlabelledCallback(_FeatureCallback):
 
     Example:
         >>> from pytorch_lightning import Trainer
-        >>> callback = UnlabelledCallback([torch.eye(8).view(8, 8, 1, 1)])  # a data loader of images
+        >>> loader = [torch.eye(8).view(8, 8, 1, 1)]  # images
+        >>> callback = UnlabelledCallback(loader)
         >>> trainer = Trainer(callbacks=[callback], accelerator="cpu", logger=False)
-        >>> {name: round(value, 2) for name, value in callback.measure(nn.Flatten()).items()}
+        >>> figures = callback.measure(nn.Flatten())
+        >>> {name: round(value, 2) for name, value in figures.items()}
         {'val_rankme': 8.0, 'val_uniformity': -4.0, 'val_spread': 1.0}
     """
 

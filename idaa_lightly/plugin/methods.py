@@ -76,7 +76,8 @@ class Method(nn.Module, ABC):
         ...         return self.backbone(images)
         ...
         ...     def loss(self, anchor, positive, *others):
-        ...         return -nn.functional.cosine_similarity(anchor.detach(), positive).mean()
+        ...         anchor = anchor.detach()
+        ...         return -nn.functional.cosine_similarity(anchor, positive).mean()
         ...
         ...     def optimizer(self, parameters, epochs, steps_per_epoch):
         ...         optimizer = torch.optim.SGD(parameters, lr=0.1)
