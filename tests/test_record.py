@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from records import a_record
+from records import RECORD, a_record
 
-from idaa_lightly.bench.record import config_of, read_record
+from idaa_lightly.bench.record import code_commit, config_of, environment, open_folder, read_record
 from idaa_lightly.cli import main
 from idaa_lightly.errors import FileFormatError
 from idaa_lightly.seeding import STREAMS, seed_of, seeded
@@ -104,3 +104,12 @@ def test_a_seeded_block_leaves_the_global_streams_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
     with seeded("views", 0, 1):
         assert torch.equal(torch.rand(2), first)
+
+
+def test_the_commit_is_that_of_the_start() -> None:
+    """A checkout that is updated during a training does not change the commit of its record."""
+    code_commit.cache_clear()
+    open_folder(Path("new"), config_of(RECORD), resume=False)
+    assert code_commit.cache_info().misses == 1
+    assert environment(torch.device("cpu"), 1)["git_commit"] == code_commit()
+    assert code_commit.cache_info().misses == 1

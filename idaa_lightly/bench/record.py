@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
@@ -45,6 +46,7 @@ def open_folder(folder: Path, config: RunConfig, *, resume: bool) -> Record | No
     Raises:
         RunFolderError: The directory holds something else, or it holds such a run and `resume` is False.
     """
+    code_commit()  # A checkout that changes during the training does not change what the record says.
     taken = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
     if taken:
         raise RunFolderError(f"{taken} is not a directory: choose another --out")
@@ -185,7 +187,7 @@ def environment(device: torch.device, count: int) -> dict[str, Any]:
             "cpus": os.cpu_count(),
             "torch_threads": torch.get_num_threads(),
         },
-        "git_commit": _git_commit(),
+        "git_commit": code_commit(),
     }
 
 
@@ -196,8 +198,12 @@ def _cpu_name() -> str:
     return f"{models[0] if models else platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def _git_commit() -> str | None:
-    """Return the last commit that changed the code in this checkout, with "+" for uncommitted changes."""
+@cache
+def code_commit() -> str | None:
+    """Return the last commit that changed the code in this checkout, with "+" for uncommitted changes.
+
+    It is asked once for each process, because the code that runs is that of its start.
+    """
     here = Path(__file__).resolve()
     try:
         git = ["git", "-C", str(here.parent)]
