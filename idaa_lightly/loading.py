@@ -21,7 +21,13 @@ from idaa_lightly.evaluation.linear import LEAST as PROBE_LEAST
 from idaa_lightly.seeding import seed_of, seeded
 
 
-class ViewDataset(Dataset[tuple[list[Tensor], int]]):
+class SeededDataset(Dataset[Any]):
+    """Data set indexed by (epoch, index). Samples depend on these and the seed, not on the number of workers."""
+
+    seed: int
+
+
+class ViewDataset(SeededDataset):
     """Data set of augmented views, indexed by (epoch, index).
 
     The views depend only on the seed, the epoch and the index. They do not depend on the number of workers.
@@ -45,7 +51,7 @@ class ViewDataset(Dataset[tuple[list[Tensor], int]]):
             return self.transform(image), int(self.images.labels[index])
 
 
-class PixelDataset(Dataset[tuple[Tensor, Tensor]]):
+class PixelDataset(SeededDataset):
     """Data set of pixels without augmentation, read a batch at a time by a list of (epoch, index).
 
     Args:
@@ -74,14 +80,14 @@ class EpochSampler(DistributedSampler[Any]):
 
 
 def view_loader(
-    views: ViewDataset | PixelDataset, batch_size: int, *, workers: int = 0, ranks: int = 1, rank: int = 0
+    views: SeededDataset, batch_size: int, *, workers: int = 0, ranks: int = 1, rank: int = 0
 ) -> DataLoader[Any]:
     """Return a data loader of shuffled views or pixels. An incomplete last batch is dropped.
 
     Call `loader.sampler.set_epoch(epoch)` before each epoch, or let Lightning do so.
 
     Args:
-        views: Data set to load.
+        views: Data set to load. Samples of a `ViewDataset` are stacked; a batch of others stays as it is.
         batch_size: Images per batch, on each rank.
         workers: Number of worker processes.
         ranks: Number of processes that train together (DDP).
@@ -95,7 +101,7 @@ def view_loader(
         sampler=sampler,
         num_workers=workers,
         drop_last=True,
-        collate_fn=_as_it_is if isinstance(views, PixelDataset) else None,
+        collate_fn=None if isinstance(views, ViewDataset) else _as_it_is,
         generator=torch.Generator().manual_seed(seed_of("workers", views.seed)),  # not the global stream
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),

@@ -39,7 +39,84 @@ def to_fast_layout(module: nn.Module) -> None:
         module.to(memory_format=torch.channels_last)
 
 
-class SelfSupervised(pl.LightningModule):
+class Training(pl.LightningModule):
+    """LightningModule whose resumed run equals an uninterrupted one, and that stops if something is NaN or infinite.
+
+    Args:
+        epochs: Number of epochs of the whole training.
+        steps_per_epoch: Optimiser steps per epoch.
+        accumulate: Batches per optimiser step.
+        seed: Seed of the run. The seed and the epoch determine the random state at the start of each epoch, so that
+            a resumed run equals an uninterrupted one.
+    """
+
+    first_bad_step: Tensor
+
+    def __init__(self, *, epochs: int, steps_per_epoch: int, accumulate: int = 1, seed: int) -> None:
+        super().__init__()
+        self.schedule, self.accumulate, self.seed = (epochs, steps_per_epoch), accumulate, seed
+        self.sums: dict[str, Tensor] = {}
+        self.register_buffer("first_bad_step", torch.tensor(-1), persistent=False)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Mark the checkpoint with the version of the random streams and the length of the training."""
+        checkpoint |= {"idaa_lightly_streams": STREAMS, EPOCHS: self.schedule[0]}
+
+    def on_train_epoch_start(self) -> None:
+        """Seed the epoch, so that a resumed run equals an uninterrupted one."""
+        torch.manual_seed(seed_of("epoch", self.seed, self.current_epoch, self.global_rank))
+        self.sums = {}
+
+    def keep(self, total: Tensor, losses: dict[str, Tensor]) -> None:
+        """Log the losses of a step, and remember the first one whose total is NaN or infinite.
+
+        Args:
+            total: Scalar that is minimised.
+            losses: Scalars without gradients, by name in the logs.
+        """
+        bad = ~total.detach().isfinite() & (self.first_bad_step < 0)
+        self.first_bad_step = torch.where(bad, self.global_step + 1, self.first_bad_step)
+        self.log_dict(losses, on_epoch=False)
+        self.sums = {name: value + self.sums.get(name, 0.0) for name, value in losses.items()}
+        self.log("loss", total.detach(), prog_bar=True, logger=False)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
+        """Stop the run if the loss or the network is NaN or infinite.
+
+        Losses are checked every 10 steps. At the end of an epoch, parameters and buffers are checked as well, before
+        anything is evaluated or saved.
+
+        Raises:
+            NonFiniteError: A loss, parameter or buffer is NaN or infinite.
+        """
+        last = index + 1 == self.schedule[1] * self.accumulate
+        if last:
+            floats = [part for part in (*self.parameters(), *self.buffers()) if part.is_floating_point()]
+            broken = ~torch.stack([part.isfinite().all() for part in floats]).all() & (self.first_bad_step < 0)
+            self.first_bad_step = torch.where(broken, self.global_step, self.first_bad_step)
+        if (last or (index + 1) % LOG_EVERY == 0) and self.first_bad_step >= 0:
+            raise NonFiniteError(
+                f"the loss or the network became NaN or infinite at step {int(self.first_bad_step)}: lower the "
+                "learning rate or eps; checkpoints/last.ckpt, if there is one, is from an earlier epoch"
+            )
+
+    def on_train_epoch_end(self) -> None:
+        """Log the mean losses of the epoch, and further figures.
+
+        Lightning would log them after the checkpoint. A run that is killed in between would lose them.
+        """
+        batches = self.schedule[1] * self.accumulate
+        figures = {f"{name}_epoch": float(value) / batches for name, value in self.sums.items()} | self.figures()
+        for logger in self.loggers:
+            logger.log_metrics(figures, self.global_step - 1)
+            logger.save()
+
+    def figures(self) -> dict[str, float]:
+        """Return figures to log at the end of an epoch, besides mean losses."""
+        return {}
+
+
+class SelfSupervised(Training):
     """LightningModule that trains a method with an augmentation.
 
     A batch is (views, labels), or (pixels, labels) if `device_views` is given.
@@ -47,15 +124,13 @@ class SelfSupervised(pl.LightningModule):
     Args:
         method: Method to train. It is converted by `dual_batchnorm` if the augmentation needs it.
         augmentation: Augmentation whose `fit` has been called.
-        epochs: Number of epochs of the whole training.
-        steps_per_epoch: Optimiser steps per epoch.
-        accumulate: Batches per optimiser step.
-        seed: Seed of the run. The seed and the epoch determine the random state at the start of each epoch, so that
-            a resumed run equals an uninterrupted one.
+        epochs: See `Training`.
+        steps_per_epoch: See `Training`.
+        accumulate: See `Training`.
+        seed: See `Training`.
         device_views: Makes views from batches of pixels. None if the batches hold views already.
     """
 
-    first_bad_step: Tensor
     method: Method
 
     def __init__(
@@ -69,7 +144,7 @@ class SelfSupervised(pl.LightningModule):
         seed: int,
         device_views: DeviceViews | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(epochs=epochs, steps_per_epoch=steps_per_epoch, accumulate=accumulate, seed=seed)
         if augmentation.dual_batchnorm:
             dual_batchnorm(method)
         self.method = method
@@ -79,11 +154,8 @@ class SelfSupervised(pl.LightningModule):
             if isinstance(part, Noise):
                 part.seed = seed  # Otherwise all runs would share their random directions.
         self.objective_lr = augmentation.lr
-        self.schedule, self.accumulate, self.seed = (epochs, steps_per_epoch), accumulate, seed
-        self.sums: dict[str, Tensor] = {}
         self.fallbacks = 0
         self.gradient_seen = False
-        self.register_buffer("first_bad_step", torch.tensor(-1), persistent=False)
 
     def configure_optimizers(self) -> Any:
         """Return the method's optimiser and schedule, with a parameter group for the objective's own parameters."""
@@ -92,15 +164,6 @@ class SelfSupervised(pl.LightningModule):
             groups.append({"params": own} | ({} if self.objective_lr is None else {"lr": self.objective_lr}))
         optimizer, scheduler = self.method.optimizer(groups, *self.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Mark the checkpoint with the version of the random streams and the length of the training."""
-        checkpoint |= {"idaa_lightly_streams": STREAMS, EPOCHS: self.schedule[0]}
-
-    def on_train_epoch_start(self) -> None:
-        """Seed the epoch, so that a resumed run equals an uninterrupted one."""
-        torch.manual_seed(seed_of("epoch", self.seed, self.current_epoch, self.global_rank))
-        self.sums = {}
 
     def losses(self, *views: Tensor) -> Any:
         """Return the objective's terms on views of the same samples.
@@ -134,15 +197,10 @@ class SelfSupervised(pl.LightningModule):
             self.method.before_step(self.global_step, *self.schedule)
         output = self.losses(*views)
         total: Tensor = output.total
-        bad = ~total.detach().isfinite() & (self.first_bad_step < 0)
-        self.first_bad_step = torch.where(bad, self.global_step + 1, self.first_bad_step)
         scalars = {name: value for name, value in output._asdict().items() if getattr(value, "ndim", None) == 0}
-        losses = {f"loss/{name}": value.detach() for name, value in scalars.items()}
-        self.log_dict(losses, on_epoch=False)
+        self.keep(total, {f"loss/{name}": value.detach() for name, value in scalars.items()})
         if (self.global_step + 1) % min(LOG_EVERY, self.schedule[1]) == 0:
             self._log_identity(*getattr(output, "outputs", ()))
-        self.sums = {name: value + self.sums.get(name, 0.0) for name, value in losses.items()}
-        self.log("loss", total.detach(), prog_bar=True, logger=False)
         return total
 
     def on_after_backward(self) -> None:
@@ -168,43 +226,16 @@ class SelfSupervised(pl.LightningModule):
             figures = batch_figures(embedding_of(anchor), embedding_of(view))
             self.log_dict({f"identity/{name}_{figure}": value for figure, value in figures.items()}, on_epoch=False)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
-        """Stop the run if the loss or the network is NaN or infinite.
-
-        Losses are checked every 10 steps. At the end of an epoch, parameters and buffers are checked as well, before
-        anything is evaluated or saved.
-
-        Raises:
-            NonFiniteError: A loss, parameter or buffer is NaN or infinite.
-        """
-        last = index + 1 == self.schedule[1] * self.accumulate
-        if last:
-            floats = [part for part in (*self.parameters(), *self.buffers()) if part.is_floating_point()]
-            broken = ~torch.stack([part.isfinite().all() for part in floats]).all() & (self.first_bad_step < 0)
-            self.first_bad_step = torch.where(broken, self.global_step, self.first_bad_step)
-        if (last or (index + 1) % LOG_EVERY == 0) and self.first_bad_step >= 0:
-            raise NonFiniteError(
-                f"the loss or the network became NaN or infinite at step {int(self.first_bad_step)}: lower the "
-                "learning rate or eps; checkpoints/last.ckpt, if there is one, is from an earlier epoch"
-            )
-
-    def on_train_epoch_end(self) -> None:
-        """Log the mean losses of the epoch, and how many samples lost their attack (see `ViewGenerator.fallbacks`).
-
-        Lightning would log them after the checkpoint. A run that is killed in between would lose them.
-        """
-        figures = {
-            f"{name}_epoch": float(value) / (self.schedule[1] * self.accumulate) for name, value in self.sums.items()
-        }
+    def figures(self) -> dict[str, float]:
+        """Return how many samples lost their attack (see `ViewGenerator.fallbacks`), and spreads of networks."""
+        found: dict[str, float] = {}
         if searches := [part for part in self.objective.modules() if isinstance(part, ViewGenerator)]:
             before, self.fallbacks = self.fallbacks, sum(search.fallbacks for search in searches)
-            figures["attack/fallbacks"] = self.fallbacks - before
+            found["attack/fallbacks"] = self.fallbacks - before
         for part in self.objective.modules():
             if isinstance(part, LatentNetwork):
-                figures["attack/spread"] = float(part.spread)
-        for logger in self.loggers:
-            logger.log_metrics(figures, self.global_step - 1)
-            logger.save()
+                found["attack/spread"] = float(part.spread)
+        return found
 
 
 class Evaluation(pl.Callback):

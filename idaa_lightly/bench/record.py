@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import re
 import subprocess
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,17 +18,19 @@ import numpy as np
 import torch
 
 from idaa_lightly.bench.config import RunConfig, check, read_toml
+from idaa_lightly.bench.ranks import is_first_process
 from idaa_lightly.bench.schema import Record, read_json
 from idaa_lightly.errors import FileFormatError, RunFolderError, UsageError
-from idaa_lightly.files import atomic_write, clear_leftovers, is_temporary, require_file
+from idaa_lightly.files import atomic_write, claim, clear_leftovers, is_temporary, require_file
 from idaa_lightly.registry import added_files
 
+log = logging.getLogger(__name__)
 SCHEMA = 3
 """Version of records and checkpoints. It is raised when random streams change, because a resumed run would differ."""
 READABLE = (1, 2, 3)
 PACKAGES = (
     "idaa-lightly", "torch", "torchvision", "lightly", "pytorch-lightning", "timm", "kornia", "numpy", "pillow",
-    "faiss-cpu", "faiss-gpu", "scikit-learn",
+    "faiss-cpu", "faiss-gpu", "scikit-learn", "torchmetrics", "pycocotools",
 )  # fmt: skip
 
 
@@ -82,6 +86,31 @@ def finished(folder: Path, config: RunConfig) -> Record | None:
     """
     record = read_record(folder, type(config)) if (folder / "record.json").exists() else None
     return record if record and record["config"]["epochs"] == config.epochs else None
+
+
+def run_in(folder: Path, config: RunConfig, resume: bool, work: Callable[[], Record | None]) -> Record | None:
+    """Run a configuration in its directory, which is locked for this process. A finished run is left unchanged.
+
+    Args:
+        folder: The run directory.
+        config: Resolved configuration of the run.
+        resume: See `open_folder`.
+        work: Function that runs it and returns the record. With several processes (DDP), only the first process
+            returns it. The others return None.
+
+    Raises:
+        RunFolderError: The directory holds something else, another process is using it, or it holds such a run and
+            `resume` is False.
+    """
+    if not is_first_process():  # The first process has already checked the directory.
+        return None if finished(folder, config) else work()
+    open_folder(folder, config, resume=resume)  # Checked before locking, so that a refusal leaves no lock file behind.
+    with claim(folder):
+        record = open_folder(folder, config, resume=resume)
+        if record is not None:
+            log.info(f"{folder} is finished already.")
+            return record
+        return work()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -17,6 +17,7 @@ from idaa_lightly.bench.ranks import is_first_process
 from idaa_lightly.bench.run.ranks import supervisor
 from idaa_lightly.cli.ablate import ablate
 from idaa_lightly.cli.compare import compare
+from idaa_lightly.cli.detect import detect
 from idaa_lightly.cli.embed import embed
 from idaa_lightly.cli.export import export
 from idaa_lightly.cli.finetune import finetune
@@ -108,6 +109,7 @@ class Commands(click.Group):
             hints = {
                 "run": " Repeat the command with --resume to continue after the last finished epoch.",
                 "semi": " Repeat the command with --resume to continue after the last finished epoch.",
+                "detect": " Repeat the command with --resume to continue after the last checkpoint.",
                 "sweep": " Repeat the command to continue.",
                 "ablate": " Repeat the command to continue.",
                 "transfer": " Repeat the command to continue.",
@@ -156,6 +158,7 @@ def main() -> None:
       idaa-bench linear RUN                           linear layer on frozen features, by several protocols
       idaa-bench finetune RUN --labels 1%,10%         fine-tuning of the backbone on a few labels
       idaa-bench transfer RUN --to dtd,pets           linear layer on frozen features of other data sets
+      idaa-bench detect RUN --data coco:PATH          Mask R-CNN on the backbone: box and mask AP
       idaa-bench identity RUN                         are the views hard, and do they keep the identity?
 
     \b
@@ -194,6 +197,7 @@ for command in (
     knn,
     linear,
     finetune,
+    detect,
     identity,
     transfer,
     embed,

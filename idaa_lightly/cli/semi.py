@@ -101,9 +101,10 @@ def semi(
 
 
 def _show(folder: Path, plot: Path | None) -> None:
-    from idaa_lightly.bench.semi.results import read_records, save_convergence, table
+    from idaa_lightly.bench.arms import read_records
+    from idaa_lightly.bench.semi.results import save_convergence, table
 
-    records = read_records(folder)
+    records = read_records(folder, SemiConfig)
     click.echo(table(records))
     if plot:
         save_convergence(records, plot)

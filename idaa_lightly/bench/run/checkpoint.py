@@ -20,11 +20,10 @@ from torch import Tensor
 from idaa_lightly.bench.config import read_toml
 from idaa_lightly.bench.ranks import is_first_process
 from idaa_lightly.bench.schema import Position, Progress, check_form
-from idaa_lightly.data import DataSet
 from idaa_lightly.errors import DataError, FileFormatError
 from idaa_lightly.files import load_tensors, save_tensors
 from idaa_lightly.seeding import STREAMS
-from idaa_lightly.training import EPOCHS, SelfSupervised
+from idaa_lightly.training import EPOCHS, Training
 
 log = logging.getLogger(__name__)
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -60,15 +59,16 @@ class SameImages(pl.Callback):
     """Callback that keeps the fingerprint of the training images in checkpoints.
 
     Args:
-        data: Data set of the run.
+        name: Name of the data set.
+        fingerprint: Hash of its training images.
     """
 
-    def __init__(self, data: DataSet) -> None:
-        self.data = data
+    def __init__(self, name: str, fingerprint: str) -> None:
+        self.name, self.fingerprint = name, fingerprint
 
     def state_dict(self) -> dict[str, Any]:
         """Return the fingerprint for the checkpoint."""
-        return {"fingerprint": self.data.train.fingerprint}
+        return {"fingerprint": self.fingerprint}
 
     def check(self, checkpoint: dict[str, Any]) -> None:
         """Check that a run is resumed on the images that it was begun with.
@@ -83,7 +83,7 @@ class SameImages(pl.Callback):
         kept = callbacks.get(self.state_key) if isinstance(callbacks, dict) else None
         if kept not in (None, self.state_dict()):
             raise DataError(
-                f"the images of {self.data.name} have changed since this run was begun: restore them, or start anew "
+                f"the images of {self.name} have changed since this run was begun: restore them, or start anew "
                 "with another --out"
             )
 
@@ -186,7 +186,7 @@ def adopt(found: Found) -> Path:
     return last
 
 
-def require_fit(found: Found, module: SelfSupervised, trainer: pl.Trainer) -> None:
+def require_fit(found: Found, module: Training, trainer: pl.Trainer) -> None:
     """Check that a checkpoint has the form of those that a run writes: its names, types, shapes and ranges.
 
     Lightning checks neither the state of the optimiser nor that of the callbacks.

@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -214,15 +214,23 @@ def begin(loggers: list[Logger], config: RunConfig, out: Path) -> None:
 
 
 @rank_zero_only
-def finish(loggers: list[Logger], config: RunConfig, out: Path, record: Record, step: int) -> None:
+def finish(
+    loggers: list[Logger],
+    config: RunConfig,
+    out: Path,
+    record: Record,
+    step: int,
+    pictures: Sequence[str] = ("views", "curves"),
+) -> None:
     """Log the final figures and the pictures of a run, and close its loggers.
 
     Args:
         loggers: Loggers from `make_loggers`.
         config: Resolved configuration.
-        out: The run directory, with views.png and curves.png.
+        out: The run directory, with the pictures.
         record: Record of the run.
         step: Optimiser steps of the training.
+        pictures: Names of PNG files, without their suffix.
     """
     last: dict[str, Any] = {**record["last"], "images_per_s": record["time"]["images_per_s"]}
     final = {f"final/{name}": float(value) for name, value in last.items() if name != "epoch"}
@@ -231,7 +239,7 @@ def finish(loggers: list[Logger], config: RunConfig, out: Path, record: Record, 
             logger.log_hyperparams(config.flat(), final)
         elif not isinstance(logger, MetricsCSV):
             logger.log_metrics(final, step)
-        for picture in ("views", "curves"):
+        for picture in pictures:
             path = out / f"{picture}.png"
             if isinstance(logger, TensorBoardLogger):
                 pixels = np.asarray(Image.open(path).convert("RGB"))

@@ -19,8 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from idaa_lightly.batchnorm import strip_dual_batchnorm
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.progress import quantity
-from idaa_lightly.bench.ranks import is_first_process
-from idaa_lightly.bench.record import SCHEMA, environment, finished, open_folder, write_json
+from idaa_lightly.bench.record import SCHEMA, environment, run_in, write_json
 from idaa_lightly.bench.run.checkpoint import (
     CheckpointFiles,
     Found,
@@ -45,7 +44,7 @@ from idaa_lightly.bench.schema import Record
 from idaa_lightly.data import DataSet
 from idaa_lightly.errors import UsageError
 from idaa_lightly.evaluation.search import backend
-from idaa_lightly.files import atomic_write, claim, save_tensors
+from idaa_lightly.files import atomic_write, save_tensors
 from idaa_lightly.loading import EpochSampler, require_trainable
 from idaa_lightly.training import LOG_EVERY, Evaluation, SelfSupervised
 
@@ -80,15 +79,7 @@ def run(config: RunConfig, out: Path, *, resume: bool = False) -> Record | None:
     require_trainable(data, (config.batch_size or 1) * config.accumulate)
     config = replace(config, image_size=data.image_size)
     parts = make_parts(config, augmentation, data, read_labelled(config, data))
-    if not is_first_process():  # The first process has already checked the directory.
-        return None if finished(out, config) else _run(parts, out, start)
-    open_folder(out, config, resume=resume)  # Checked before locking, so that a refusal leaves no lock file behind.
-    with claim(out):
-        record = open_folder(out, config, resume=resume)
-        if record is not None:
-            log.info(f"{out} is finished already.")
-            return record
-        return _run(parts, out, start)
+    return run_in(out, config, resume, lambda: _run(parts, out, start))
 
 
 @dataclass
@@ -132,8 +123,12 @@ def _run(parts: Parts, out: Path, start: tuple[float, float]) -> Record | None:
 
 def _fitted(parts: Parts, out: Path, resumed: dict[str, Any]) -> _Training:
     """Log what will be run, fit the augmentation and set up the training."""
-    config = parts.config
-    images, evaluation, timer = SameImages(parts.data), Evaluation(evaluator(parts), parts.epochs), Timer()
+    config, data = parts.config, parts.data
+    images, evaluation, timer = (
+        SameImages(data.name, data.train.fingerprint),
+        Evaluation(evaluator(parts), parts.epochs),
+        Timer(),
+    )
     images.check(resumed)
     trainer = _trainer(parts, out, [images, evaluation, timer], evaluation, resumed.get("global_step", 0))
     device, ranks = trainer.strategy.root_device, trainer.world_size

@@ -10,50 +10,16 @@ from typing import Any, cast
 
 from matplotlib.figure import Figure
 
+from idaa_lightly.bench.arms import arms
 from idaa_lightly.bench.compare.groups import interval
 from idaa_lightly.bench.compare.text import markdown
-from idaa_lightly.bench.record import fit_flops, read_record, training_flops
+from idaa_lightly.bench.record import fit_flops, training_flops
 from idaa_lightly.bench.run.figures import save_figure
 from idaa_lightly.bench.schema import Record
 from idaa_lightly.bench.semi.config import SemiConfig
-from idaa_lightly.errors import FileFormatError
 
 FIXMATCH = "fixmatch × none"
 """Arm that differences refer to, with the same other settings."""
-
-
-def read_records(folder: Path) -> list[Record]:
-    """Return the records of the semi-supervised runs below a directory.
-
-    Args:
-        folder: Directory with run directories at any depth.
-
-    Raises:
-        FileFormatError: There are none, or one cannot be read.
-    """
-    records = [read_record(path.parent, SemiConfig) for path in sorted(folder.rglob("record.json"))]
-    if not records:
-        raise FileFormatError(f"{folder} holds no finished run, but expected record.json files below it")
-    return records
-
-
-def arms(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Return records by arm, such as "fixmatch × idaa". Options are named if they differ between runs of one name."""
-    groups: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
-    flats: dict[str, list[dict[str, object]]] = defaultdict(list)
-    for record in records:
-        name = _arm(record)
-        flats[name].append(_settings(record))
-        groups[name][str(_settings(record))].append(record)
-    found = {}
-    for name, by_settings in groups.items():
-        keys = {key for flat in flats[name] for key in flat}
-        differing = sorted(key for key in keys if len({str(flat.get(key)) for flat in flats[name]}) > 1)
-        for runs in by_settings.values():
-            settings = _settings(runs[0])
-            named = (f"{key.rpartition('.')[2]}={settings[key]}" for key in differing if key in settings)
-            found[" ".join([name, *named])] = runs
-    return found
 
 
 def _settings(record: Record) -> dict[str, object]:
@@ -74,7 +40,7 @@ def table(records: Iterable[Record]) -> str:
     labels = sorted({run["labelled"]["count"] for run in every})
     header = ["top-1, %", "TFLOP", *(f"{count} labels{part}" for count in labels for part in ("", " − FixMatch"))]
     rows = []
-    for name, runs in arms(every).items():
+    for name, runs in arms(every, _arm, _settings).items():
         base = [run for run in every if _arm(run) == FIXMATCH and _common(run) == _common(runs[0])]
         cells = (_cells(_by_seed(runs, count), _by_seed(base, count)) for count in labels)
         cost = mean(training_flops(run) + fit_flops(run) for run in runs) / 1e12
@@ -116,7 +82,7 @@ def save_convergence(records: Iterable[Record], path: Path) -> None:
         records: Records from `read_records`.
         path: PNG or SVG to write.
     """
-    found = arms(records)
+    found = arms(records, _arm, _settings)
     labels = sorted({run["labelled"]["count"] for runs in found.values() for run in runs})
     figure = Figure(figsize=(5 * len(labels), 3.8), layout="constrained")
     for axis, count in zip(figure.subplots(1, len(labels), squeeze=False)[0], labels, strict=True):

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from idaa_lightly.batchnorm import strip_dual_batchnorm
 from idaa_lightly.bench.progress import quantity
-from idaa_lightly.bench.ranks import is_first_process
-from idaa_lightly.bench.record import SCHEMA, environment, finished, open_folder, write_json
+from idaa_lightly.bench.record import SCHEMA, environment, run_in, write_json
 from idaa_lightly.bench.run.checkpoint import CheckpointFiles, Found, SameImages, adopt, last_checkpoint, require_fit
 from idaa_lightly.bench.run.cost import step_flops
 from idaa_lightly.bench.run.figures import save_views
@@ -41,7 +40,7 @@ from idaa_lightly.bench.semi.setup import SemiParts, make_semi_parts, resolve
 from idaa_lightly.data import Images
 from idaa_lightly.errors import UsageError
 from idaa_lightly.evaluation.embed import embed
-from idaa_lightly.files import atomic_write, claim, save_tensors
+from idaa_lightly.files import atomic_write, save_tensors
 from idaa_lightly.loading import evaluation_batches, require_labelled
 from idaa_lightly.training import LOG_EVERY, Evaluation
 
@@ -72,21 +71,14 @@ def run(config: SemiConfig, out: Path, *, resume: bool = False) -> Record | None
     data = read_data(config)
     require_labelled(data)
     parts = make_semi_parts(config, data)
-    if not is_first_process():  # The first process has already checked the directory.
-        return None if finished(out, parts.config) else _run(parts, out, start)
-    open_folder(out, parts.config, resume=resume)  # Checked before locking, so that a refusal leaves no lock file.
-    with claim(out):
-        record = open_folder(out, parts.config, resume=resume)
-        if record is not None:
-            log.info(f"{out} is finished already.")
-            return record
-        return _run(parts, out, start)
+    return run_in(out, parts.config, resume, lambda: _run(parts, out, start))
 
 
 def _run(parts: SemiParts, out: Path, start: tuple[float, float]) -> Record | None:
     config, found = parts.config, last_checkpoint(out)
     resumed = found.content if found else {}
-    images, evaluation, timer = SameImages(parts.data), Evaluation(_evaluator(parts), parts.epochs), Timer()
+    images = SameImages(parts.data.name, parts.data.train.fingerprint)
+    evaluation, timer = Evaluation(_evaluator(parts), parts.epochs), Timer()
     images.check(resumed)
     if found and found.content["idaa_lightly_epochs"] != parts.epochs:
         raise UsageError(f"{out} cannot be lengthened, because the schedule depends on the epochs: use another --out")

@@ -1,0 +1,52 @@
+"""Finished trainings side by side: their records, grouped into arms that differ only in their seeds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from idaa_lightly.bench.config import RunConfig
+from idaa_lightly.bench.record import read_record
+from idaa_lightly.bench.schema import Record
+from idaa_lightly.errors import FileFormatError
+
+
+def read_records(folder: Path, kind: type[RunConfig]) -> list[Record]:
+    """Return the records of the runs below a directory.
+
+    Args:
+        folder: Directory with run directories at any depth.
+        kind: Class of their configurations.
+
+    Raises:
+        FileFormatError: There are none, or one cannot be read.
+    """
+    records = [read_record(path.parent, kind) for path in sorted(folder.rglob("record.json"))]
+    if not records:
+        raise FileFormatError(f"{folder} holds no finished run, but expected record.json files below it")
+    return records
+
+
+def arms(
+    records: Iterable[Record], name_of: Callable[[Record], str], settings_of: Callable[[Record], dict[str, object]]
+) -> dict[str, list[Record]]:
+    """Return records by arm. Settings are named if they differ between runs of one name.
+
+    Args:
+        records: Records from `read_records`.
+        name_of: Function from a record to its name in a table, such as "fixmatch × idaa".
+        settings_of: Function from a record to the settings that the runs of an arm share.
+    """
+    groups: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        groups[name_of(record)][str(settings_of(record))].append(record)
+    found = {}
+    for name, by_settings in groups.items():
+        every = [settings_of(runs[0]) for runs in by_settings.values()]
+        keys = sorted({key for settings in every for key in settings})
+        differing = [key for key in keys if len({str(settings.get(key)) for settings in every}) > 1]
+        for settings, runs in zip(every, by_settings.values(), strict=True):
+            named = (f"{key.rpartition('.')[2]}={settings[key]}" for key in differing if key in settings)
+            found[" ".join([name, *named])] = runs
+    return found
