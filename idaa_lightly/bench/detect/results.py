@@ -8,11 +8,14 @@ from statistics import mean, stdev
 from typing import Any, cast
 
 import torch
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 from torchvision.models.detection import MaskRCNN
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+from torchvision.utils import draw_segmentation_masks
 
 from idaa_lightly.bench.arms import arms
 from idaa_lightly.bench.compare.text import markdown
@@ -87,23 +90,26 @@ def save_predictions(path: Path, predict: Callable[[Tensor], Target], images: Co
         sure = found["scores"] >= CONFIDENT
         kinds = {"annotated": target, "predicted": {name: part[sure] for name, part in found.items()}}
         for axis, (title, objects) in zip(axes[:, column], kinds.items(), strict=True):
-            axis.imshow(_drawn(image, objects, names).permute(1, 2, 0).numpy())
+            _draw(axis, image, objects, names)
             axis.set(xticks=[], yticks=[])
             axis.set_ylabel(title if column == 0 else "")
     save_figure(figure, path)
 
 
-def _drawn(image: Tensor, objects: Target, names: list[str]) -> Tensor:
-    pixels = (image * 255).byte()
-    if not len(objects["boxes"]):
-        return pixels
-    scores = objects.get("scores")
-    words = [names[label] for label in objects["labels"].tolist()]
-    if scores is not None:
-        words = [f"{word} {score:.2f}" for word, score in zip(words, scores.tolist(), strict=True)]
-    masked = draw_segmentation_masks(pixels, objects["masks"].bool(), alpha=0.5)
-    drawn: Tensor = draw_bounding_boxes(masked, objects["boxes"], words)
-    return drawn
+def _draw(axis: Any, image: Tensor, objects: Target, names: list[str]) -> None:
+    """Draw an image with masks, boxes and names of objects, in a colour per class."""
+    colours = [colormaps["tab10"](label % 10) for label in objects["labels"].tolist()]
+    masks = objects["masks"].bool()
+    if len(masks):
+        image = draw_segmentation_masks(image, masks, alpha=0.5, colors=[to_hex(colour) for colour in colours])
+    axis.imshow(image.permute(1, 2, 0).numpy())
+    scores = objects["scores"].tolist() if "scores" in objects else [None] * len(masks)
+    for (x1, y1, x2, y2), label, score, colour in zip(
+        objects["boxes"].tolist(), objects["labels"].tolist(), scores, colours, strict=True
+    ):
+        axis.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, color=colour, linewidth=1.5))
+        words = names[label] + ("" if score is None else f" {score:.2f}")
+        axis.text(x1, y1, words, color="white", fontsize=7, clip_on=True, bbox={"color": colour, "pad": 0.5})
 
 
 def arm_of(record: Record) -> str:
