@@ -42,7 +42,8 @@ def average_precision(predict: Callable[[Tensor], Target], images: CocoImages) -
             CPU.
         images: Images to measure on.
     """
-    metric = MeanAveragePrecision(iou_type=("bbox", "segm"))
+    # Only the first process measures. Another one would never answer.
+    metric = MeanAveragePrecision(iou_type=("bbox", "segm"), sync_on_compute=False)
     metric.warn_on_many_detections = False
     step = progress("average precision", len(images))
     for index in range(len(images)):
