@@ -57,7 +57,9 @@ def config_options(*names: str, of: type[RunConfig] = RunConfig, **helps: str) -
                 {"is_flag": True} if kind is bool else {"type": kind if kind in (int, float) else str}
             )
             flag = item.name.replace("_", "-")
-            shown = f"  [default: {item.default}]" if type(item.default) in (str, int, float) else ""
+            shown = (
+                f"  [default: {item.default}]" if type(item.default) in (str, int, float) and item.default != "" else ""
+            )
             plugin = KINDS.get(item.name) if types[item.name] is str else None
             extra |= {"cls": _Installed, "kind": plugin} if plugin else {}
             command = click.option(
