@@ -45,7 +45,7 @@ docs: $(VENV)/.$(EXTRA)-docs
 	@echo "Open build/site/docs/index.html."
 
 notebooks: $(VENV)/.$(EXTRA)-docs
-	PYTHONWARNINGS=ignore $(BIN)/sphinx-build -W --keep-going -q -D nb_execution_mode=cache -c docs . build/site
+	OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore $(BIN)/sphinx-build -W --keep-going -q -D nb_execution_mode=cache -c docs . build/site
 	@echo "Open build/site/docs/index.html."
 
 lint: $(VENV)/.$(EXTRA)-lint

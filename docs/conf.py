@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+
+sys.path.insert(0, str(Path(__file__).parent))
+from messages import raised
 
 project, author = "idaa-lightly", "the idaa-lightly maintainers"
 version = release = installed("idaa-lightly")
@@ -74,8 +78,15 @@ def link(app: Any, env: object, node: Any, shown: nodes.Node) -> nodes.Node | No
     return nodes.reference("", "", shown, refuri=page, internal=False) if page else None
 
 
+def list_messages(app: Any, page: str, source: list[str]) -> None:
+    """Add the messages of all errors to the page of questions and errors."""
+    if page == "docs/faq":
+        source[0] += "\n".join(f"- `` {message} ``" for message in raised())
+
+
 def setup(app: Any) -> None:
     """Connect the functions above."""
+    app.connect("source-read", list_messages)
     app.connect("missing-reference", link)
     app.connect("autodoc-skip-member", skip)
     app.connect("sphinx-click-process-description", keep_lines)

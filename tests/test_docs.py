@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import doctest
 import importlib
 import json
@@ -15,6 +14,7 @@ import torch
 import torchvision
 from lightly.loss import NTXentLoss
 from matplotlib import pyplot as plt
+from messages import nodes, raised, text
 
 import idaa_lightly
 import idaa_lightly.plugin
@@ -86,25 +86,18 @@ def test_a_notebook_runs(name: str) -> None:
     plt.close("all")
 
 
-def texts_of_the_code() -> list[str]:
-    """Return all strings of the code, with an ellipsis for each placeholder."""
-    found: list[str] = []
-    for path in [*(ROOT / "idaa_lightly").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.JoinedStr):
-                parts = (part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
-                found.append("".join(map(str, parts)))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(node.value)
-    return found
-
-
 def test_the_messages_of_the_faq_are_those_of_the_code() -> None:
     page = (ROOT / "docs" / "faq.md").read_text()
     messages = re.findall(r"^- `(.+?)`\\$", page, re.MULTILINE)
     assert len(messages) > 50
-    texts = "\n".join(texts_of_the_code())
+    texts = "\n".join(map(text, nodes()))
     assert not [message for message in messages if message not in texts]
+
+
+def test_the_list_of_messages_holds_those_of_every_part() -> None:
+    messages = raised()
+    for part in ("the reused graph allows", "no data set …; known:", "--budget is …", "samples cannot be whitened"):
+        assert any(part in message for message in messages), part
 
 
 def test_the_bar_chart_shows_the_committed_costs() -> None:
