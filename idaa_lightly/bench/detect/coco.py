@@ -22,21 +22,15 @@ import torch
 from annotated_types import Ge, Len
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import NotRequired
 
+from idaa_lightly.bench.detect.masks import Rle, mask_of, usable
 from idaa_lightly.bench.schema import Open
 from idaa_lightly.errors import DataError, require_extra
 from idaa_lightly.files import require_file
 from idaa_lightly.image_files import decode
 
 Target = dict[str, Tensor]
-
-
-class Rle(TypedDict):
-    """Run-length encoded mask: counts are numbers, or a string that compresses them; size is [height, width]."""
-
-    counts: str | list[int]
-    size: Annotated[list[int], Len(2, 2)]
 
 
 class Category(Open):
@@ -271,7 +265,7 @@ def _things(path: Path, content: Any, labels: dict[int, int]) -> tuple[list[list
         width, height = (content["images"][row][side] for side in ("width", "height"))
         x, y, w, h = entry["bbox"]
         box = max(0.0, x), max(0.0, y), min(float(width), x + w), min(float(height), y + h)
-        segmentation = _usable(path, entry, height, width)
+        segmentation = usable(entry["segmentation"], f"{path}: the annotation {entry['id']}", height, width)
         if min(w, h) < LEAST:
             left.setdefault("their boxes have no area", []).append(entry["id"])
         elif min(box[2] - box[0], box[3] - box[1]) < LEAST:
@@ -285,69 +279,3 @@ def _things(path: Path, content: Any, labels: dict[int, int]) -> tuple[list[list
         f"{len(ids)} annotations of {path.name} are left out, because {reason}, such as id {ids[0]}"
         for reason, ids in left.items()
     )
-
-
-def _usable(path: Path, entry: Any, height: int, width: int) -> Any:
-    """Return the polygons of three or more points, or the run lengths; nothing if the mask is empty."""
-    found = entry["segmentation"]
-    place = f"{path}: the annotation {entry['id']}"
-    if isinstance(found, list):
-        if odd := [part for part in found if len(part) % 2]:
-            raise DataError(
-                f"{place} has a polygon of {len(odd[0])} numbers, but expected pairs x, y: correct or remove it"
-            )
-        return [np.array(part) for part in found if len(part) >= 6]  # a quarter of the memory of lists
-    if found["size"] != [height, width]:
-        raise DataError(
-            f"{place} has an RLE of size {found['size']}, but expected {[height, width]}, [height, width] of the "
-            "image: correct or remove it"
-        )
-    counts = found["counts"] if isinstance(found["counts"], list) else unpacked(found["counts"])
-    if counts is None or min(counts, default=0) < 0 or sum(counts) != height * width:
-        got = "cannot be read" if counts is None else f"add up to {sum(counts)}"
-        raise DataError(
-            f"{place} has an RLE whose counts {got}, but expected numbers from 0 whose sum is {height * width}, the "
-            "pixels of its image: correct or remove it"
-        )
-    return found if any(counts[1::2]) else None
-
-
-def unpacked(text: str) -> list[int] | None:
-    """Return the counts of a compressed RLE; None for another text. pycocotools would read beyond the end of one.
-
-    Source: `rleFrString` of pycocotools. A character holds five bits, lowest first, and whether more follow. From the
-    fourth count on, differences to the last but one are stored.
-    """
-    counts: list[int] = []
-    value = place = 0
-    for character in text:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64:
-            return None
-        value |= (bits & 31) << place
-        place += 5
-        if not bits & 32:
-            value -= (bits & 16 > 0) << place
-            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-            value = place = 0
-    return None if place else counts
-
-
-def mask_of(segmentation: Any, height: int, width: int) -> np.ndarray[Any, Any]:
-    """Return the mask of an object, (H, W) in uint8: the union of its polygons, or its run lengths.
-
-    Args:
-        segmentation: Polygons or an `Rle`.
-        height: Height of the image, in pixels.
-        width: Width of the image, in pixels.
-    """
-    from pycocotools import mask as masks
-
-    if isinstance(segmentation, list):
-        encoded = masks.merge(masks.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        encoded = masks.frPyObjects(segmentation, height, width)
-    else:
-        encoded = segmentation
-    decoded: np.ndarray[Any, Any] = masks.decode(encoded)
-    return decoded

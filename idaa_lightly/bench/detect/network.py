@@ -23,20 +23,17 @@ STAGES = {f"layer{number}": str(number - 1) for number in (1, 2, 3, 4)}
 STRIDES = [4, 8, 16, 32]
 
 
-class FPN(MaskRCNN):  # type: ignore[misc]
-    """Mask R-CNN with a feature pyramid over the four stages of a ResNet.
-
-    With the default options, it is torchvision's `maskrcnn_resnet50_fpn` for any ResNet.
-
-    Source: He et al., "Mask R-CNN", ICCV 2017; Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017.
+class Detector(MaskRCNN):  # type: ignore[misc]
+    """Mask R-CNN on a ResNet.
 
     Args:
         network: ResNet without a classifier. It becomes a part of the detector.
         channels: Channels of its four stages.
         classes: Number of classes, with the background.
-        norm: Maker of the pyramid's norms; None for no norms.
+        norm: Maker of the norms of new layers; None for no norms.
         common: Further arguments of torchvision's `MaskRCNN`.
-        width: Channels of the pyramid and of the heads. The box head has four times as many.
+        width: Channels of the pyramid and of the heads. The box head has four times as many. In C4, channels of the
+            last layer of masks.
         rois: Proposals per image that the heads are trained on.
         lr: Learning rate for 16 images per batch, scaled in proportion to their number.
         weight_decay: L2 penalty of all weights.
@@ -55,71 +52,69 @@ class FPN(MaskRCNN):  # type: ignore[misc]
         lr: Positive = 0.02,
         weight_decay: NonNegative = 1e-4,
     ) -> None:
-        body = BackboneWithFPN(network, STAGES, channels, width, norm_layer=norm)
-        super().__init__(
-            body,
-            box_head=TwoMLPHead(width * 7 * 7, 4 * width),
-            box_predictor=FastRCNNPredictor(4 * width, classes),
-            mask_head=MaskRCNNHeads(width, (width,) * 4, 1),
-            mask_predictor=MaskRCNNPredictor(width, width, classes),
-            box_batch_size_per_image=rois,
-            **common,
-        )
+        parts = self.parts(network, channels, classes, norm, width)
+        super().__init__(**parts, **common, box_batch_size_per_image=rois)
         self.lr, self.weight_decay = lr, weight_decay
 
+    @staticmethod
+    def parts(
+        network: nn.Module, channels: list[int], classes: int, norm: Callable[..., nn.Module] | None, width: int
+    ) -> dict[str, Any]:
+        """Return the arguments of torchvision's `MaskRCNN` that are modules."""
+        raise NotImplementedError
 
-class C4(MaskRCNN):  # type: ignore[misc]
+
+class FPN(Detector):
+    """Mask R-CNN with a feature pyramid over the four stages of a ResNet.
+
+    With the default options, it is torchvision's `maskrcnn_resnet50_fpn` for any ResNet.
+
+    Source: He et al., "Mask R-CNN", ICCV 2017; Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017.
+    """
+
+    @staticmethod
+    def parts(
+        network: nn.Module, channels: list[int], classes: int, norm: Callable[..., nn.Module] | None, width: int
+    ) -> dict[str, Any]:
+        """Return the pyramid and the heads."""
+        return {
+            "backbone": BackboneWithFPN(network, STAGES, channels, width, norm_layer=norm),
+            "box_head": TwoMLPHead(width * 7 * 7, 4 * width),
+            "box_predictor": FastRCNNPredictor(4 * width, classes),
+            "mask_head": MaskRCNNHeads(width, (width,) * 4, 1),
+            "mask_predictor": MaskRCNNPredictor(width, width, classes),
+        }
+
+
+class C4(Detector):
     """Mask R-CNN on the third stage of a ResNet. The last stage is the head of boxes and masks.
 
     Source: He et al., "Mask R-CNN", ICCV 2017, Sec. 3 and Fig. 4 (left). Table 5 of Yang et al., ICML 2022, uses it.
 
     Differs from MoCo's C4: no BatchNorm is added after the last stage.
-
-    Args:
-        network: See `FPN`.
-        channels: See `FPN`.
-        classes: See `FPN`.
-        norm: Unused: the head has no layers of its own with norms.
-        common: See `FPN`.
-        width: Channels of the mask's last layer.
-        rois: See `FPN`.
-        lr: See `FPN`.
-        weight_decay: See `FPN`.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        channels: list[int],
-        classes: int,
-        norm: Callable[..., nn.Module] | None,
-        common: dict[str, Any],
-        *,
-        width: Count = 256,
-        rois: Count = 512,
-        lr: Positive = 0.02,
-        weight_decay: NonNegative = 1e-4,
-    ) -> None:
+    @staticmethod
+    def parts(
+        network: nn.Module, channels: list[int], classes: int, norm: Callable[..., nn.Module] | None, width: int
+    ) -> dict[str, Any]:
+        """Return the first stages and the heads. They have no norms of their own."""
         last = network.get_submodule("layer4")
         body: Any = IntermediateLayerGetter(network, {"layer3": "0"})
         body.out_channels = channels[2]
-        sizes = (32, 64, 128, 256, 512)
-        super().__init__(
-            body,
-            rpn_anchor_generator=AnchorGenerator((sizes,), ((0.5, 1.0, 2.0),)),
-            box_roi_pool=MultiScaleRoIAlign(["0"], 14, 2),
-            box_head=nn.Sequential(last, nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-            box_predictor=FastRCNNPredictor(channels[3], classes),
-            mask_roi_pool=MultiScaleRoIAlign(["0"], 14, 2),
-            mask_head=last,
-            mask_predictor=MaskRCNNPredictor(channels[3], width, classes),
-            box_batch_size_per_image=rois,
-            **common,
-        )
-        self.lr, self.weight_decay = lr, weight_decay
+        return {
+            "backbone": body,
+            "rpn_anchor_generator": AnchorGenerator(((32, 64, 128, 256, 512),), ((0.5, 1.0, 2.0),)),
+            "box_roi_pool": MultiScaleRoIAlign(["0"], 14, 2),
+            "box_head": nn.Sequential(last, nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+            "box_predictor": FastRCNNPredictor(channels[3], classes),
+            "mask_roi_pool": MultiScaleRoIAlign(["0"], 14, 2),
+            "mask_head": last,
+            "mask_predictor": MaskRCNNPredictor(channels[3], width, classes),
+        }
 
 
-METHODS: dict[str, type[FPN] | type[C4]] = {"maskrcnn-fpn": FPN, "maskrcnn-c4": C4}
+METHODS: dict[str, type[Detector]] = {"maskrcnn-fpn": FPN, "maskrcnn-c4": C4}
 
 
 def stages(network: nn.Module, name: str) -> list[int]:

@@ -15,7 +15,7 @@ from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.config import check
 from idaa_lightly.bench.detect.coco import CocoData, CocoImages, Target
 from idaa_lightly.bench.detect.config import DetectConfig
-from idaa_lightly.bench.detect.network import C4, FPN, METHODS, freeze, stages
+from idaa_lightly.bench.detect.network import METHODS, Detector, freeze, stages
 from idaa_lightly.bench.evaluate.export import run_backbone
 from idaa_lightly.bench.record import config_of, read_record
 from idaa_lightly.bench.run.loggers import logger_names
@@ -91,7 +91,7 @@ class DetectParts:
 
     config: DetectConfig
     data: CocoData
-    detector: FPN | C4
+    detector: Detector
     epochs: int
     steps: int
     normalize: dict[str, list[float]]

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from idaa_lightly.bench.detect.coco import Target, read_coco
 from idaa_lightly.bench.detect.config import DetectConfig
-from idaa_lightly.bench.detect.network import C4, FPN
+from idaa_lightly.bench.detect.network import Detector
 from idaa_lightly.bench.detect.results import average_precision, predictor, save_predictions
 from idaa_lightly.bench.detect.setup import DetectParts, ObjectViews, make_parts, resolve
 from idaa_lightly.bench.progress import quantity
@@ -40,7 +40,7 @@ CHECKPOINTS = 50
 """Checkpoints in a training, at most."""
 
 
-class Detector(Training):
+class Detection(Training):
     """LightningModule that trains a detector. A batch is a list of images and their objects.
 
     Args:
@@ -49,7 +49,7 @@ class Detector(Training):
         options: Arguments of `Training`.
     """
 
-    def __init__(self, network: FPN | C4, batch_size: int, **options: Any) -> None:
+    def __init__(self, network: Detector, batch_size: int, **options: Any) -> None:
         super().__init__(**options)
         self.method, self.batch_size = network, batch_size
 
@@ -158,7 +158,7 @@ def _run(parts: DetectParts, out: Path, start: tuple[float, float]) -> Record | 
         _require_ranks(config, trainer)
         log.info(choices(config, trainer))
         log.info(f"Resuming after epoch {resumed['epoch'] + 1}." if found else f"Run directory: {out}")
-        module = Detector(
+        module = Detection(
             parts.detector, parts.batch_size, epochs=parts.epochs, steps_per_epoch=parts.steps, seed=config.seed
         )
         if found:
@@ -200,7 +200,7 @@ def _evaluator(parts: DetectParts) -> Callable[[Any, int], dict[str, float]]:
     return evaluate
 
 
-def _train(parts: DetectParts, trainer: pl.Trainer, module: Detector, out: Path, found: Found | None) -> None:
+def _train(parts: DetectParts, trainer: pl.Trainer, module: Detection, out: Path, found: Found | None) -> None:
     config, ranks = parts.config, trainer.world_size
     views = ObjectViews(parts.data.train, config.seed)
     loader = view_loader(
