@@ -42,6 +42,8 @@ COMMANDS: dict[str, tuple[list[str], bool]] = {
     "run": (["--dry-run"], False),
     "sweep": (["--print-jobs", *NONE[1:]], False),
     "ablate": (["--dry-run", *NONE[1:]], True),
+    "semi": (["--dry-run"], True),
+    "detect": (["finished", "--dry-run"], False),
     "compare": (["finished"], True),
     "report": (["finished"], True),
     "knn": (["features.npz"], True),
@@ -59,6 +61,8 @@ COMMANDS: dict[str, tuple[list[str], bool]] = {
     "plugins": ([], False),
 }
 """Arguments to begin with, and whether the command may write."""
+RESOLVED = ("run", "sweep", "ablate", "semi", "detect")
+"""Commands that resolve their configurations here, and train nothing."""
 WORK = {"epochs", "samples", "minutes", "labels", "to", "data_dir"}
 """Options that a valid huge value would make slow, or that would download a data set."""
 SCOPES = (
@@ -71,7 +75,7 @@ SCOPES = (
 def options(case: Case) -> None:
     """Call a command with one to four random options or arguments. Settings of training are only resolved."""
     random = case.random
-    name = random.choice(["run"] * 6 + ["sweep"] * 3 + ["ablate"] * 3 + list(COMMANDS))
+    name = random.choice(["run"] * 6 + ["sweep", "ablate", "semi", "detect"] * 3 + list(COMMANDS))
     given, writes = COMMANDS[name]
     for item in ("images", "finished", "features.npz", "vae.pt"):
         if any(item in text for text in given) or random.randrange(4) == 0:
@@ -101,7 +105,7 @@ def _option(random: Random, command: str) -> list[str]:
     if option.is_flag:
         return [random.choice([*option.opts, *option.secondary_opts])]
     value = random.choice(random.choice([NUMBERS, WORDS]))
-    work = option.name in WORK and command not in ("run", "sweep", "ablate")
+    work = option.name in WORK and command not in RESOLVED
     if option.name == "method":
         value = random.choice([value, *METHODS])
     elif option.name in ("aug", "against"):
