@@ -80,7 +80,7 @@ def test_a_notebook_runs(name: str) -> None:
     """The others run by `make notebooks`."""
     page = (ROOT / "docs" / "notebooks" / f"{name}.md").read_text()
     scope: dict[str, Any] = {}
-    for index, cell in enumerate(re.findall(r"```\{code-cell\}\n(.*?)```", page, re.DOTALL)):
+    for index, cell in enumerate(re.findall(r"```\{code-cell\}\n(?::[^\n]*\n)*(.*?)```", page, re.DOTALL)):
         exec(compile(cell, f"{name} cell {index}", "exec"), scope)
     assert plt.get_fignums()
     plt.close("all")
