@@ -60,6 +60,11 @@ def skip(app: Any, what: str, name: str, found: object, skipped: bool, options: 
     return True if type(found).__name__ == "_tuplegetter" else None
 
 
+def public_bases(app: Any, name: str, found: object, options: object, bases: list[Any]) -> None:
+    """Show the base of a private base class in its place."""
+    bases[:] = [base.__base__ if getattr(base, "__name__", "").startswith("_") else base for base in bases]
+
+
 def keep_lines(app: Any, ctx: Any, lines: list[str]) -> None:
     """Show the blocks of a help that Click does not wrap, such as examples, as they are in the terminal."""
     made: list[str] = []
@@ -90,4 +95,5 @@ def setup(app: Any) -> None:
     app.connect("source-read", list_messages)
     app.connect("missing-reference", link)
     app.connect("autodoc-skip-member", skip)
+    app.connect("autodoc-process-bases", public_bases)
     app.connect("sphinx-click-process-description", keep_lines)
