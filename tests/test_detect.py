@@ -23,6 +23,7 @@ from torchvision.models import resnet18
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from idaa_lightly.backbones import create_backbone
+from idaa_lightly.bench.arms import read_records
 from idaa_lightly.bench.config import read_recipe
 from idaa_lightly.bench.detect.coco import CocoImages, read_coco
 from idaa_lightly.bench.detect.config import DetectConfig
@@ -512,6 +513,10 @@ def test_the_generator(tmp_path: Path) -> None:
         masks = data.train[index][1]["masks"].int()
         assert masks.sum(0).max() == 1  # Only what is visible belongs to a mask.
         assert masks.flatten(1).sum(1).min() > 0
+
+
+def test_the_page_shows_the_committed_records() -> None:
+    assert table(read_records(PAGES / "records", DetectConfig)) in (PAGES / "README.md").read_text()
 
 
 def bench(folder: Path, *options: object) -> Result:
