@@ -42,7 +42,6 @@ myst_enable_extensions = ["colon_fence", "attrs_inline"]
 myst_heading_anchors = 4
 nb_execution_mode = "off"  # `make notebooks` executes them.
 nb_execution_raise_on_error = nb_merge_streams = True
-nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # No scripts from elsewhere. Sliders need a live notebook anyway.
 nb_execution_timeout = 600  # seconds a cell
 nb_execution_cache_path = "build/notebooks"
 autodoc_default_options = {"members": True, "show-inheritance": True}
