@@ -33,7 +33,8 @@ from idaa_lightly.losses import AdversarialLoss
 from idaa_lightly.splits import balanced, validation_split
 from idaa_lightly.variants import ReplacingLoss
 
-RECIPES = Path(__file__).parents[1] / "benchmarks" / "semi" / "recipes.toml"
+ROOT = Path(__file__).parents[1]
+RECIPES = ROOT / "benchmarks" / "semi" / "recipes.toml"
 TINY = "--labels 6 --backbone wrn-10-1 --batch-size 2 --accelerator cpu --set method.ema=0.5 --set method.threshold=0"
 
 
@@ -238,7 +239,11 @@ def test_the_table_pairs_seeds() -> None:
 
 
 def test_the_page_shows_the_committed_records() -> None:
-    assert table(read_records(RECIPES.parent / "records", SemiConfig)) in (RECIPES.parent / "README.md").read_text()
+    found = table(read_records(RECIPES.parent / "records", SemiConfig))
+    assert found in (RECIPES.parent / "README.md").read_text()
+    shown = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| fixmatch")]
+    assert len(shown) == 2
+    assert all(line in found for line in shown)
 
 
 @pytest.mark.slow
