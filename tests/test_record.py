@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from click.testing import CliRunner
 from records import RECORD, a_record
 
-from idaa_lightly.bench.record import code_commit, config_of, environment, open_folder, read_record
+from idaa_lightly.bench.record import (
+    code_commit,
+    config_of,
+    environment,
+    images_seen,
+    open_folder,
+    pace_of,
+    read_record,
+)
+from idaa_lightly.bench.schema import Record
 from idaa_lightly.cli import main
 from idaa_lightly.errors import FileFormatError
 from idaa_lightly.seeding import STREAMS, seed_of, seeded
@@ -113,3 +122,9 @@ def test_the_commit_is_that_of_the_start() -> None:
     assert code_commit.cache_info().misses == 1
     assert environment(torch.device("cpu"), 1)["git_commit"] == code_commit()
     assert code_commit.cache_info().misses == 1
+
+
+@pytest.mark.parametrize("seconds", [0.0001, 0.2789, 12.345678])
+def test_the_pace_gives_back_the_number_of_images(seconds: float) -> None:
+    """Operations are counted by it: rounding both to a few digits made short runs wrong by percents."""
+    assert images_seen(cast(Record, {"time": pace_of(128, seconds)})) == pytest.approx(128, rel=1e-12)

@@ -155,6 +155,17 @@ def learning_curve(record: Record) -> list[tuple[int, float]]:
     return [(epoch, accuracy) for epoch, accuracy in found if accuracy is not None]
 
 
+def pace_of(images: int, seconds: float) -> dict[str, float]:
+    """Return `train_s` and `images_per_s` of a record, whose product is the number of images.
+
+    Args:
+        images: Images processed during training, counting repeats across epochs.
+        seconds: Seconds of training. They are rounded to hundredths, and the pace is that of the rounded ones.
+    """
+    rounded = max(0.01, round(seconds, 2))
+    return {"train_s": rounded, "images_per_s": images / rounded}
+
+
 def images_seen(record: Record) -> float:
     """Return the number of images processed during training, counting repeats across epochs."""
     return float(record["time"]["images_per_s"] * record["time"]["train_s"])

@@ -21,7 +21,7 @@ from idaa_lightly.bench.detect.network import Detector
 from idaa_lightly.bench.detect.results import average_precision, predictor, save_predictions
 from idaa_lightly.bench.detect.setup import DetectParts, ObjectViews, make_parts, resolve
 from idaa_lightly.bench.progress import quantity
-from idaa_lightly.bench.record import SCHEMA, environment, run_in, write_json
+from idaa_lightly.bench.record import SCHEMA, environment, pace_of, run_in, write_json
 from idaa_lightly.bench.run.checkpoint import CheckpointFiles, Found, SameImages, adopt, last_checkpoint, require_fit
 from idaa_lightly.bench.run.loggers import MetricsCSV, begin, failures, finish, make_loggers
 from idaa_lightly.bench.run.pace import Progression
@@ -237,8 +237,7 @@ def _record(
             "images, once, after the last epoch; ap50 and ap75 at IoU 0.50 and 0.75"
         },
         "time": {
-            "train_s": round(train_s, 2),
-            "images_per_s": round(parts.epochs * parts.steps * parts.batch_size / train_s, 1),
+            **pace_of(parts.epochs * parts.steps * parts.batch_size, train_s),
             "flops_per_image": None,
             "evaluation_s": round(evaluation.seconds, 2),
             "wall_s": round(time.perf_counter() - start[0], 2),

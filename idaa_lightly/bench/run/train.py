@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from idaa_lightly.batchnorm import strip_dual_batchnorm
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.progress import quantity
-from idaa_lightly.bench.record import SCHEMA, environment, run_in, write_json
+from idaa_lightly.bench.record import SCHEMA, environment, pace_of, run_in, write_json
 from idaa_lightly.bench.run.checkpoint import (
     CheckpointFiles,
     Found,
@@ -212,8 +212,7 @@ def _record(parts: Parts, training: _Training, resumed_at: int | None, start: tu
         "history": history,
         "evaluation": protocol(parts),
         "time": {
-            "train_s": round(train_s, 2),
-            "images_per_s": round(parts.epochs * parts.steps * parts.images_per_step / train_s, 1),
+            **pace_of(parts.epochs * parts.steps * parts.images_per_step, train_s),
             "flops_per_image": training.flops,
             "fit_flops": sum(part.get("flops", 0) for part in fitted.values()),
             "wall_s": round(time.perf_counter() - start[0], 2),

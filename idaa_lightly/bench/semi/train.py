@@ -16,7 +16,7 @@ from torch import Tensor
 
 from idaa_lightly.batchnorm import strip_dual_batchnorm
 from idaa_lightly.bench.progress import quantity
-from idaa_lightly.bench.record import SCHEMA, environment, run_in, write_json
+from idaa_lightly.bench.record import SCHEMA, environment, pace_of, run_in, write_json
 from idaa_lightly.bench.run.checkpoint import CheckpointFiles, Found, SameImages, adopt, last_checkpoint, require_fit
 from idaa_lightly.bench.run.cost import step_flops
 from idaa_lightly.bench.run.figures import save_views
@@ -219,8 +219,7 @@ def _record(
             "accuracy_validation": f"on {len(parts.validation)} images whose labels are not trained on",
         },
         "time": {
-            "train_s": round(train_s, 2),
-            "images_per_s": round(parts.epochs * parts.steps * per_step / train_s, 1),
+            **pace_of(parts.epochs * parts.steps * per_step, train_s),
             "flops_per_image": round(flops / per_step),
             "fit_flops": sum(part.get("flops", 0) for part in fitted.values()),
             "wall_s": round(time.perf_counter() - start[0], 2),
