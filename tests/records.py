@@ -1,8 +1,9 @@
-"""A complete run record, for tests that need runs but do not train any."""
+"""A complete run record, for tests that need runs but do not train any; and a run that was killed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 RECORD: dict[str, Any] = {
@@ -42,3 +43,11 @@ def merged(whole: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
         old = result.get(key)
         result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return result
+
+
+def interrupted(whole: Path, part: Path) -> None:
+    """Make a run directory as if the finished run `whole` had been killed after its last epoch but one."""
+    (part / "checkpoints").mkdir(parents=True)
+    for name in ("config.toml", "metrics.csv"):
+        (part / name).write_bytes((whole / name).read_bytes())
+    (part / "checkpoints/last.ckpt").write_bytes((whole / "checkpoints/previous.ckpt").read_bytes())

@@ -17,7 +17,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
-from records import a_record
+from records import a_record, interrupted
 from torch import Tensor, nn
 from torchvision.models import resnet18
 from torchvision.models.detection import maskrcnn_resnet50_fpn
@@ -538,10 +538,7 @@ def test_a_run_its_files_and_resuming_to_the_bit(tmp_path: Path) -> None:
     names = {"config.toml", "record.json", "metrics.csv", "predictions.png", "model.pt", "checkpoints"}
     assert {path.name for path in Path("whole").iterdir()} == names
     assert "already holds this run, which is finished" in bench(folder, *options, "--out", "whole").output
-    Path("part/checkpoints").mkdir(parents=True)
-    for name in ("config.toml", "metrics.csv"):
-        Path("part", name).write_bytes(Path("whole", name).read_bytes())
-    Path("part/checkpoints/last.ckpt").write_bytes(Path("whole/checkpoints/previous.ckpt").read_bytes())
+    interrupted(Path("whole"), Path("part"))
     resumed = bench(folder, *options, "--out", "part", "--resume")
     assert resumed.exit_code == 0, resumed.output
     assert "Resuming after epoch 1." in resumed.stdout

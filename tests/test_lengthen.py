@@ -89,7 +89,7 @@ def test_a_kill_while_a_run_is_lengthened(runs: Path, moment: str, monkeypatch: 
     """The first moment is between the new last.ckpt and the new config.toml."""
     if moment == "adopted":
         with monkeypatch.context() as patch:
-            patch.setattr("idaa_lightly.bench.run.train.keep_results", lambda *_: signal.raise_signal(signal.SIGTERM))
+            patch.setattr("idaa_lightly.bench.run.loop.keep_results", lambda *_: signal.raise_signal(signal.SIGTERM))
             assert resumed(LONG).exit_code == 143
     else:
         with when_logged(moment, lambda: signal.raise_signal(signal.SIGTERM)):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from lightly.transforms.multi_view_transform import MultiViewTransform
-from records import a_record
+from records import a_record, interrupted
 from torch import Tensor, nn
 
 from idaa_lightly import CLAE, adversarial_batchnorm, dual_batchnorm, strip_dual_batchnorm
@@ -264,10 +264,7 @@ def test_a_run_its_files_and_resuming_to_the_bit(folder: Path) -> None:
     names = {"config.toml", "record.json", "metrics.csv", "curves.png", "views.png", "model.pt", "checkpoints"}
     assert {path.name for path in Path("whole").iterdir()} == names
     assert "already holds this run, which is finished" in bench(folder, *options, "--out", "whole").output
-    Path("part/checkpoints").mkdir(parents=True)
-    for name in ("config.toml", "metrics.csv"):
-        Path("part", name).write_bytes(Path("whole", name).read_bytes())
-    Path("part/checkpoints/last.ckpt").write_bytes(Path("whole/checkpoints/previous.ckpt").read_bytes())
+    interrupted(Path("whole"), Path("part"))
     resumed = bench(folder, *options, "--out", "part", "--resume")
     assert resumed.exit_code == 0, resumed.output
     assert "Resuming after epoch 1." in resumed.stdout

@@ -9,9 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint, Timer
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -21,17 +19,16 @@ from idaa_lightly.bench.detect.network import Detector
 from idaa_lightly.bench.detect.results import average_precision, predictor, save_predictions
 from idaa_lightly.bench.detect.setup import DetectParts, ObjectViews, make_parts, resolve
 from idaa_lightly.bench.progress import quantity
-from idaa_lightly.bench.record import SCHEMA, environment, pace_of, run_in, write_json
-from idaa_lightly.bench.run.checkpoint import CheckpointFiles, Found, SameImages, adopt, last_checkpoint, require_fit
-from idaa_lightly.bench.run.loggers import MetricsCSV, begin, failures, finish, make_loggers
-from idaa_lightly.bench.run.pace import Progression
-from idaa_lightly.bench.run.train import fit_with_ranks
-from idaa_lightly.bench.run.trainer import KeepHandler, choices, make_trainer, quiet_lightning
+from idaa_lightly.bench.record import SCHEMA, environment, run_in, write_json
+from idaa_lightly.bench.run.checkpoint import SameImages, last_checkpoint
+from idaa_lightly.bench.run.loggers import failures, finish
+from idaa_lightly.bench.run.loop import Loop
+from idaa_lightly.bench.run.trainer import choices, quiet_lightning
 from idaa_lightly.bench.schema import Record
 from idaa_lightly.errors import UsageError
-from idaa_lightly.files import atomic_write, save_tensors
+from idaa_lightly.files import save_tensors
 from idaa_lightly.loading import view_loader
-from idaa_lightly.training import LOG_EVERY, Evaluation, Training
+from idaa_lightly.training import Training
 
 log = logging.getLogger(__name__)
 WARM_UP = 1000
@@ -128,62 +125,39 @@ def prepare(config: DetectConfig) -> DetectParts:
 
 def _run(parts: DetectParts, out: Path, start: tuple[float, float]) -> Record | None:
     config, found = parts.config, last_checkpoint(out)
-    resumed = found.content if found else {}
     images = SameImages(parts.data.name, parts.data.train.fingerprint)
-    evaluation, timer = Evaluation(_evaluator(parts), parts.epochs), Timer()
-    images.check(resumed)
-    every = max(1, parts.epochs // CHECKPOINTS)
-    saving = ModelCheckpoint(out / "checkpoints", filename="last", enable_version_counter=False, every_n_epochs=every)
     with warnings.catch_warnings():
         quiet_lightning()
-        trainer = make_trainer(
-            config,
-            max_epochs=parts.epochs,
-            limit_train_batches=parts.steps,
-            gradient_clip_val=config.clip,
-            sync_batchnorm=config.norm == "sync",
-            logger=make_loggers(config, out, resumed.get("global_step", 0)),
-            callbacks=[
-                KeepHandler(),
-                Progression(parts.batch_size, parts.epochs, parts.steps, evaluation),
-                images,
-                evaluation,
-                timer,
-                saving,
-            ],
-            enable_progress_bar=False,
-            log_every_n_steps=min(LOG_EVERY, parts.steps),
-            plugins=[CheckpointFiles()],
-        )
-        _require_ranks(config, trainer)
+        loop = Loop(
+            config, out, found, images, _evaluator(parts),
+            images_per_step=parts.batch_size, epochs=parts.epochs, steps=parts.steps,
+            every=max(1, parts.epochs // CHECKPOINTS), sync_batchnorm=config.norm == "sync",
+        )  # fmt: skip
+        trainer, ranks = loop.trainer, loop.trainer.world_size
+        if ranks > 1 and config.norm == "sync" and trainer.strategy.root_device.type == "cpu":
+            raise UsageError(
+                f"norm is sync, but {ranks} processes on the CPU cannot share statistics: use --norm batch"
+            )
         log.info(choices(config, trainer))
-        log.info(f"Resuming after epoch {resumed['epoch'] + 1}." if found else f"Run directory: {out}")
+        log.info(f"Run directory: {out}" if loop.resumed_at is None else f"Resuming after epoch {loop.resumed_at + 1}.")
         module = Detection(
             parts.detector, parts.batch_size, epochs=parts.epochs, steps_per_epoch=parts.steps, seed=config.seed
         )
-        if found:
-            require_fit(found, module, trainer)
-            history = found.content["callbacks"][evaluation.state_key]["history"]
-            cast(MetricsCSV, trainer.logger).set_evaluations(history, parts.steps)
-        _train(parts, trainer, module, out, found)
+        loader = view_loader(
+            ObjectViews(parts.data.train, config.seed), parts.batch_size // ranks,
+            workers=config.workers or 0, ranks=ranks, rank=trainer.global_rank,
+        )  # fmt: skip
+        loop.fit(module, loader)
     if not trainer.is_global_zero:
         return None
     network = module.method.cpu()
     save_tensors(network.state_dict(), out / "model.pt")
     save_predictions(out / "predictions.png", predictor(network, torch.device("cpu")), parts.data.test)
-    record = _record(parts, trainer, evaluation, timer, resumed.get("epoch"), start)
+    record = _record(parts, loop, start)
     write_json(out / "record.json", record)
     with failures():
         finish(trainer.loggers, config, out, record, trainer.global_step, ["predictions"])
     return record
-
-
-def _require_ranks(config: DetectConfig, trainer: pl.Trainer) -> None:
-    ranks = trainer.world_size
-    if (config.batch_size or 1) % ranks:
-        raise UsageError(f"batch_size is {config.batch_size}, but {ranks} devices need a multiple of {ranks}")
-    if ranks > 1 and config.norm == "sync" and trainer.strategy.root_device.type == "cpu":
-        raise UsageError(f"norm is sync, but {ranks} processes on the CPU cannot share statistics: use --norm batch")
 
 
 def _evaluator(parts: DetectParts) -> Callable[[Any, int], dict[str, float]]:
@@ -200,32 +174,9 @@ def _evaluator(parts: DetectParts) -> Callable[[Any, int], dict[str, float]]:
     return evaluate
 
 
-def _train(parts: DetectParts, trainer: pl.Trainer, module: Detection, out: Path, found: Found | None) -> None:
-    config, ranks = parts.config, trainer.world_size
-    views = ObjectViews(parts.data.train, config.seed)
-    loader = view_loader(
-        views, parts.batch_size // ranks, workers=config.workers or 0, ranks=ranks, rank=trainer.global_rank
-    )
-    if found:  # Worker processes load the first batches before Lightning tells the sampler the epoch.
-        cast(Any, loader.sampler).set_epoch(found.content["epoch"] + 1)
-    checkpoint = adopt(found) if found else None
-    if trainer.is_global_zero:  # Written only now, so that a refused command leaves the directory unused.
-        with atomic_write(out / "config.toml") as temporary:
-            temporary.write_text(config.to_toml())
-    begin(trainer.loggers, config, out)
-    fit_with_ranks(trainer, module, loader, checkpoint)
-
-
-def _record(
-    parts: DetectParts,
-    trainer: pl.Trainer,
-    evaluation: Evaluation,
-    timer: Timer,
-    resumed_at: int | None,
-    start: tuple[float, float],
-) -> Record:
-    config, data, history = parts.config, parts.data, [evaluation.history[0], evaluation.history[-1]]
-    train_s = timer.time_elapsed("train") - evaluation.seconds
+def _record(parts: DetectParts, loop: Loop, start: tuple[float, float]) -> Record:
+    config, data, trainer = parts.config, parts.data, loop.trainer
+    history = [loop.evaluation.history[0], loop.evaluation.history[-1]]
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "config": config.to_dict(),
@@ -237,12 +188,9 @@ def _record(
             "images, once, after the last epoch; ap50 and ap75 at IoU 0.50 and 0.75"
         },
         "time": {
-            **pace_of(parts.epochs * parts.steps * parts.batch_size, train_s),
+            **loop.time(start),
             "flops_per_image": None,
-            "evaluation_s": round(evaluation.seconds, 2),
-            "wall_s": round(time.perf_counter() - start[0], 2),
-            "cpu_s": round(time.process_time() - start[1], 2),
-            "resumed_at_epoch": resumed_at,
+            "evaluation_s": round(loop.evaluation.seconds, 2),
         },
         "fitted": {"init": parts.init, "steps": trainer.global_step},
         "data": {

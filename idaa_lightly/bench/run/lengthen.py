@@ -22,7 +22,7 @@ from idaa_lightly.bench.run.fitting import fit_context
 from idaa_lightly.bench.run.setup import Parts
 from idaa_lightly.errors import UsageError
 from idaa_lightly.plugin import FitContext
-from idaa_lightly.training import EPOCHS, Evaluation, SelfSupervised
+from idaa_lightly.training import EPOCHS, Evaluation, Training
 
 log = logging.getLogger(__name__)
 RESULTS = ("record.json", "backbone.pt")
@@ -121,7 +121,7 @@ def _fitting_asks(parts: Parts) -> bool:
     return False
 
 
-def lengthened(found: Found, module: SelfSupervised, evaluation: Evaluation) -> Found:
+def lengthened(found: Found, module: Training, evaluation: Evaluation) -> Found:
     """Return a checkpoint as a run of `evaluation.epochs` epochs would have written it.
 
     Args:

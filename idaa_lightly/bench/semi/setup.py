@@ -81,6 +81,11 @@ class SemiParts(Parts):
 
     chosen: Tensor
 
+    @property
+    def images_per_step(self) -> int:
+        """Images per optimiser step, labelled or not, over all devices."""
+        return (self.config.batch_size or 1) + self.batch_size * cast(FixMatch, self.method).unlabelled
+
     def loaders(self, ranks: int = 1, rank: int = 0) -> CombinedLoader:
         """Return the data loaders of an epoch; see `SemiSupervised` for a batch.
 

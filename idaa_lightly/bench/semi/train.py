@@ -9,27 +9,22 @@ import warnings
 from pathlib import Path
 from typing import Any, cast
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint, Timer
 from torch import Tensor
 
 from idaa_lightly.batchnorm import strip_dual_batchnorm
 from idaa_lightly.bench.progress import quantity
-from idaa_lightly.bench.record import SCHEMA, environment, pace_of, run_in, write_json
-from idaa_lightly.bench.run.checkpoint import CheckpointFiles, Found, SameImages, adopt, last_checkpoint, require_fit
+from idaa_lightly.bench.record import SCHEMA, environment, run_in, write_json
+from idaa_lightly.bench.run.checkpoint import SameImages, last_checkpoint
 from idaa_lightly.bench.run.cost import step_flops
 from idaa_lightly.bench.run.figures import save_views
 from idaa_lightly.bench.run.fitting import fit, fit_context
 from idaa_lightly.bench.run.health import warnings_of
-from idaa_lightly.bench.run.loggers import MetricsCSV, begin, failures, finish, make_loggers
-from idaa_lightly.bench.run.pace import Progression
+from idaa_lightly.bench.run.loggers import MetricsCSV, failures, finish
+from idaa_lightly.bench.run.loop import Loop
 from idaa_lightly.bench.run.setup import read_data
-from idaa_lightly.bench.run.train import fit_with_ranks
 from idaa_lightly.bench.run.trainer import (
-    KeepHandler,
     choices,
-    make_trainer,
     quiet_lightning,
 )
 from idaa_lightly.bench.schema import Record
@@ -40,9 +35,8 @@ from idaa_lightly.bench.semi.setup import SemiParts, make_semi_parts, resolve
 from idaa_lightly.data import Images
 from idaa_lightly.errors import UsageError
 from idaa_lightly.evaluation.embed import embed
-from idaa_lightly.files import atomic_write, save_tensors
+from idaa_lightly.files import save_tensors
 from idaa_lightly.loading import evaluation_batches, require_labelled
-from idaa_lightly.training import LOG_EVERY, Evaluation
 
 log = logging.getLogger(__name__)
 
@@ -76,38 +70,19 @@ def run(config: SemiConfig, out: Path, *, resume: bool = False) -> Record | None
 
 def _run(parts: SemiParts, out: Path, start: tuple[float, float]) -> Record | None:
     config, found = parts.config, last_checkpoint(out)
-    resumed = found.content if found else {}
-    images = SameImages(parts.data.name, parts.data.train.fingerprint)
-    evaluation, timer = Evaluation(_evaluator(parts), parts.epochs), Timer()
-    images.check(resumed)
     if found and found.content["idaa_lightly_epochs"] != parts.epochs:
         raise UsageError(f"{out} cannot be lengthened, because the schedule depends on the epochs: use another --out")
+    images = SameImages(parts.data.name, parts.data.train.fingerprint)
     with warnings.catch_warnings():
         quiet_lightning()
-        trainer = make_trainer(
-            config,
-            max_epochs=parts.epochs,
-            limit_train_batches=parts.steps,
-            gradient_clip_val=config.clip,
-            logger=make_loggers(config, out, resumed.get("global_step", 0)),
-            callbacks=[
-                KeepHandler(),
-                Progression(parts.images_per_step, parts.epochs, parts.steps, evaluation),
-                images,
-                evaluation,
-                timer,
-                ModelCheckpoint(out / "checkpoints", filename="last", enable_version_counter=False),
-            ],
-            enable_progress_bar=False,
-            log_every_n_steps=min(LOG_EVERY, parts.steps),
-            plugins=[CheckpointFiles()],
-        )
-        if (config.batch_size or 1) % trainer.world_size:
-            ranks = trainer.world_size
-            raise UsageError(f"batch_size is {config.batch_size}, but {ranks} devices need a multiple of {ranks}")
+        loop = Loop(
+            config, out, found, images, _evaluator(parts),
+            images_per_step=parts.images_per_step, epochs=parts.epochs, steps=parts.steps,
+        )  # fmt: skip
+        trainer, device = loop.trainer, loop.trainer.strategy.root_device
         log.info(choices(config, trainer))
-        _announce(parts, out, resumed.get("epoch"))
-        fit(parts.augmentation, fit_context(parts, trainer.strategy.root_device), config.precision)
+        _announce(parts, out, loop.resumed_at)
+        fit(parts.augmentation, fit_context(parts, device), config.precision)
         module = SemiSupervised(
             cast(FixMatch, parts.method),
             parts.augmentation,
@@ -115,19 +90,15 @@ def _run(parts: SemiParts, out: Path, start: tuple[float, float]) -> Record | No
             steps_per_epoch=parts.steps,
             seed=config.seed,
         )
-        if found:
-            require_fit(found, module, trainer)
-            history = found.content["callbacks"][evaluation.state_key]["history"]
-            cast(MetricsCSV, trainer.logger).set_evaluations(history, parts.steps)
-        _train(parts, trainer, module, out, found)
+        loop.fit(module, parts.loaders(trainer.world_size, trainer.global_rank))
+        if not trainer.is_global_zero:
+            return None
         batch, *_ = next(iter(parts.loaders()))
-        flops = step_flops(module, module.arguments(batch), trainer.strategy.root_device)
-    if not trainer.is_global_zero:
-        return None
+        flops = step_flops(module, module.arguments(batch), device)
     averaged = strip_dual_batchnorm(copy.deepcopy(module.method.averaged.module)).cpu()
     save_tensors(averaged.state_dict(), out / "model.pt")
-    save_views(out / "views.png", _view_rows(parts, module.to(trainer.strategy.root_device)), parts.data.normalize)
-    record = _record(parts, trainer, evaluation, timer, resumed.get("epoch"), start, flops)
+    save_views(out / "views.png", _view_rows(parts, module.to(device)), parts.data.normalize)
+    record = _record(parts, loop, start, flops)
     save_convergence([record], out / "curves.png")
     write_json(out / "record.json", record)
     with failures():
@@ -169,18 +140,6 @@ def _announce(parts: SemiParts, out: Path, resumed_at: int | None) -> None:
     log.info(f"Run directory: {out}" if resumed_at is None else f"Resuming after epoch {resumed_at + 1}.")
 
 
-def _train(parts: SemiParts, trainer: pl.Trainer, module: SemiSupervised, out: Path, found: Found | None) -> None:
-    loaders = parts.loaders(trainer.world_size, trainer.global_rank)
-    for loader in loaders.flattened if found else ():  # Workers load batches before Lightning tells them the epoch.
-        loader.sampler.set_epoch(cast(Found, found).content["epoch"] + 1)
-    checkpoint = adopt(found) if found else None
-    if trainer.is_global_zero:  # Written only now, so that a refused command leaves the directory unused.
-        with atomic_write(out / "config.toml") as temporary:
-            temporary.write_text(parts.config.to_toml())
-    begin(trainer.loggers, parts.config, out)
-    fit_with_ranks(trainer, module, loaders, checkpoint)
-
-
 def _view_rows(parts: SemiParts, module: SemiSupervised) -> dict[str, Tensor]:
     """Return rows of images: weak views, strong views, adversarial views and the rows of the augmentation."""
     samples = [parts.views[parts.epochs, index][0] for index in range(min(64, len(parts.views)))]
@@ -194,18 +153,8 @@ def _view_rows(parts: SemiParts, module: SemiSupervised) -> dict[str, Tensor]:
     return rows | parts.augmentation.panels(strong)
 
 
-def _record(
-    parts: SemiParts,
-    trainer: pl.Trainer,
-    evaluation: Evaluation,
-    timer: Timer,
-    resumed_at: int | None,
-    start: tuple[float, float],
-    flops: int,
-) -> Record:
-    config, history, fitted = parts.config, evaluation.history, parts.augmentation.fitted()
-    train_s, method = timer.time_elapsed("train") - evaluation.seconds, cast(FixMatch, parts.method)
-    per_step = (config.batch_size or 1) * (1 + method.ratio * method.unlabelled)
+def _record(parts: SemiParts, loop: Loop, start: tuple[float, float], flops: int) -> Record:
+    config, trainer, history, fitted = parts.config, loop.trainer, loop.evaluation.history, parts.augmentation.fitted()
     # The loss may rise, because more and more pseudo-labels become confident.
     rows = [{key: row.get(key) for key in ("attack/fallbacks",)} for row in cast(MetricsCSV, trainer.logger).rows]
     record: dict[str, Any] = {
@@ -219,12 +168,9 @@ def _record(
             "accuracy_validation": f"on {len(parts.validation)} images whose labels are not trained on",
         },
         "time": {
-            **pace_of(parts.epochs * parts.steps * per_step, train_s),
-            "flops_per_image": round(flops / per_step),
+            **loop.time(start),
+            "flops_per_image": round(flops / parts.images_per_step),
             "fit_flops": sum(part.get("flops", 0) for part in fitted.values()),
-            "wall_s": round(time.perf_counter() - start[0], 2),
-            "cpu_s": round(time.process_time() - start[1], 2),
-            "resumed_at_epoch": resumed_at,
         },
         "warnings": warnings_of(history, rows, fitted),
         "fitted": fitted,
