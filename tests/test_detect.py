@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 import importlib.util
 import json
 import shutil
@@ -9,6 +11,7 @@ import sys
 import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -336,21 +339,76 @@ def test_c4_shares_the_last_stage() -> None:
     assert len({id(part) for part in detector.parameters()}) == len(list(detector.parameters()))
 
 
-def test_backbones_that_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("resnet9-w2", "'resnet9-w2' has no maps that are reduced by 16 and 32, but a detector needs them reduced by"),
+        ("alexnet", "take a convolutional network such as resnet50, and train its run with --image-size 96 or more"),
+        ("vit_b_16", "'vit_b_16' does not take images of 64 px (Wrong image height! Expected 224 but got 64!), but a"),
+    ],
+)
+def test_backbones_that_are_refused(name: str, text: str) -> None:
     with torch.device("meta"):
-        small, narrow = create_backbone("resnet18", 64)[0], create_backbone("resnet9-w2", 224)[0]
-    with pytest.raises(
-        UsageError, match="'resnet9-w2' is a NarrowResNet, but a detector needs the feature maps of four"
-    ):
-        stages(narrow, "resnet9-w2")
+        network, _ = create_backbone(name, 224)
     with pytest.raises(UsageError) as error:
-        stages(small, "resnet18")
-    assert "reduces images by [1, 2, 4, 8] in its stages, but a detector needs [4, 8, 16, 32]" in str(error.value)
-    assert "train the run with --image-size 96 or more" in str(error.value)
+        stages(network, name)
+    assert text in str(error.value)
 
 
-def test_frozen_norms_compute_the_same() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.BatchNorm2d(4, eps=1e-3)))
+def test_c4_refuses_other_networks_than_resnets() -> None:
+    with torch.device("meta"):
+        network, _ = create_backbone("regnet_y_400mf", 224)
+        channels = stages(network, "regnet_y_400mf")
+        with pytest.raises(UsageError) as error:
+            C4(network, channels, 4, None, COMMON)
+    assert "the stages of the backbone are trunk_output.block1, trunk_output.block2, trunk_output.b" in str(error.value)
+    assert "take a run of a ResNet, or --method maskrcnn-fpn" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resnet18", {"layer1": 64, "layer2": 128, "layer3": 256, "layer4": 512}),
+        ("mobilenet_v3_small", {"features.1": 16, "features.3": 24, "features.8": 48, "features": 576}),
+        ("shufflenet_v2_x0_5", {"maxpool": 24, "stage2": 48, "stage3": 96, "conv5": 1024}),
+        *(
+            pytest.param(name, expected, marks=pytest.mark.slow)  # timm is slow to import.
+            for name, expected in (
+                ("timm/resnet18", {"layer1": 64, "layer2": 128, "layer3": 256, "layer4": 512}),
+                ("tf_efficientnet_lite0", {"blocks.1": 24, "blocks.2": 40, "blocks.4": 112, "bn2": 1280}),
+                ("convnext_atto", {"stages.0": 40, "stages.1": 80, "stages.2": 160, "norm_pre": 320}),
+            )
+        ),
+    ],
+)
+def test_maps_of_the_stages(name: str, expected: dict[str, int]) -> None:
+    """The pyramid gets the outputs of the stages, trained or not, and the training changes the BatchNorms as usual."""
+    torch.manual_seed(0)
+    network, _ = create_backbone(name, 224)
+    assert stages(network, name) == expected
+    detector = FPN(copy.deepcopy(network), expected, 3, None, COMMON, width=8)
+    images = torch.randn(2, 3, 64, 64)
+    for mode in (True, False):
+        found, outputs = detector.train(mode).backbone.body(images), {}
+        for stage in expected:
+            network.get_submodule(stage).register_forward_hook(partial(keep_output, outputs, stage))
+        network.train(mode)(images)
+        for place, stage in enumerate(expected):
+            assert torch.equal(found[str(place)], outputs[stage])
+    state = network.state_dict()
+    kept = detector.backbone.body.state_dict()
+    assert all(torch.equal(kept[key], state[key]) for key in kept)
+    assert sum("running_mean" in key for key in kept) == sum("running_mean" in key for key in state)
+
+
+def keep_output(outputs: dict[str, Tensor], stage: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+    outputs[stage] = output.clone()  # The next layer may change it in place.
+
+
+@pytest.mark.parametrize("name", ["nn.BatchNorm2d", pytest.param("BatchNormAct2d", marks=pytest.mark.slow)])
+def test_frozen_norms_compute_the_same(name: str) -> None:
+    norm = nn.BatchNorm2d if name == "nn.BatchNorm2d" else importlib.import_module("timm.layers").BatchNormAct2d
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(norm(4, eps=1e-3)))
     with torch.no_grad():
         for part in (*network.parameters(), *network.buffers()):
             part.copy_(torch.rand(part.shape) + 0.5)
@@ -358,7 +416,6 @@ def test_frozen_norms_compute_the_same() -> None:
     expected = network.eval()(images)
     freeze(network)
     assert torch.allclose(network.train()(images), expected, atol=1e-6)
-    assert len(list(network.parameters())) == 2  # those of the convolution
 
 
 def test_flipped_objects_stay_on_their_pixels(tmp_path: Path) -> None:
@@ -418,7 +475,7 @@ def test_steps_are_laid_out_in_epochs(tmp_path: Path) -> None:
             {"norm": "frozen"},
             "init is scratch, but norm is frozen, and BatchNorms that were never trained normalise no",
         ),
-        ({"backbone": None}, "there is no RUN and no backbone: name a run directory, or a ResNet by --backbone"),
+        ({"backbone": None}, "there is no RUN and no backbone: name a run directory, or a network by --backbone"),
         ({"set": {"aug": {"eps": 1}}}, "a detector has no options aug.KEY: leave --set aug.KEY out"),
         ({"set": {"method": {"eps": 1}}}, "'maskrcnn-fpn' has no option 'eps'; it has: width, rois, lr, weight_decay."),
         ({"steps": 0}, "steps is 0, but expected int, 1 or more"),
@@ -452,7 +509,9 @@ def test_weights_from_a_file(tmp_path: Path) -> None:
         set={"method": {"width": 8}},
     )  # fmt: skip
     parts = make_parts(resolve(config), read_coco(coco(tmp_path / "data")))
-    assert torch.equal(parts.detector.backbone.body.layer4[1].conv2.weight, whole.layer4[1].conv2.weight)
+    assert torch.equal(
+        parts.detector.backbone.body.get_submodule("layer4.1.conv2").weight, whole.layer4[1].conv2.weight
+    )
     assert parts.init["missing"] == []
 
 
@@ -573,9 +632,8 @@ def test_the_backbone_of_a_run_c4_frozen_and_several(tmp_path: Path) -> None:
     for name in ("running_mean", "weight"):
         assert torch.equal(state[f"backbone.layer1.0.bn1.{name}"], backbone[f"layer1.0.bn1.{name}"])
     config = resolve(DetectConfig(backbone="timm/resnet18", init="imagenet", batch_size=2))
-    with pytest.raises(UsageError, match="torchvision has no ImageNet weights of timm/resnet18: pass a file by"):
+    with pytest.raises(UsageError, match="torchvision has no ImageNet weights of timm/resnet18: pass their file by"):
         make_parts(config, read_coco(f"coco:{folder}"))
-    assert stages(create_backbone("timm/resnet18", 224)[0], "timm/resnet18") == [64, 128, 256, 512]
     assert not torch.equal(state["backbone.layer1.0.conv1.weight"], backbone["layer1.0.conv1.weight"])
 
 

@@ -54,9 +54,10 @@ def detect(
 ) -> None:  # fmt: skip
     """Fine-tune the backbone of RUN as a Mask R-CNN for detection and segmentation.
 
-    RUN is the directory of a finished `idaa-bench run` with a ResNet. The detector is torchvision's Mask R-CNN. All
-    layers are trained, and average precision is measured once, on the test images, after the last step. To see what
-    the pretraining is worth, train the same detector from other weights: --init run --init scratch --init imagenet.
+    RUN is the directory of a finished `idaa-bench run` with a convolutional network. The detector is torchvision's Mask
+    R-CNN. All layers are trained, and average precision is measured once, on the test images, after the last step. To
+    see what the pretraining is worth, train the same detector from other weights: --init run --init scratch --init
+    imagenet.
 
     \b
     The folder of --data coco:PATH:

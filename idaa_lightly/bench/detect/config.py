@@ -42,10 +42,11 @@ class DetectConfig(RunConfig):
         multiple=True,
     )
     backbone: str | None = _option(
-        None, "ResNet of torchvision or timm. Default: that of RUN. Needed if there is no RUN."
+        None, "Network of torchvision or timm. Default: that of RUN. Needed if there is no RUN."
     )
     weights: str | None = _option(
-        None, "File of the weights for --init imagenet. Default: torchvision's IMAGENET1K_V1, which are downloaded."
+        None,
+        "Weights for --init imagenet: a file, or timm. Default: torchvision's IMAGENET1K_V1, downloaded as timm's are.",
     )
     norm: Norm = _option(
         "sync",

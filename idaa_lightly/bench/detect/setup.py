@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from idaa_lightly.backbones import create_backbone
+from idaa_lightly.backbones import build_backbone
 from idaa_lightly.bench.config import check
 from idaa_lightly.bench.detect.coco import CocoData, CocoImages, Target
 from idaa_lightly.bench.detect.config import DetectConfig
@@ -27,7 +27,7 @@ from idaa_lightly.options import parse_options
 from idaa_lightly.seeding import seeded
 from idaa_lightly.weights import load_pretrained
 
-SIDE = 224  # The usual image size of a ResNet. Its stem depends on it, nothing else.
+SIDE = 224  # The usual image size. The stem of a ResNet depends on it, nothing else.
 LONGEST = 1333 / 800
 """Longer side of an image at most, in shorter sides."""
 SCALES = [share / 25 for share in range(20, 26)]
@@ -61,7 +61,7 @@ def resolve(config: DetectConfig) -> DetectConfig:
         got = (
             f"backbone is {backbone}, but {config.run} has {of_run}" if backbone else "there is no RUN and no backbone"
         )
-        raise UsageError(f"{got}: name a run directory, or a ResNet by --backbone, not both")
+        raise UsageError(f"{got}: name a run directory, or a network by --backbone, not both")
     options = dict(config.set.get("method", {})) | ({} if config.lr is None else {"lr": config.lr})
     return replace(
         config,
@@ -153,17 +153,20 @@ def _backbone(config: DetectConfig) -> tuple[nn.Module, dict[str, list[float]], 
         digest = hashlib.sha256((folder / "backbone.pt").read_bytes()).hexdigest()
         facts = {"method": of_run.method, "aug": of_run.aug, "key": of_run.key(), "seed": of_run.seed, "sha256": digest}
         return network, record["data"]["normalize"], facts
-    network, _ = create_backbone(name, SIDE)
+    built = build_backbone(name, SIDE)
+    network = built.network
+    statistics = getattr(network, "pretrained_cfg", IMAGENET)  # Those of timm's weights.
+    normalize = {key: list(statistics[key]) for key in IMAGENET}
     if config.init == "scratch":
-        return network, IMAGENET, {}
+        return network, normalize, {}
     if config.weights:
-        match, digest = load_pretrained(network, config.weights)
-        return network, IMAGENET, {"sha256": digest, "missing": match.missing}
+        match, digest = load_pretrained(network, config.weights, built.plan)
+        return network, normalize, {"sha256": digest, "missing": match.missing}
     try:
         weights = get_model_weights(name)["IMAGENET1K_V1"]
     except (KeyError, ValueError) as error:
         raise UsageError(
-            f"torchvision has no ImageNet weights of {name}: pass a file by --weights, or leave --init imagenet out"
+            f"torchvision has no ImageNet weights of {name}: pass their file by --weights, or --weights timm"
         ) from error
     try:
         network.load_state_dict(weights.get_state_dict(progress=False, check_hash=True), strict=False)
@@ -172,7 +175,7 @@ def _backbone(config: DetectConfig) -> tuple[nn.Module, dict[str, list[float]], 
             f"torchvision's weights of {name} cannot be downloaded ({error}): download {weights.url} on a machine with "
             "access, and pass the file by --weights FILE"
         ) from error
-    return network, IMAGENET, {"weights": str(weights)}
+    return network, normalize, {"weights": str(weights)}
 
 
 class ObjectViews(SeededDataset):

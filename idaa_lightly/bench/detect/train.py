@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from idaa_lightly.bench.detect.coco import Target, read_coco
 from idaa_lightly.bench.detect.config import DetectConfig
-from idaa_lightly.bench.detect.network import Detector
+from idaa_lightly.bench.detect.network import Detector, activates
 from idaa_lightly.bench.detect.results import average_precision, predictor, save_predictions
 from idaa_lightly.bench.detect.setup import DetectParts, ObjectViews, make_parts, resolve
 from idaa_lightly.bench.progress import quantity
@@ -137,6 +137,11 @@ def _run(parts: DetectParts, out: Path, start: tuple[float, float]) -> Record | 
         if ranks > 1 and config.norm == "sync" and trainer.strategy.root_device.type == "cpu":
             raise UsageError(
                 f"norm is sync, but {ranks} processes on the CPU cannot share statistics: use --norm batch"
+            )
+        if ranks > 1 and config.norm == "sync" and any(map(activates, parts.detector.modules())):
+            raise UsageError(
+                f"norm is sync, but the BatchNorms of {config.backbone} contain their activations, which conversion to "
+                "synchronised ones drops: use --norm batch"
             )
         log.info(choices(config, trainer))
         log.info(f"Run directory: {out}" if loop.resumed_at is None else f"Resuming after epoch {loop.resumed_at + 1}.")
