@@ -19,11 +19,7 @@ from idaa_lightly.batchnorm import strip_dual_batchnorm
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.progress import quantity
 from idaa_lightly.bench.record import SCHEMA, environment, run_in, write_json
-from idaa_lightly.bench.run.checkpoint import (
-    Found,
-    SameImages,
-    last_checkpoint,
-)
+from idaa_lightly.bench.run.checkpoint import Found, SameImages, last_checkpoint
 from idaa_lightly.bench.run.cost import estimate, flops_per_image, in_words
 from idaa_lightly.bench.run.evaluation import evaluator, protocol
 from idaa_lightly.bench.run.figures import save_curves, save_views

@@ -23,10 +23,7 @@ from idaa_lightly.bench.run.health import warnings_of
 from idaa_lightly.bench.run.loggers import MetricsCSV, failures, finish
 from idaa_lightly.bench.run.loop import Loop
 from idaa_lightly.bench.run.setup import read_data
-from idaa_lightly.bench.run.trainer import (
-    choices,
-    quiet_lightning,
-)
+from idaa_lightly.bench.run.trainer import choices, quiet_lightning
 from idaa_lightly.bench.schema import Record
 from idaa_lightly.bench.semi.config import SemiConfig
 from idaa_lightly.bench.semi.fixmatch import FixMatch, SemiSupervised
