@@ -117,7 +117,7 @@ def attack(
       images        damaged, huge or odd image files
       disks         a disk that is full while a command writes
       surroundings  a missing TMPDIR or HOME, an unwritable cache, other locales
-      kills         SIGKILL, once or twice, to run, table, finetune, identity, linear and knn
+      kills         SIGKILL, once or twice, to run, semi, detect, table, finetune, identity, linear and knn
       sweeps        one or two sweeps on one directory, killed with or without their runs
 
     The exit code is 1 if any attack succeeded. Ctrl-C ends the attack early.

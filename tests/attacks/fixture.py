@@ -22,6 +22,14 @@ NONE, CLAE = [*RUN, "--aug", "none"], [*RUN, "--aug", "clae"]
 IDAA = [
     *RUN, "--aug", "idaa", "--set", "aug.width=4", "--set", "aug.bottleneck_dim=4", "--set", "aug.vae_epochs=1",
 ]  # fmt: skip
+SEMI = [
+    "semi", "--data", "folder:images", "--labels", "6", "--backbone", "wrn-10-1", "--batch-size", "3",
+    "--accelerator", "cpu", "--epochs", "2", "--aug", "clae", "--set", "method.ratio=2", "--set", "method.threshold=0",
+]  # fmt: skip
+DETECT = [
+    "detect", "--data", "coco:objects", "--backbone", "resnet18", "--init", "scratch", "--image-size", "64",
+    "--batch-size", "1", "--accelerator", "cpu", "--steps", "4", "--set", "method.width=8", "--set", "method.rois=8",
+]  # fmt: skip
 EVALUATIONS = {
     "knn": ["knn", "finished"],
     "linear": ["linear", "finished"],
@@ -55,11 +63,30 @@ def write_images(root: Path, size: int = 16) -> None:
             image.resize((size, size)).save(folder / f"{index:02}.png")
 
 
+def write_objects(root: Path, images: Path) -> None:
+    """Write two training and two test images in COCO's format: digits, each with a square over its middle."""
+    square = [4, 4, 12, 4, 12, 12, 4, 12]
+    for split in ("train", "test"):
+        name = {"train": "train2017", "test": "val2017"}[split]
+        shutil.copytree(images / split / "digit 0", root / name)
+        files = sorted(path.name for path in (root / name).iterdir())[:2]
+        pictures = [{"id": id, "file_name": file, "width": 16, "height": 16} for id, file in enumerate(files)]
+        objects = [
+            {"id": id, "image_id": id, "category_id": 1, "bbox": [4, 4, 8, 8], "segmentation": [square], "iscrowd": 0}
+            for id in range(2)
+        ]
+        content = {"images": pictures, "annotations": objects, "categories": [{"id": 1, "name": "square"}]}
+        (root / "annotations").mkdir(exist_ok=True)
+        (root / f"annotations/instances_{name}.json").write_text(json.dumps(content))
+
+
 def make_fixture(case: Case) -> None:
     """Fill the fixture's directory. A fault here ends the whole attack."""
     write_images(Path("images"))
+    write_objects(Path("objects"), Path("images"))
     start = time.monotonic()
-    for name, options in (("whole", NONE), ("other", [*NONE, "--seed", "1"]), ("clae", CLAE), ("idaa", IDAA)):
+    runs = {"whole": NONE, "other": [*NONE, "--seed", "1"], "clae": CLAE, "idaa": IDAA, "semi": SEMI, "detect": DETECT}
+    for name, options in runs.items():
         case.expect(case.bench(*options, "--out", name).exit_code == 0, f"cannot make the fixture {name}")
         if name == "whole":
             Path("seconds").write_text(str(time.monotonic() - start))
@@ -91,7 +118,8 @@ def difference(whole: Path, run: Path, *, metrics: bool = True) -> str | None:
     """
     import torch
 
-    first, second = (torch.load(folder / "backbone.pt", weights_only=True) for folder in (whole, run))
+    weights = "backbone.pt" if (whole / "backbone.pt").exists() else "model.pt"
+    first, second = (torch.load(folder / weights, weights_only=True) for folder in (whole, run))
     if first.keys() != second.keys() or not all(torch.equal(first[name], second[name]) for name in first):
         return "other weights"
     if figures(whole / "record.json") != figures(run / "record.json"):

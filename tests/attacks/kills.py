@@ -9,13 +9,15 @@ from pathlib import Path
 from random import Random
 
 from attacks.arena import Case, Command, leftover
-from attacks.fixture import CLAE, EVALUATIONS, IDAA, NONE, RECIPES, RESULTS, TABLES, difference, figures
+from attacks.fixture import CLAE, DETECT, EVALUATIONS, IDAA, NONE, RECIPES, RESULTS, SEMI, TABLES, difference, figures
 
-USUAL = {"run": NONE, "clae": CLAE, "idaa": IDAA}
+USUAL = {"run": NONE, "clae": CLAE, "idaa": IDAA, "semi": SEMI, "detect": DETECT}
 DURATIONS = {
     "run": 1.0,
     "clae": 1.2,
     "idaa": 1.5,
+    "semi": 1.5,
+    "detect": 2.0,
     "knn": 0.3,
     "linear": 0.4,
     "finetune": 0.7,
@@ -32,6 +34,7 @@ def kills(case: Case) -> None:
     names = list(DURATIONS)
     name = names[case.outcome.number % len(names)]
     case.take("images")
+    case.take("objects")
     command = USUAL[name] + ["--out", "out", "--resume"] if name in USUAL else EVALUATIONS.get(name, TABLE)
     if name in EVALUATIONS:
         case.take("whole", "finished")
