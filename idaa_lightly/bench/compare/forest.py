@@ -90,6 +90,7 @@ def forest(contrasts: Sequence[Contrast], *, ink: str = INK, colours: Sequence[s
             if measure in item.points:
                 _row(axis, place, item, item.points[measure], colours[place] if colours else "")
         axis.set(xlabel=f"Δ {ALL_TITLES[measure]}{', points' * (measure in TITLES)}", ylim=(len(contrasts) - 0.4, -0.6))
+        axis.locator_params(axis="x", nbins=6)  # so that the numbers keep apart
         axis.grid(axis="x", linewidth=0.4, alpha=0.5)
         axis.tick_params(axis="y", length=0)
         for side in ("top", "right", "left"):
