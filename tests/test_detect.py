@@ -340,16 +340,33 @@ def test_c4_shares_the_last_stage() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
+    ("name", "size", "text"),
     [
-        ("resnet9-w2", "'resnet9-w2' has no maps that are reduced by 16 and 32, but a detector needs them reduced by"),
-        ("alexnet", "take a convolutional network such as resnet50, and train its run with --image-size 96 or more"),
-        ("vit_b_16", "'vit_b_16' does not take images of 64 px (Wrong image height! Expected 224 but got 64!), but a"),
+        (
+            "resnet18",
+            64,
+            "'resnet18' has no maps that are reduced by 16 and 32, but a detector needs them reduced by 4, 8",
+        ),
+        (
+            "resnet9-w2",
+            224,
+            "'resnet9-w2' has no maps that are reduced by 16 and 32, but a detector needs them reduced by",
+        ),
+        (
+            "alexnet",
+            224,
+            "take a convolutional network such as resnet50, and train its run with --image-size 96 or more",
+        ),
+        (
+            "vit_b_16",
+            224,
+            "'vit_b_16' does not take images of 64 px (Wrong image height! Expected 224 but got 64!), but a",
+        ),
     ],
 )
-def test_backbones_that_are_refused(name: str, text: str) -> None:
+def test_backbones_that_are_refused(name: str, size: int, text: str) -> None:
     with torch.device("meta"):
-        network, _ = create_backbone(name, 224)
+        network, _ = create_backbone(name, size)
     with pytest.raises(UsageError) as error:
         stages(network, name)
     assert text in str(error.value)
@@ -645,6 +662,10 @@ def test_several_processes_and_messages(tmp_path: Path) -> None:
     assert found.exit_code == 0, found.output
     assert json.loads(Path("two/record.json").read_text())["device"]["count"] == 2
     for more, text in (
+        (
+            ["--backbone", "tf_efficientnet_lite0"],
+            "norm is sync, but the BatchNorms of tf_efficientnet_lite0 contain th",
+        ),
         (["--norm", "sync"], "norm is sync, but 2 processes on the CPU cannot share statistics: use --norm batch"),
         (["--weights", "x.pth"], "weights is x.pth, but they are for --init imagenet: add it, or leave them out"),
         (["--init", "scratch"], "--init is scratch, scratch, but expected different ones"),

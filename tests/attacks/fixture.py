@@ -66,8 +66,7 @@ def write_images(root: Path, size: int = 16) -> None:
 def write_objects(root: Path, images: Path) -> None:
     """Write two training and two test images in COCO's format: digits, each with a square over its middle."""
     square = [4, 4, 12, 4, 12, 12, 4, 12]
-    for split in ("train", "test"):
-        name = {"train": "train2017", "test": "val2017"}[split]
+    for split, name in (("train", "train2017"), ("test", "val2017")):
         shutil.copytree(images / split / "digit 0", root / name)
         files = sorted(path.name for path in (root / name).iterdir())[:2]
         pictures = [{"id": id, "file_name": file, "width": 16, "height": 16} for id, file in enumerate(files)]

@@ -134,14 +134,14 @@ def _run(parts: DetectParts, out: Path, start: tuple[float, float]) -> Record | 
             every=max(1, parts.epochs // CHECKPOINTS), sync_batchnorm=config.norm == "sync",
         )  # fmt: skip
         trainer, ranks = loop.trainer, loop.trainer.world_size
-        if ranks > 1 and config.norm == "sync" and trainer.strategy.root_device.type == "cpu":
-            raise UsageError(
-                f"norm is sync, but {ranks} processes on the CPU cannot share statistics: use --norm batch"
-            )
         if ranks > 1 and config.norm == "sync" and any(map(activates, parts.detector.modules())):
             raise UsageError(
                 f"norm is sync, but the BatchNorms of {config.backbone} contain their activations, which conversion to "
                 "synchronised ones drops: use --norm batch"
+            )
+        if ranks > 1 and config.norm == "sync" and trainer.strategy.root_device.type == "cpu":
+            raise UsageError(
+                f"norm is sync, but {ranks} processes on the CPU cannot share statistics: use --norm batch"
             )
         log.info(choices(config, trainer))
         log.info(f"Run directory: {out}" if loop.resumed_at is None else f"Resuming after epoch {loop.resumed_at + 1}.")
