@@ -84,7 +84,7 @@ def _index(path: Path) -> tuple[dict[str, tuple[str, int, int]], dict[str, int]]
     classes: dict[str, int] = {}
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in iter(tar.next, None):
+            for member in tar:
                 tar.members.clear()  # type: ignore[attr-defined]  # They would fill the memory.
                 if not (found := SAMPLE.fullmatch(member.name)):
                     continue

@@ -289,7 +289,7 @@ def test_a_narrow_terminal_cuts_no_figure(width: int) -> None:
     for seed in (0, 1):
         write(f"none-{seed}", seed=seed, knn=0.5 + 0.01 * seed)
         write(f"clae-{seed}", seed=seed, aug="clae", knn=0.525 + 0.005 * seed, options={"eps": 0.1 + 0.2})
-    terminal = CliRunner(env={"TTY_COMPATIBLE": "1", "COLUMNS": str(width), "NO_COLOR": "1"})
+    terminal = CliRunner(env={"FORCE_COLOR": "1", "COLUMNS": str(width), "NO_COLOR": "1"})
     output = click.unstyle(terminal.invoke(main, ["compare", "runs"]).output)
     table = [line for line in output.splitlines() if line[:1] in "┏┃┡│└"]
     assert max(map(len, table)) <= width
