@@ -368,13 +368,13 @@ def test_every_figure_of_the_readme_stands_in_a_table() -> None:
 
 
 def test_the_table_of_all_methods_treats_them_alike() -> None:
-    """Each method has five trials, which differ in the learning rate, and the table has the best one of those run."""
+    """The trials of a method differ in the learning rate, and the table has the best one if four have run."""
     table, trials = (read_table(BENCHMARKS, name) for name in ("lightly", "lightly-trials"))
     assert [recipe.config.method for recipe in table.recipes] == [
         entry.name for entry in entries("method") if entry.distribution == "idaa-lightly" and entry.name != "cmc"
     ]  # `cmc` trains two networks.
     settings = {"epochs": 12, "evaluate_on": "validation"}
-    assert {(recipe.config.epochs, recipe.config.evaluate_on) for recipe in table.recipes} == {(120, "test")}
+    assert {(recipe.config.epochs, recipe.config.evaluate_on) for recipe in table.recipes} == {(40, "test")}
     same = [replace(recipe.config, method="simclr", lr=None) for recipe in (*table.recipes, *trials.recipes)]
     assert {json.dumps({**config.to_dict(), **settings}, sort_keys=True) for config in same} == {
         json.dumps({**same[-1].to_dict(), **settings}, sort_keys=True)
@@ -386,6 +386,6 @@ def test_the_table_of_all_methods_treats_them_alike() -> None:
         assert recipe.config.lr in rates
         assert resolve(recipe.run_of(0)).set["method"]["lr"] == recipe.config.lr
         records = [path for trial in tried for path in trials.records(trial).rglob("record.json")]
-        if len(records) == 5:
+        if len(records) == 4:
             reached = [read_record(path.parent)["last"]["knn"] for path in records]
             assert rates[reached.index(max(reached))] == recipe.config.lr, recipe.name
