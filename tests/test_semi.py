@@ -236,6 +236,8 @@ def test_the_table_pairs_seeds() -> None:
     assert table(runs).splitlines()[-1] == "| fixmatch × clae threshold=0.5 | 0.30 | 45.00 (1) | +5.00 |"
     rows = [line.split(" | ")[0] for line in table(runs).splitlines()]
     assert rows[-2:] == ["| fixmatch × clae", "| fixmatch × clae threshold=0.5"]
+    weights = table([record("none", 0, value, set={"method": {"weight": value}}) for value in (1.0, 0.0)])
+    assert weights.splitlines()[-1] == "| fixmatch × none weight=0.0 | 0.30 | 0.00 (1) | -100.00 |"
 
 
 def test_the_page_shows_the_committed_records() -> None:

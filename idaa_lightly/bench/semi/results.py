@@ -41,7 +41,7 @@ def table(records: Iterable[Record]) -> str:
     header = ["top-1, %", "TFLOP", *(f"{count} labels{part}" for count in labels for part in ("", " − FixMatch"))]
     rows = []
     for name, runs in arms(every, _arm, _settings).items():
-        base = [run for run in every if _arm(run) == FIXMATCH and _common(run) == _common(runs[0])]
+        base = [run for run in every if _arm(run) == FIXMATCH and _common(run) == _control(runs[0])]
         cells = (_cells(_by_seed(runs, count), _by_seed(base, count)) for count in labels)
         cost = mean(training_flops(run) + fit_flops(run) for run in runs) / 1e12
         rows.append([name, f"{cost:.2f}", *(cell for pair in cells for cell in pair)])
@@ -52,8 +52,17 @@ def _arm(record: Record) -> str:
     return f"{record['config']['method']} × {record['config']['aug']}"
 
 
+def _control(record: Record) -> dict[str, object]:
+    """Return the common settings of the runs that a run is compared with.
+
+    Runs without the consistency loss are compared with FixMatch at its usual weight.
+    """
+    settings = _common(record)
+    return settings | ({"method.weight": 1.0} if settings.get("method.weight") == 0 else {})
+
+
 def _common(record: Record) -> dict[str, object]:
-    """Return the settings that a run shares with the runs that it is compared with."""
+    """Return the settings without the method and the augmentation."""
     return {key: value for key, value in _settings(record).items() if key != "method" and not key.startswith("aug")}
 
 
