@@ -173,7 +173,10 @@ def test_the_rendered_table_by_hand(benchmarks: Path) -> None:
     assert "Read it with care." in text
     assert "\\* ResNet-12, 150 epochs." in text
     assert "`idaa-bench table small` (2 runs are missing)" in text
-    assert "paper" not in render(read_table(benchmarks, "other"))
+    assert render(read_table(benchmarks, "other")).splitlines()[2:5:2] == ["Nothing was run yet.", "Not run: `clae`."]
+    record("clae", 0, 0.5)
+    assert "Not run" not in (other := render(read_table(benchmarks, "other")))
+    assert "paper" not in other
 
 
 def test_differences_of_pairs_by_hand(benchmarks: Path) -> None:

@@ -16,6 +16,8 @@ from idaa_lightly.bench.schema import read_json
 
 Line = dict[str, str]
 """Texts of a row of a table, by the keys of its columns."""
+NAMED = 12
+"""Recipes that are named if they were not run, at most."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,12 @@ def render(table: Table) -> str:
     shared = "; ".join(found.notes) or "nothing was run yet"
     parts = [
         f"**{table.title}**",
-        markdown([titles.get(key, key) for key in shown], [[line.get(key, "") for key in shown] for line in lines]),
+        markdown([titles.get(key, key) for key in shown], [[line.get(key, "") for key in shown] for line in lines])
+        if lines
+        else "",
         *(_study(table, recipe) for recipe in studied if (table.studied(recipe) / "identity.json").exists()),
         f"{shared[0].upper()}{shared[1:]}.",
+        _not_run(table, found),
         table.note,
         f"\\* {table.published}." if any(key.startswith("paper_") for key in shown) else "",
         f"`idaa-bench table {table.name}`" + (f" ({missing} runs are missing)" if missing else ""),
@@ -82,7 +87,7 @@ def _compared(table: Table) -> _Found:
 
 
 def _lines(table: Table, found: _Found) -> Iterator[Line]:
-    """Yield what the runs began with, and a line for each recipe."""
+    """Yield what the runs began with, and a line for each recipe that was run or published."""
     blank = dict.fromkeys(found.titles or ("method", "aug", "seeds"), "")
     for line in () if table.reach else _starts(table):
         yield blank | line
@@ -91,8 +96,16 @@ def _lines(table: Table, found: _Found) -> Iterator[Line]:
         waiting = {"method": recipe.config.method, "aug": " ".join([recipe.config.aug, *options]), "seeds": "not run"}
         paper = {f"paper_{measure}": f"{value:.2f}" for measure, value in table.paper.get(recipe.name, {}).items()}
         lines = [line | _reached(group, table.reach) for group, line in found.groups.get(recipe.name, [])]
-        for line in lines or [waiting]:
+        for line in lines or [waiting] * bool(paper):
             yield blank | line | paper
+
+
+def _not_run(table: Table, found: _Found) -> str:
+    """Return a sentence with the recipes that have no line."""
+    names = [recipe.name for recipe in table.recipes if not (table.pairs or recipe.name in found.groups)]
+    names = [name for name in names if name not in table.paper]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"Not run: {', '.join(f'`{name}`' for name in names[:NAMED])}{more}." if names else ""
 
 
 def _differences(table: Table, found: _Found) -> Iterator[Line]:
