@@ -102,8 +102,8 @@ def _lines(table: Table, found: _Found) -> Iterator[Line]:
 
 def _not_run(table: Table, found: _Found) -> str:
     """Return a sentence with the recipes that have no line."""
-    names = [recipe.name for recipe in table.recipes if not (table.pairs or recipe.name in found.groups)]
-    names = [name for name in names if name not in table.paper]
+    lined = found.groups.keys() | table.paper.keys()
+    names = [] if table.pairs else [recipe.name for recipe in table.recipes if recipe.name not in lined]
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return f"Not run: {', '.join(f'`{name}`' for name in names[:NAMED])}{more}." if names else ""
 
