@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from idaa_lightly import CLAE, adversarial_batchnorm, dual_batchnorm, strip_dual_batchnorm
 from idaa_lightly.batchnorm import DualBatchNorm
 from idaa_lightly.bench.arms import read_records
-from idaa_lightly.bench.config import read_recipe
+from idaa_lightly.bench.config import RunConfig, read_recipe
+from idaa_lightly.bench.detect.config import DetectConfig
+from idaa_lightly.bench.record import finished_runs
 from idaa_lightly.bench.run.setup import read_data
 from idaa_lightly.bench.semi.config import SemiConfig
 from idaa_lightly.bench.semi.fixmatch import FixMatch, FixMatchLoss
@@ -240,6 +242,15 @@ def test_the_table_pairs_seeds() -> None:
     assert weights.splitlines()[-1] == "| fixmatch × none weight=0.0 | 0.30 | 0.00 (1) | -100.00 |"
 
 
+def test_each_command_finds_its_own_runs() -> None:
+    """benchmarks/ holds runs of all three commands."""
+    places = {RunConfig: "records", SemiConfig: "semi/records", DetectConfig: "detect/records"}
+    found = {kind: finished_runs(ROOT / "benchmarks", kind) for kind in places}
+    for kind, place in places.items():
+        below = ROOT / "benchmarks" / place
+        assert found[kind] == sorted(path.parent for path in below.rglob("record.json"))
+
+
 def test_the_page_shows_the_committed_records() -> None:
     found = table(read_records(RECIPES.parent / "records", SemiConfig))
     assert found in (RECIPES.parent / "README.md").read_text()
@@ -319,7 +330,10 @@ def test_messages_of_the_command(folder: Path) -> None:
             ["--plot", "a.png"],
             "--plot is a.png, but there is no --table DIRECTORY: add it, to say which runs are drawn",
         ),
-        (["--table", folder], f"{folder} holds no finished run, but expected record.json files below it"),
+        (
+            ["--table", folder],
+            f"{folder} holds no finished run of this command, but expected record.json files below it",
+        ),
     ):
         result = bench(folder, "--aug", "none", *options)
         assert text in result.stderr

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.bench.record import read_record
+from idaa_lightly.bench.record import finished_runs, read_record
 from idaa_lightly.bench.schema import Record
 from idaa_lightly.errors import FileFormatError
 
@@ -22,9 +22,11 @@ def read_records(folder: Path, kind: type[RunConfig]) -> list[Record]:
     Raises:
         FileFormatError: There are none, or one cannot be read.
     """
-    records = [read_record(path.parent, kind) for path in sorted(folder.rglob("record.json"))]
+    records = [read_record(run, kind) for run in finished_runs(folder, kind)]
     if not records:
-        raise FileFormatError(f"{folder} holds no finished run, but expected record.json files below it")
+        raise FileFormatError(
+            f"{folder} holds no finished run of this command, but expected record.json files below it"
+        )
     return records
 
 

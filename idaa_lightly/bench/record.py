@@ -145,6 +145,28 @@ def read_record(folder: Path, kind: type[RunConfig] = RunConfig) -> Record:
     return record
 
 
+OWN_FIELDS = ("labels", "init")
+"""Fields that only the configurations of `idaa-bench semi` and `idaa-bench detect` have."""
+
+
+def finished_runs(folder: Path, kind: type[RunConfig] = RunConfig) -> list[Path]:
+    """Return the finished runs of one command below a directory, sorted. Runs of other commands are left out.
+
+    Args:
+        folder: Run directory, or directory with run directories at any depth.
+        kind: Class of their configurations.
+    """
+
+    def is_of_kind(path: Path) -> bool:
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))["config"]
+            return all((field in config) == (field in kind.names()) for field in OWN_FIELDS)
+        except (OSError, ValueError, LookupError, TypeError):
+            return True  # `read_record` says what is wrong.
+
+    return sorted(path.parent for path in folder.rglob("record.json") if is_of_kind(path))
+
+
 def learning_curve(record: Record) -> list[tuple[int, float]]:
     """Return (epoch, kNN accuracy) of the evaluations during training.
 

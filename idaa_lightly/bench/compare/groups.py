@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from scipy import stats
 
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.bench.record import accuracy_at, config_of, fit_flops, read_record, training_flops
+from idaa_lightly.bench.record import accuracy_at, config_of, finished_runs, fit_flops, read_record, training_flops
 from idaa_lightly.bench.run.setup import resolve
 from idaa_lightly.bench.schema import Record
 from idaa_lightly.errors import FileFormatError, IDAAError, UsageError
@@ -145,11 +145,12 @@ def read_groups(targets: Iterable[Path], *, by_commit: bool = True) -> tuple[lis
     folders: dict[Path, None] = {}
     unfinished: set[Path] = set()
     for target in targets:
-        found = sorted(path.parent.resolve() for path in target.rglob("record.json"))
+        found = [run.resolve() for run in finished_runs(target)]
         if not found:
             raise FileFormatError(f"{target} holds no record.json: expected a finished run, or a folder of runs")
         folders |= dict.fromkeys(found)
-        unfinished |= {path.parent.resolve() for path in target.rglob("config.toml")}
+        begun = (path.parent for path in target.rglob("config.toml"))
+        unfinished |= {run.resolve() for run in begun if not (run / "record.json").exists()}
     groups: dict[str, tuple[RunConfig, dict[int, Record], dict[int, Path]]] = {}
     for folder in folders:
         record = read_record(folder)
@@ -165,7 +166,7 @@ def read_groups(targets: Iterable[Path], *, by_commit: bool = True) -> tuple[lis
         records[seed], places[seed] = record, folder
     made = [Group(config, dict(sorted(records.items())), folders) for config, records, folders in groups.values()]
     made.sort(key=lambda group: (group.config.data, group.config.method, group.config.aug != BASELINE))
-    return made, sorted(unfinished - folders.keys())
+    return made, sorted(unfinished)
 
 
 def near(path: Path) -> Path:
