@@ -276,7 +276,7 @@ def test_a_folder_given_twice_counts_once_but_a_copy_is_refused() -> None:
 
 
 def test_nothing_there() -> None:
-    with pytest.raises(FileFormatError, match=r"nowhere holds no record.json: expected a finished run"):
+    with pytest.raises(FileFormatError, match=r"nowhere holds no finished run of idaa-bench run: expected one"):
         compare([Path("nowhere")])
     folder = write("none")
     (folder / "record.json").write_text('{"schema": 1}')

@@ -155,7 +155,7 @@ def test_from_scratch_does_without_the_weights_of_the_run() -> None:
         (["r", "--labels", "101%"], 2, "a share of labels is 101%, but must be above 0% and up to 100%"),
         (["r", "--labels", "nan%"], 2, "a share of labels is nan%, but must be above 0% and up to 100%"),
         (["r", "--labels", "50%,1%"], 2, "1% of 36 training images are 0, but 3 classes need 3 or more"),
-        (["nowhere"], 1, "nowhere holds no record.json: expected a finished run, or a folder of runs"),
+        (["nowhere"], 1, "nowhere holds no finished run of idaa-bench run: expected one, or a folder of runs"),
     ],
 )
 def test_what_finetune_refuses(arguments: list[str], code: int, text: str) -> None:

@@ -513,7 +513,7 @@ def test_a_study_of_identity() -> None:
 
 def test_what_is_refused() -> None:
     assert "--out is x.pdf, but expected a name that ends in .html" in report("runs", "--out", "x.pdf", code=2).output
-    assert "nowhere holds no record.json" in report("nowhere", code=1).output
+    assert "nowhere holds no finished run" in report("nowhere", code=1).output
     write("none")
     write("copy")
     assert "are the same run" in report("runs", code=2).output

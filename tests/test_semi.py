@@ -22,6 +22,7 @@ from idaa_lightly.batchnorm import DualBatchNorm
 from idaa_lightly.bench.arms import read_records
 from idaa_lightly.bench.config import RunConfig, read_recipe
 from idaa_lightly.bench.detect.config import DetectConfig
+from idaa_lightly.bench.evaluate.store import find_runs, runs_below
 from idaa_lightly.bench.record import finished_runs
 from idaa_lightly.bench.run.setup import read_data
 from idaa_lightly.bench.semi.config import SemiConfig
@@ -249,6 +250,9 @@ def test_each_command_finds_its_own_runs() -> None:
     for kind, place in places.items():
         below = ROOT / "benchmarks" / place
         assert found[kind] == sorted(path.parent for path in below.rglob("record.json"))
+    evaluated = [folder for family in find_runs([ROOT / "benchmarks"]) for folder in family.results]
+    assert sorted(evaluated) == found[RunConfig]
+    assert sorted(runs_below(ROOT / "benchmarks").values()) == found[RunConfig]
 
 
 def test_the_page_shows_the_committed_records() -> None:

@@ -206,7 +206,7 @@ def damage(name: str, content: bytes | None) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (damage("record.json", None), "holds no record.json: expected a finished run"),
+        (damage("record.json", None), "holds no finished run of idaa-bench run: expected one"),
         (damage("backbone.pt", None), "holds no backbone.pt, so it is not a finished run"),
         (damage("backbone.pt", b"PK"), "backbone.pt is not a backbone written by a run"),
         (damage("transfer.json", b"{"), "transfer.json is not a file of results: "),
@@ -216,7 +216,7 @@ def test_runs_that_are_refused(runs: Path, textures: Path, change: Callable[[Pat
     run = runs / "seed-0"
     change(run)
     assert text in bench("transfer", run, "--to", f"textures=folder:{textures}", code=1).stderr
-    assert "nowhere holds no record.json" in bench("transfer", "nowhere", "--to", "digits", code=1).stderr
+    assert "nowhere holds no finished run" in bench("transfer", "nowhere", "--to", "digits", code=1).stderr
 
 
 def test_a_backbone_of_another_shape(runs: Path) -> None:

@@ -147,7 +147,9 @@ def read_groups(targets: Iterable[Path], *, by_commit: bool = True) -> tuple[lis
     for target in targets:
         found = [run.resolve() for run in finished_runs(target)]
         if not found:
-            raise FileFormatError(f"{target} holds no record.json: expected a finished run, or a folder of runs")
+            raise FileFormatError(
+                f"{target} holds no finished run of idaa-bench run: expected one, or a folder of runs"
+            )
         folders |= dict.fromkeys(found)
         begun = (path.parent for path in target.rglob("config.toml"))
         unfinished |= {run.resolve() for run in begun if not (run / "record.json").exists()}

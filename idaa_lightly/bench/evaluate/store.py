@@ -37,7 +37,7 @@ from idaa_lightly.bench.evaluate.schema import Accuracies, NeighboursFile
 from idaa_lightly.bench.evaluate.state_dicts import NOTHING, Given
 from idaa_lightly.bench.evaluate.targets import features_from, load_backbone, read_features
 from idaa_lightly.bench.features import Features, features_of
-from idaa_lightly.bench.record import environment, read_record, write_json
+from idaa_lightly.bench.record import environment, finished_runs, read_record, write_json
 from idaa_lightly.bench.schema import read_json
 from idaa_lightly.data import DataSet
 from idaa_lightly.errors import FileFormatError
@@ -168,7 +168,7 @@ def find_runs(targets: Iterable[Path]) -> list[Family]:
         FileFormatError: A record cannot be read.
         UsageError: A run appears twice.
     """
-    below = {target: sorted(path.parent for path in target.rglob("record.json")) for target in targets}
+    below = {target: finished_runs(target) for target in targets}
     holders = [target for target, folders in below.items() if folders]
     groups, unfinished = read_groups(holders) if holders else ([], [])
     if unfinished:
@@ -190,7 +190,7 @@ def runs_below(target: Path) -> dict[str, Path]:
         target: Run directory, directory that holds runs at any depth, or other target. The suffix of the only run, and
             of a target that holds none, is empty.
     """
-    folders = sorted(path.parent for path in target.rglob("record.json"))
+    folders = finished_runs(target)
     if len(folders) < 2:
         return {"": folders[0] if folders else target}
     return {"".join(f"-{part}" for part in folder.relative_to(target).parts): folder for folder in folders}
@@ -207,7 +207,9 @@ def runs_only(families: list[Family]) -> Iterable[tuple[Path, dict[str, Result]]
     """
     for family in families:
         for target in family.results if family.group is None else ():
-            raise FileFormatError(f"{target} holds no record.json: expected a finished run, or a folder of runs")
+            raise FileFormatError(
+                f"{target} holds no finished run of idaa-bench run: expected one, or a folder of runs"
+            )
     for family in families:
         yield from family.results.items()
 

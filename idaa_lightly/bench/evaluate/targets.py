@@ -172,8 +172,8 @@ def backbone_weights(target: Path) -> dict[str, Tensor]:
     if target.is_dir():
         if not (target / "backbone.pt").exists():
             raise FileFormatError(
-                f"{target} holds no backbone.pt, so it is not a finished run: finish it with --resume, or pass its "
-                "checkpoints/last.ckpt"
+                f"{target} holds no backbone.pt, so it is not a finished run of idaa-bench run: finish it with "
+                "--resume, or pass its checkpoints/last.ckpt"
             )
         return load_tensors(target / "backbone.pt", "a backbone written by a run")
     found = checkpoint_to_evaluate(target.parent) if target.name == LAST else None
