@@ -37,7 +37,7 @@ def write(
     """Write the record of a SimCLR run on digits with 10 epochs, and return its run directory."""
     chosen = {"method": "simclr", "aug": aug, "data": "digits", "epochs": 10, "seed": seed} | config
     record = a_record(
-        config=chosen | {"set": {"aug": options or {}}},
+        config={"set": {"aug": options or {}}} | chosen,
         last={"knn": knn, "knn_projection": knn - 0.1, "linear": knn + 0.1},
         history=[{"epoch": e, "knn": k} for e, k in history or [(0, 0.1), (5, 0.3), (10, knn)]],
         time={"train_s": seconds, "fit_flops": fit_flops},
@@ -208,13 +208,20 @@ def test_the_baseline_is_of_the_same_commit_and_the_same_other_options() -> None
     assert [row["knn_minus_baseline"] for row in rows() if row["aug"] == "clae"] == [pytest.approx(10)]
 
 
-def test_options_that_are_no_defaults_are_shown_once_where_all_share_them() -> None:
+def test_options_are_shown_where_rows_differ_and_once_where_all_share_them() -> None:
+    """A row with a default says so if another row of its method or augmentation has another value."""
     write("none", backbone="resnet9-w2")
     write("clae", aug="clae", backbone="resnet9-w2", options={"eps": 0.03})
     write("clae2", aug="clae", backbone="resnet9-w2", options={"eps": 0.07})
     comparison = compare([Path("runs")])
-    assert [row["options"] for row in comparison.rows] == ["", "", "aug.eps=0.07"]  # 0.03 is CLAE's default
+    assert [row["options"] for row in comparison.rows] == ["", "aug.eps=0.03", "aug.eps=0.07"]
     assert "backbone=resnet9-w2" in comparison.shared
+    for temperature in (0.5, 0.7):  # 0.5 is SimCLR's default.
+        write(f"t{temperature}", set={"method": {"temperature": temperature}})
+    assert [row["options"] for row in rows("runs/t0.5", "runs/t0.7")] == [
+        "method.temperature=0.5",
+        "method.temperature=0.7",
+    ]
 
 
 def test_a_run_of_a_plugin_that_is_not_installed_shows_all_its_options() -> None:

@@ -345,11 +345,15 @@ def test_the_costs_of_this_repository_are_what_was_measured() -> None:
     assert costs.rendered(page) == page, "run `python benchmarks/costs.py`"
 
 
-def looked_up(text: str, tables: str) -> None:
-    """Check that every accuracy and every difference in a text is in a table, rounded to the text's digits."""
+def looked_up(text: str, *names: str) -> None:
+    """Check that every accuracy and every difference in a text is in tables or plots, rounded to the text's digits."""
     numbers = re.findall(r"(\d+(?:\.\d+)?)(?= points| %| ×)", text.replace("95 %", ""))  # 95 % is a confidence level.
     assert numbers
-    known = [float(number) for number in re.findall(r"\d+\.\d+", tables)]
+    shown = "".join(figures_of(BENCHMARKS / "figures" / f"{name}.svg") for name in names)
+    for name in names:  # A page also has the text itself.
+        lines = (BENCHMARKS / "tables" / f"{name}.md").read_text().splitlines()
+        shown += "".join(line for line in lines if line.startswith("|"))
+    known = [float(number) for number in re.findall(r"\d+\.\d+", shown)]
     for number in numbers:
         digits = len(number.partition(".")[2])
         assert any(round(value, digits) == float(number) for value in known), number
@@ -360,13 +364,12 @@ def test_every_figure_of_a_conclusion_stands_in_its_tables(name: str) -> None:
     (question,) = [question for question in read_questions(BENCHMARKS) if question.name == name]
     if name == "settings":  # Its numbers are settings, not results.
         return
-    looked_up(question.conclusion, (BENCHMARKS / "tables" / f"{name}.md").read_text())
+    looked_up(question.conclusion, name)
 
 
 def test_every_figure_of_the_readme_stands_in_a_table() -> None:
     readme = (BENCHMARKS.parent / "README.md").read_text()
-    tables = "".join((BENCHMARKS / "tables" / name).read_text() for name in ("core.md", "gain.md"))
-    looked_up(readme.partition("## What to expect")[2].partition("##")[0], tables)
+    looked_up(readme.partition("## What to expect")[2].partition("##")[0], "core", "gain")
     assert "[" not in re.sub(r"\[[^\]]*\]\(", "", readme.partition("## What to expect")[2].partition("##")[0])
 
 

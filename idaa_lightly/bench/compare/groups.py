@@ -213,7 +213,7 @@ def compare(targets: Iterable[Path], *, by_commit: bool = True, against: str = B
     if against not in [BASELINE, *there]:
         raise UsageError(f"no run has the augmentation {against!r}: there are {', '.join(there)}")
     differing = [name for name in MARKS if len({group.mark(name) for group in groups}) > 1]
-    options = [non_default(group.config) for group in groups]
+    options = _options([group.config for group in groups])
     common = {key: value for key, value in options[0].items() if all(other.get(key) == value for other in options)}
     rows = []
     for group, own in zip(groups, options, strict=True):
@@ -304,6 +304,26 @@ def difference(measure: Measure, group: Group, baseline: Group | None) -> dict[s
         f"{measure}_minus_baseline_high": high,
         f"{measure}_pairs": len(pairs),
     }
+
+
+def _options(configs: list[RunConfig]) -> list[dict[str, Any]]:
+    """Return the options of each configuration that differ from the defaults, in it or in another one.
+
+    Options of an augmentation count in the configurations that have it, and others in those that have the method.
+    """
+    changed = {
+        (config.method, config.aug if key.startswith("aug.") else None, key)
+        for config in configs
+        for key in non_default(config)
+    }
+    return [
+        {
+            key: value
+            for key, value in config.flat().items()
+            if (config.method, config.aug if key.startswith("aug.") else None, key) in changed
+        }
+        for config in configs
+    ]
 
 
 def non_default(config: RunConfig) -> dict[str, Any]:
