@@ -100,7 +100,8 @@ def _section(question: Question) -> str:
 def _page(question: Question, tables: dict[str, Table]) -> str:
     """Return the page of a question: its section, and all its tables."""
     texts = [render(tables[name]).replace("](records/", "](../records/").strip() for name in question.tables]
-    picture = f"![{question.title}](../{question.picture})" if question.picture else ""
+    shown = not question.picture or question.picture in "".join(texts)  # A study shows its picture itself.
+    picture = "" if shown else f"![{question.title}](../{question.picture})"
     parts = [f"# {question.title}", question.conclusion, picture, *texts, f"[All questions](../{question.page})"]
     return "\n\n".join(part for part in parts if part) + "\n"
 

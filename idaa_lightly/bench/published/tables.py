@@ -18,6 +18,8 @@ Line = dict[str, str]
 """Texts of a row of a table, by the keys of its columns."""
 NAMED = 12
 """Recipes that are named if they were not run, at most."""
+OF_THE_MACHINE = ("commit", "device", "train_s", "time_relative", "images_per_s")
+"""Keys of columns that a table has only if it asks for them."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def render(table: Table) -> str:
     found = _compared(table)
     lines = list(_differences(table, found) if table.pairs else _lines(table, found))
     keys = dict.fromkeys(key for line in lines for key in line)
-    shown = [key for key in keys if not table.columns or key in table.columns]
+    shown = [key for key in keys if (key in table.columns if table.columns else key not in OF_THE_MACHINE)]
     titles = found.titles | _own_titles(table)
     missing = len(list(table.missing()))
     studied = table.recipes if table.study else ()
