@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -75,8 +76,17 @@ def test_fitting_is_scaled_from_one_batch_to_all_images_and_passes() -> None:
     assert found.fit >= 7 * 64 / 16 * 0.05
 
 
-def test_the_augmentations_own_work_is_timed() -> None:
-    parts = parts_of("none")
+@pytest.mark.parametrize(
+    ("image_size", "epochs", "sizes"),
+    [(8, 2, [64, 64]), (32, 2, [16, 16]), (32, 5, [16, 16, 64, 64])],  # 22 steps per epoch
+)
+def test_a_whole_batch_is_timed_if_the_run_is_long(
+    image_size: int, epochs: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss takes 0.3 s, and 0.025 s for each image. Nothing else takes time on this clock."""
+    config = resolve(RunConfig(aug="none", backbone="resnet9-w4", image_size=image_size, epochs=epochs, batch_size=64))
+    parts = make_parts(config, make_augmentation(config), read_data(config))
+    now, seen = [0.0], []
 
     class Busy(type(parts.augmentation)):  # type: ignore[misc]
         def loss(self, method: nn.Module) -> nn.Module:
@@ -88,12 +98,15 @@ def test_the_augmentations_own_work_is_timed() -> None:
             self.inner = inner
 
         def forward(self, method: nn.Module, *views: Tensor) -> Any:
-            time.sleep(0.5)
+            seen.append(len(views[0]))
+            now[0] += 0.3 + 0.025 * len(views[0])
             return self.inner(method, *views)
 
     busy = Parts(**{**vars(parts), "augmentation": Busy()})
-    sample = 32  # Images per timed step, which is one batch.
-    assert estimate(busy, fit_context(busy, CPU)).train >= 0.5 / sample * 64 * 5
+    monkeypatch.setattr("idaa_lightly.bench.run.cost.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    found = estimate(busy, fit_context(busy, CPU))
+    assert seen == sizes
+    assert found.train == pytest.approx((0.3 / sizes[-1] + 0.025) * len(parts.views) * epochs)
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(3, "10 s"), (84, "80 s"), (130, "2 min"), (3 * 3600, "3.0 h")])

@@ -1,4 +1,4 @@
-"""Estimates of a run's duration, from one timed step, and counts of the operations of a training step."""
+"""Estimates of a run's duration, from a timed step, and counts of the operations of a training step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ from idaa_lightly.plugin import Augmentation, FitContext
 from idaa_lightly.training import SelfSupervised
 
 SAMPLE = 16 * 32**2
-"""Pixels of a timed step on the CPU, over all its images. The step has 16 images or more, unless a batch is smaller."""
+"""Pixels of a timed step on the CPU, over all its images. The step has 16 images or more, unless a batch is smaller.
+
+A part of the time may not depend on the number of images. So a whole batch is timed instead if it takes at most
+`PATIENCE` seconds, in a training of at least `MANY` steps.
+"""
+PATIENCE, MANY = 10.0, 100
 
 
 class Estimate(NamedTuple):
@@ -38,7 +43,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(parts: Parts, context: FitContext) -> Estimate:
-    """Estimate the duration of a run from one real training step and, if needed, one real fitting step.
+    """Estimate the duration of a run from real training steps and, if needed, one real fitting step.
 
     The steps run on copies. They change neither the parts nor the random state.
 
@@ -71,6 +76,9 @@ def estimate(parts: Parts, context: FitContext) -> Estimate:
             module.method.backbone(batches[0])
 
         train, forward = (_shortest(function, device) / count for function in (step, embed))
+        if count < parts.batch_size and train * parts.batch_size < PATIENCE and parts.steps * epochs >= MANY:
+            batches = _sample(parts, device, whole=True)
+            train = _shortest(step, device) / len(batches[0])
     evaluations = 1 + min(epochs, 10)
     evaluated = evaluations * (min(images, MEASURED) + (len(labelled.train) + len(labelled.test) if labelled else 0))
     return Estimate(fitting, (train + views) * images * epochs, forward * evaluated)
@@ -167,9 +175,9 @@ def _seconds_of_views(parts: Parts, count: int, device: torch.device) -> float:
     )
 
 
-def _sample(parts: Parts, device: torch.device) -> list[Tensor]:
-    """Return each view of some images, (N, C, H, W). N is a batch on an accelerator, and may be less on the CPU."""
-    few = max(16, SAMPLE // parts.view_size**2) if device.type == "cpu" else parts.batch_size
+def _sample(parts: Parts, device: torch.device, *, whole: bool = False) -> list[Tensor]:
+    """Return each view of some images, (N, C, H, W). N may be less than a batch on the CPU, unless `whole` is True."""
+    few = max(16, SAMPLE // parts.view_size**2) if device.type == "cpu" and not whole else parts.batch_size
     count = min(few, parts.batch_size, len(parts.views))
     samples = [parts.views[0, index][0] for index in range(count)]
     return [torch.stack(view).to(device) for view in zip(*samples, strict=True)]
