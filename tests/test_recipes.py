@@ -374,7 +374,7 @@ def test_every_figure_of_the_readme_stands_in_a_table() -> None:
 
 
 def test_the_table_of_all_methods_treats_them_alike() -> None:
-    """The trials of a method differ in the learning rate, and the table has the best one if four have run."""
+    """The trials of a method differ in the learning rate, and the table has the best one if six have run."""
     table, trials = (read_table(BENCHMARKS, name) for name in ("lightly", "lightly-trials"))
     assert [recipe.config.method for recipe in table.recipes] == [
         entry.name for entry in entries("method") if entry.distribution == "idaa-lightly" and entry.name != "cmc"
@@ -388,10 +388,10 @@ def test_the_table_of_all_methods_treats_them_alike() -> None:
     for recipe in table.recipes:
         tried = [trial for trial in trials.recipes if trial.config.method == recipe.config.method]
         rates = [trial.config.lr for trial in tried]
-        assert len(set(rates)) == 5
+        assert len(set(rates)) >= 5
         assert recipe.config.lr in rates
         assert resolve(recipe.run_of(0)).set["method"]["lr"] == recipe.config.lr
         records = [read_record(path.parent) for trial in tried for path in trials.records(trial).rglob("record.json")]
-        if len(records) == 4:
+        if len(records) == 6:
             best = max(records, key=lambda record: record["last"]["knn"])
             assert best["config"]["set"]["method"]["lr"] == recipe.config.lr, recipe.name
