@@ -153,7 +153,7 @@ def test_what_is_missing_seed_by_seed(benchmarks: Path) -> None:
     ]  # fmt: skip
     record("plain", 0, 0.5)
     assert [(recipe.name, seed) for recipe, seed in table.missing()] == [("clae", 0), ("plain", 1), ("clae", 1)]
-    assert "1 of 4 runs: A small table" in bench().output
+    assert "│ 1 of 4 │ A small table" in bench().output
 
 
 def test_the_rendered_table_by_hand(benchmarks: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from rich.table import Column, Table
 
 from idaa_lightly.cli.terminal import console
 from idaa_lightly.errors import UsageError
@@ -40,8 +41,8 @@ def table(names: tuple[str, ...], folder: Path, out: Path, minutes: float | None
 
     The missing runs of the tables are trained. Then the tables are rendered, with the paper's numbers next to ours.
     Interrupted runs are resumed. The record of a finished run is kept in records/, and the run is not trained again.
-    Rows without a run say "not run". A table of pairs shows differences between recipes, paired by seed, with 95 %
-    intervals.
+    Recipes without a run are named below their table. A table of pairs shows differences between recipes, paired by
+    seed, with 95 % intervals.
 
     Rendering also updates the pages, pictures and results.csv of --folder from all records.
 
@@ -61,10 +62,12 @@ def table(names: tuple[str, ...], folder: Path, out: Path, minutes: float | None
         )
     terminal = console()
     if not names:
+        listing = Table(Column("name", no_wrap=True), Column("runs", no_wrap=True), "title")
         for name in recipes.table_names(folder):
             entry = recipes.read_table(folder, name)
             missing, total = len(list(entry.missing())), entry.seeds * len(entry.recipes)
-            terminal.print(f"{name:12} {total - missing} of {total} runs: {entry.title}", highlight=False)
+            listing.add_row(name, f"{total - missing} of {total}", entry.title)
+        terminal.print(listing)
         return
     chosen = [recipes.read_table(folder, name) for name in names]
     if not render:
