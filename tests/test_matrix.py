@@ -6,11 +6,16 @@ CI runs every method × {none, idaa} and every augmentation × {simclr, byol}. `
 from __future__ import annotations
 
 import copy
+import math
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightly.loss import DCLWLoss
+from lightly.loss.visreg_loss import VISRegLoss
+from PIL import Image
 from torch import Tensor, nn
 
 from idaa_lightly import CLAE, IDAA, VAE, AdversarialLoss, dual_batchnorm
@@ -25,6 +30,7 @@ from idaa_lightly.registry import entries, load
 from idaa_lightly.training import SelfSupervised
 from idaa_lightly.variants import ThirdViewLoss
 from idaa_lightly_plugins.augmentations.hvp import HardPairLoss
+from idaa_lightly_plugins.methods.dcl import mises_fisher_weights
 
 NORMALIZE = {"mean": [0.5] * 3, "std": [0.25] * 3}
 OURS = "idaa-lightly"
@@ -332,7 +338,7 @@ def test_mmcr_is_minus_the_nuclear_norm_of_the_mean_embeddings() -> None:
     assert all(part.norm(dim=1).allclose(torch.ones(8)) for output in outputs for part in output)
 
 
-@pytest.mark.parametrize("name", ["lejepa", "wmse"])
+@pytest.mark.parametrize("name", ["lejepa", "visreg", "wmse"])
 def test_random_numbers_of_a_loss_depend_on_the_step_only(name: str) -> None:
     method: Any = make_method(name)
     method.whitening_size = 6  # otherwise all samples are one group, and nothing is drawn
@@ -344,6 +350,57 @@ def test_random_numbers_of_a_loss_depend_on_the_step_only(name: str) -> None:
         losses.append(method.loss(*outputs).item())
         assert torch.equal(torch.get_rng_state(), state)
     assert losses[0] == losses[2] != losses[1]
+
+
+def test_visreg_is_lightlys_loss_with_four_global_views() -> None:
+    method: Any = make_method("visreg")
+    outputs = [method(view) for seed in range(3) for view in views(seed)]
+    method.before_step(7, 1, 1)
+    found = method.loss(*outputs)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        criterion = VISRegLoss(lambda_param=0.6, num_slices=16)
+        expected = criterion(global_proj=torch.stack(outputs[:4]), local_proj=torch.stack(outputs[4:]))
+    torch.testing.assert_close(found, expected)
+    made = method.transform(16, NORMALIZE)(Image.new("RGB", (16, 16)))
+    assert [view.shape[-1] for view in made] == [16] * 4 + [8] * 2
+
+
+def test_dclw_gives_larger_weights_to_pairs_that_agree_less() -> None:
+    """With σ = 0.5 and cosines 1 and 0, the weights are 2 − 2 · e² / (e² + 1) and 2 − 2 / (e² + 1)."""
+    anchor, positive = torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    high = math.exp(2) / (math.exp(2) + 1)
+    torch.testing.assert_close(mises_fisher_weights(anchor, positive, 0.5), torch.tensor([2 - 2 * high, 2 * high]))
+    plain, weighted = (load("method", "dcl")(nn.Flatten(), 4, sigma=sigma) for sigma in (None, 0.5))
+    assert plain.loss(*torch.eye(4).repeat(2, 1, 1)) == weighted.loss(*torch.eye(4).repeat(2, 1, 1))  # all agree alike
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightly's weights warn about a copy.
+        pairs = torch.randn(2, 8, 4)
+        torch.testing.assert_close(weighted.loss(*pairs), DCLWLoss(temperature=0.1, sigma=0.5)(*pairs))
+
+
+def test_directclr_compares_the_first_features() -> None:
+    method: Any = load("method", "directclr")(nn.Flatten(), 16, share=0.25)
+    first, second = torch.randn(2, 8, 16)
+    changed = torch.cat([second[:, :4], torch.randn(8, 12)], 1)
+    assert method.loss(first, second) == method.loss(first, changed)
+    assert method.loss(first, second) != method.loss(first, second.flip(1))
+
+
+def test_hypersphere_by_hand() -> None:
+    """Two samples that are opposite in both views: alignment 0, uniformity log exp(−2 · 4) = −8."""
+    method: Any = load("method", "hypersphere")(nn.Flatten(), 2)
+    ends = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    torch.testing.assert_close(method.loss(ends, ends), torch.tensor(-8.0))
+    torch.testing.assert_close(method.loss(ends, -ends), torch.tensor(4.0 - 8.0))
+
+
+def test_macl_raises_the_temperature_as_pairs_agree() -> None:
+    """Two samples, aligned: the temperature is 0.1 · (1 + 0.5 · 1), and a negative has the cosine 0."""
+    method: Any = load("method", "macl")(nn.Flatten(), 2)
+    certainty = 1 / (1 + 2 * math.exp(-1 / 0.15))
+    expected = -math.log(certainty) / (1 - certainty)
+    torch.testing.assert_close(method.loss(torch.eye(2), torch.eye(2)), torch.tensor(expected), rtol=1e-4, atol=0)
 
 
 def test_wmse_whitens_in_groups() -> None:

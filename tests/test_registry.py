@@ -240,7 +240,7 @@ def test_the_matrix_comes_from_what_plugins_declare(install, monkeypatch):
     number = marks["simclr"]["picky"]
     assert f"\n{number}  picky: it wants batches of at least 512\n" in done.output
     assert {name for name, row in marks.items() if row["metaug"] != "✓"} == {
-        "dino", "dinov2", "fastsiam", "lejepa", "mmcr", "swav"
+        "dino", "dinov2", "fastsiam", "lejepa", "mmcr", "swav", "visreg"
     }  # fmt: skip
     assert {name for name, row in marks.items() if row["idaa"] != "✓"} == {"wmse"}
     assert "idaa: its search starts at the view itself, where the gradient of this method's loss is zero" in done.output

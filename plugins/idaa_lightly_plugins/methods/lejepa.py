@@ -41,6 +41,8 @@ class LeJEPA(RandomLoss, PairMethod):
     epochs = 100
     batch_size = 512
     multi_crop = True
+    global_views = 2
+    criterion: nn.Module
 
     def __init__(
         self,
@@ -78,7 +80,7 @@ class LeJEPA(RandomLoss, PairMethod):
         views = full_precision(torch.stack([anchor, positive, *others]))
         with self.draws(views.device), torch.autocast(views.device.type, enabled=False):
             gaussian: Tensor = self.criterion(gathered(views))
-        return torch.lerp((views - views[:2].mean(0)).square().mean(), gaussian, self.regularisation)
+        return torch.lerp((views - views[: self.global_views].mean(0)).square().mean(), gaussian, self.regularisation)
 
     def optimizer(
         self, parameters: ParamsT, epochs: int, steps_per_epoch: int

@@ -1,0 +1,39 @@
+"""DirectCLR."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightly.loss.directclr_loss import DirectCLRLoss
+from torch import nn
+
+from idaa_lightly.options import Positive, Share
+from idaa_lightly.plugin import PairMethod
+from idaa_lightly_plugins.methods.recipe import LightlyRecipe
+
+
+class DirectCLR(LightlyRecipe, PairMethod):
+    """DirectCLR: NT-Xent on the first features of the backbone, without a projection head.
+
+    Source: Jing et al., "Understanding Dimensional Collapse in Contrastive Self-supervised Learning", ICLR 2022,
+    Sec. 6. The share is that of the authors' code for ImageNet, 360 of 2048 features, and so is the temperature. The
+    rest of the recipe is Lightly's CIFAR-10 benchmark, because neither the paper nor the benchmark has DirectCLR on
+    CIFAR-10.
+
+    Args:
+        temperature: Temperature of NT-Xent, which divides the cosines.
+        share: Share of the features that the loss compares.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_features: int,
+        *,
+        temperature: Positive = 0.1,
+        share: Share = 0.176,
+        **options: Any,
+    ) -> None:
+        super().__init__(backbone, num_features, **options)
+        self.head = nn.Identity()
+        self.criterion = DirectCLRLoss(max(1, round(share * num_features)), temperature, gather_distributed=True)
