@@ -227,6 +227,7 @@ def test_options_are_shown_where_rows_differ_and_once_where_all_share_them() -> 
 def test_a_run_of_a_plugin_that_is_not_installed_shows_all_its_options() -> None:
     write("none")
     write("gone", aug="long-gone", options={"eps": 0.5})
+    assert rows()[0]["options"] == ""
     assert "aug.eps=0.5" in rows()[1]["options"]
 
 

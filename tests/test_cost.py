@@ -77,13 +77,18 @@ def test_fitting_is_scaled_from_one_batch_to_all_images_and_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("image_size", "epochs", "sizes"),
-    [(8, 2, [64, 64]), (32, 2, [16, 16]), (32, 5, [16, 16, 64, 64])],  # 22 steps per epoch
+    ("image_size", "epochs", "each", "sizes"),
+    [
+        (8, 2, 0.025, [64, 64]),
+        (32, 2, 0.025, [16, 16]),
+        (32, 5, 0.025, [16, 16, 64, 64]),  # 110 steps
+        (32, 5, 0.25, [16, 16]),  # A whole batch would take 17 s.
+    ],
 )
 def test_a_whole_batch_is_timed_if_the_run_is_long(
-    image_size: int, epochs: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+    image_size: int, epochs: int, each: float, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loss takes 0.3 s, and 0.025 s for each image. Nothing else takes time on this clock."""
+    """The loss takes 0.3 s, and some time for each image. Nothing else takes time on this clock."""
     config = resolve(RunConfig(aug="none", backbone="resnet9-w4", image_size=image_size, epochs=epochs, batch_size=64))
     parts = make_parts(config, make_augmentation(config), read_data(config))
     now, seen = [0.0], []
@@ -99,14 +104,14 @@ def test_a_whole_batch_is_timed_if_the_run_is_long(
 
         def forward(self, method: nn.Module, *views: Tensor) -> Any:
             seen.append(len(views[0]))
-            now[0] += 0.3 + 0.025 * len(views[0])
+            now[0] += 0.3 + each * len(views[0])
             return self.inner(method, *views)
 
     busy = Parts(**{**vars(parts), "augmentation": Busy()})
     monkeypatch.setattr("idaa_lightly.bench.run.cost.time", SimpleNamespace(perf_counter=lambda: now[0]))
     found = estimate(busy, fit_context(busy, CPU))
     assert seen == sizes
-    assert found.train == pytest.approx((0.3 / sizes[-1] + 0.025) * len(parts.views) * epochs)
+    assert found.train == pytest.approx((0.3 / sizes[-1] + each) * len(parts.views) * epochs)
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(3, "10 s"), (84, "80 s"), (130, "2 min"), (3 * 3600, "3.0 h")])

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from lightly.loss import DCLWLoss
+from lightly.loss.directclr_loss import DirectCLRLoss
 from lightly.loss.visreg_loss import VISRegLoss
 from PIL import Image
 from torch import Tensor, nn
@@ -364,6 +365,7 @@ def test_visreg_is_lightlys_loss_with_four_global_views() -> None:
     torch.testing.assert_close(found, expected)
     made = method.transform(16, NORMALIZE)(Image.new("RGB", (16, 16)))
     assert [view.shape[-1] for view in made] == [16] * 4 + [8] * 2
+    assert str(method.transform(16, NORMALIZE).transforms[-1].transform).count("Solarization") == 1
 
 
 def test_dclw_gives_larger_weights_to_pairs_that_agree_less() -> None:
@@ -382,9 +384,8 @@ def test_dclw_gives_larger_weights_to_pairs_that_agree_less() -> None:
 def test_directclr_compares_the_first_features() -> None:
     method: Any = load("method", "directclr")(nn.Flatten(), 16, share=0.25)
     first, second = torch.randn(2, 8, 16)
-    changed = torch.cat([second[:, :4], torch.randn(8, 12)], 1)
-    assert method.loss(first, second) == method.loss(first, changed)
-    assert method.loss(first, second) != method.loss(first, second.flip(1))
+    assert torch.equal(method(first), first[:, :4])
+    torch.testing.assert_close(method.loss(first[:, :4], second[:, :4]), DirectCLRLoss(4, 0.1)(first, second))
 
 
 def test_hypersphere_by_hand() -> None:
@@ -401,6 +402,17 @@ def test_macl_raises_the_temperature_as_pairs_agree() -> None:
     certainty = 1 / (1 + 2 * math.exp(-1 / 0.15))
     expected = -math.log(certainty) / (1 - certainty)
     torch.testing.assert_close(method.loss(torch.eye(2), torch.eye(2)), torch.tensor(expected), rtol=1e-4, atol=0)
+    sharp: Any = load("method", "macl")(nn.Flatten(), 2, temperature=0.05)
+    gradients = []
+    for enabled in (False, True):
+        points = torch.eye(64).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = sharp.loss(points, torch.eye(64).roll(1, 1) * 0.1 + torch.eye(64))
+        loss.backward()
+        gradients.append(points.grad)
+    torch.testing.assert_close(*gradients)
+    with pytest.raises(UsageError, match=r"rise is 0.5 and threshold 1.0, so the temperature could reach 0"):
+        load("method", "macl")(nn.Flatten(), 2, threshold=1.0)
 
 
 def test_wmse_whitens_in_groups() -> None:

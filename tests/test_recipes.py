@@ -392,6 +392,6 @@ def test_the_table_of_all_methods_treats_them_alike() -> None:
         assert recipe.config.lr in rates
         assert resolve(recipe.run_of(0)).set["method"]["lr"] == recipe.config.lr
         records = [read_record(path.parent) for trial in tried for path in trials.records(trial).rglob("record.json")]
-        if len(records) == 6:
+        if len(records) >= 6:
             best = max(records, key=lambda record: record["last"]["knn"])
             assert best["config"]["set"]["method"]["lr"] == recipe.config.lr, recipe.name

@@ -307,30 +307,34 @@ def difference(measure: Measure, group: Group, baseline: Group | None) -> dict[s
 
 
 def _options(configs: list[RunConfig]) -> list[dict[str, Any]]:
-    """Return the options of each configuration that differ from the defaults, in it or in another one.
+    """Return the options of each configuration that are not the defaults, in it or in another one of its method.
 
-    Options of an augmentation count in the configurations that have it, and others in those that have the method.
+    An option of the augmentation must differ in a configuration of the same method and augmentation.
     """
-    changed = {
-        (config.method, config.aug if key.startswith("aug.") else None, key)
-        for config in configs
-        for key in non_default(config)
-    }
+
+    def place(config: RunConfig, key: str) -> tuple[str, str | None, str]:
+        return config.method, config.aug if key.startswith("aug.") else None, key
+
+    changed = {place(config, key) for config in configs if _usual(config) for key in non_default(config)}
+    shown = [non_default(config).keys() for config in configs]
     return [
-        {
-            key: value
-            for key, value in config.flat().items()
-            if (config.method, config.aug if key.startswith("aug.") else None, key) in changed
-        }
-        for config in configs
+        {key: value for key, value in config.flat().items() if key in own or place(config, key) in changed}
+        for config, own in zip(configs, shown, strict=True)
     ]
 
 
-def non_default(config: RunConfig) -> dict[str, Any]:
-    """Return options that are not the defaults of the plugins and the data, except those in `MARKS`."""
+def _usual(config: RunConfig) -> dict[str, Any]:
+    """Return the defaults of the plugins and the data. Empty if a plugin is not installed here."""
     try:
-        usual = resolve(RunConfig(method=config.method, aug=config.aug, data=config.data)).flat()
-    except IDAAError:  # a plugin that is not installed here: all its options are shown
-        usual = {}
-    told = {"method", "aug", "data", "epochs", "data_dir"}
+        return resolve(RunConfig(method=config.method, aug=config.aug, data=config.data)).flat()
+    except IDAAError:
+        return {}
+
+
+def non_default(config: RunConfig) -> dict[str, Any]:
+    """Return options that are not the defaults of the plugins and the data, except those in `MARKS`.
+
+    If a plugin is not installed here, all options are returned.
+    """
+    usual, told = _usual(config), {"method", "aug", "data", "epochs", "data_dir"}
     return {key: value for key, value in config.flat().items() if key not in told and usual.get(key) != value}

@@ -18,7 +18,7 @@ Line = dict[str, str]
 """Texts of a row of a table, by the keys of its columns."""
 NAMED = 12
 """Recipes that are named if they were not run, at most."""
-OF_THE_MACHINE = ("commit", "device", "train_s", "time_relative", "images_per_s")
+ON_REQUEST = ("commit", "device", "train_s", "time_relative", "images_per_s")
 """Keys of columns that a table has only if it asks for them."""
 
 
@@ -42,7 +42,7 @@ def render(table: Table) -> str:
     found = _compared(table)
     lines = list(_differences(table, found) if table.pairs else _lines(table, found))
     keys = dict.fromkeys(key for line in lines for key in line)
-    shown = [key for key in keys if (key in table.columns if table.columns else key not in OF_THE_MACHINE)]
+    shown = [key for key in keys if (key in table.columns if table.columns else key not in ON_REQUEST)]
     titles = found.titles | _own_titles(table)
     missing = len(list(table.missing()))
     studied = table.recipes if table.study else ()
@@ -77,8 +77,6 @@ def _compared(table: Table) -> _Found:
     comparison = compare(there, by_commit=False, against=table.against if table.against in augs else BASELINE)
     records = f"{near((table.folder / 'records').resolve())}/"  # Left out, so that pages are the same from everywhere.
     notes = [note.removesuffix(".").replace(records, "") for note in comparison.notes]
-    if table.pairs:
-        notes = [note.removesuffix(": see its column") for note in notes]
     shown = columns(comparison, table.columns)
     groups: dict[str, list[tuple[Group, Line]]] = {}
     for group, row in zip(read_groups(there, by_commit=False)[0], comparison.rows, strict=True):

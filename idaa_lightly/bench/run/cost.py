@@ -22,8 +22,8 @@ from idaa_lightly.training import SelfSupervised
 SAMPLE = 16 * 32**2
 """Pixels of a timed step on the CPU, over all its images. The step has 16 images or more, unless a batch is smaller.
 
-A part of the time may not depend on the number of images. So a whole batch is timed instead if it takes at most
-`PATIENCE` seconds, in a training of at least `MANY` steps.
+A part of the time may not depend on the number of images. So a whole batch is timed instead if it should take
+less than `PATIENCE` seconds, in a training of at least `MANY` steps.
 """
 PATIENCE, MANY = 10.0, 100
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from idaa_lightly.criteria import gathered
 from idaa_lightly.options import Count, Positive
 from idaa_lightly.plugin import PairMethod
-from idaa_lightly_plugins.methods.recipe import LightlyRecipe
+from idaa_lightly_plugins.methods.recipe import LightlyRecipe, full_precision
 
 
 class DCL(LightlyRecipe, PairMethod):
@@ -54,6 +54,6 @@ def mises_fisher_weights(anchor: Tensor, positive: Tensor, sigma: float) -> Tens
         positive: Embeddings of unit length, (N, D).
         sigma: Width of the weights.
     """
-    agreement = (anchor * positive).detach().sum(1, keepdim=True) / sigma
+    agreement = (full_precision(anchor) * full_precision(positive)).detach().sum(1, keepdim=True) / sigma
     every = gathered(agreement)
     return (2 - len(every) * (agreement - every.logsumexp(0)).exp()).squeeze(1)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from lightly.loss.hypersphere_loss import HypersphereLoss
 from lightly.models.modules import SimCLRProjectionHead
 from lightly.transforms.multi_view_transform import MultiViewTransform
@@ -49,7 +50,7 @@ class Hypersphere(PairMethod):
         *,
         uniformity: NonNegative = 1.0,
         sharpness: Positive = 2.0,
-        power: Positive = 2.0,
+        power: Annotated[float, Ge(1)] = 2.0,
         lr: NonNegative = 0.36,
         projection_dim: Count = 128,
     ) -> None:
