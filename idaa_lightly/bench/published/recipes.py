@@ -61,7 +61,7 @@ class Table:
         published: Protocol of the published accuracies.
         folder: Directory of recipes and records.
         against: Augmentation that differences refer to.
-        columns: Keys of the columns to show. If there are none, all that are not empty, but no times, devices or commits.
+        columns: Keys of the columns to show. Without them, all that are not empty, but no times, devices or commits.
         reach: kNN accuracies in percent whose cost is shown.
         study: Augmentations whose views are studied on the encoder of each recipe's seed 0.
         pairs: Pairs of recipes whose difference is a row, instead of the recipes' own rows.
