@@ -16,6 +16,7 @@ import torch
 from lightly.loss import DCLWLoss
 from lightly.loss.directclr_loss import DirectCLRLoss
 from lightly.loss.visreg_loss import VISRegLoss
+from lightly.transforms import RandomSolarization
 from PIL import Image
 from torch import Tensor, nn
 
@@ -363,9 +364,10 @@ def test_visreg_is_lightlys_loss_with_four_global_views() -> None:
         criterion = VISRegLoss(lambda_param=0.6, num_slices=16)
         expected = criterion(global_proj=torch.stack(outputs[:4]), local_proj=torch.stack(outputs[4:]))
     torch.testing.assert_close(found, expected)
-    made = method.transform(16, NORMALIZE)(Image.new("RGB", (16, 16)))
-    assert [view.shape[-1] for view in made] == [16] * 4 + [8] * 2
-    assert str(method.transform(16, NORMALIZE).transforms[-1].transform).count("Solarization") == 1
+    transform = method.transform(16, NORMALIZE)
+    assert [view.shape[-1] for view in transform(Image.new("RGB", (16, 16)))] == [16] * 4 + [8] * 2
+    steps = [step for view in transform.transforms for step in view.transform.transforms]
+    assert [step.prob for step in steps if isinstance(step, RandomSolarization)] == [0.2] * 6
 
 
 def test_dclw_gives_larger_weights_to_pairs_that_agree_less() -> None:

@@ -315,11 +315,11 @@ def _options(configs: list[RunConfig]) -> list[dict[str, Any]]:
     def place(config: RunConfig, key: str) -> tuple[str, str | None, str]:
         return config.method, config.aug if key.startswith("aug.") else None, key
 
-    changed = {place(config, key) for config in configs if _usual(config) for key in non_default(config)}
-    shown = [non_default(config).keys() for config in configs]
+    own = [non_default(config) for config in configs]
+    changed = {place(config, key) for config, keys in zip(configs, own, strict=True) if _usual(config) for key in keys}
     return [
-        {key: value for key, value in config.flat().items() if key in own or place(config, key) in changed}
-        for config, own in zip(configs, shown, strict=True)
+        {key: value for key, value in config.flat().items() if key in keys or place(config, key) in changed}
+        for config, keys in zip(configs, own, strict=True)
     ]
 
 

@@ -18,13 +18,13 @@ from idaa_lightly_plugins.methods.recipe import LightlyRecipe, full_precision
 class DCL(LightlyRecipe, PairMethod):
     """Decoupled contrastive learning (DCL): NT-Xent without the positive in the denominator.
 
-    Source: Yeh et al., "Decoupled Contrastive Learning", ECCV 2022, Sec. 3, and Sec. 3.2 for the weights of DCLW. The
-    recipe is Lightly's CIFAR-10 benchmark.
+    Source: Yeh et al., "Decoupled Contrastive Learning", ECCV 2022, Sec. 3. DCLW's weights are those of Lightly's
+    `DCLWLoss`. The recipe is Lightly's CIFAR-10 benchmark.
 
     Args:
         temperature: Temperature of the loss, which divides the cosines.
-        sigma: Width of the weights of DCLW, σ in the paper, which has 0.5. Pairs that agree less than others get larger
-            weights. None gives all pairs the same weight (DCL).
+        sigma: Width of the weights of DCLW, σ in the paper; Lightly's default is 0.5. Pairs that agree less than others
+            get larger weights. None gives all pairs the same weight (DCL).
         projection_dim: Dimension of the projection.
     """
 

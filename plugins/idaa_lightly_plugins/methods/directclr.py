@@ -15,10 +15,9 @@ from idaa_lightly_plugins.methods.recipe import LightlyRecipe
 class DirectCLR(LightlyRecipe, PairMethod):
     """DirectCLR: NT-Xent on the first features of the backbone, without a projection head.
 
-    Source: Jing et al., "Understanding Dimensional Collapse in Contrastive Self-supervised Learning", ICLR 2022,
-    Sec. 6. The share is that of the authors' code for ImageNet, 360 of 2048 features, and so is the temperature. The
-    rest of the recipe is Lightly's CIFAR-10 benchmark, because neither the paper nor the benchmark has DirectCLR on
-    CIFAR-10.
+    Source: Jing et al., "Understanding Dimensional Collapse in Contrastive Self-supervised Learning", ICLR 2022. The
+    share is that of the authors' code for ImageNet, 360 of 2048 features, and so is the temperature. The rest of the
+    recipe is Lightly's CIFAR-10 benchmark, because neither the paper nor the benchmark has DirectCLR on CIFAR-10.
 
     Differs from the paper: NT-Xent, as in Lightly's `DirectCLRLoss`, also has the other embeddings of the same view as
     negatives.

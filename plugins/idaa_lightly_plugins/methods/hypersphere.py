@@ -26,9 +26,10 @@ class Hypersphere(PairMethod):
     An attack that starts at the anchor gets its gradient from the second term.
 
     Source: Wang & Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
-    Hypersphere", ICML 2020, Sec. 4.2. The recipe is that of the authors' code for STL-10, because neither they nor
-    Lightly's benchmarks have CIFAR-10: SGD with momentum 0.9 and weight decay 1e-4, learning rate 0.12 per 256 images,
-    divided by ten after 155, 170 and 185 of 200 epochs, batches of 768 images, and strong colour jitter on each view.
+    Hypersphere", ICML 2020. The recipe is that of the authors' code for STL-10, because they have none for CIFAR-10,
+    and Lightly's benchmarks do not have this method: SGD with momentum 0.9 and weight decay 1e-4, learning rate 0.12
+    per 256 images, divided by ten after 155, 170 and 185 of 200 epochs, batches of 768 images, and strong colour jitter
+    on each view.
 
     Differs from the paper: the projection head is SimCLR's. The authors' is the end of their AlexNet.
 

@@ -21,9 +21,9 @@ class MACL(LightlyRecipe, PairMethod):
 
     Samples that the loss has almost matched get larger weights, which makes up for their small gradients.
 
-    Source: Huang et al., "Model-Aware Contrastive Learning: Towards Escaping the Dilemmas", ICML 2023, Sec. 4. The
-    temperatures are Lightly's defaults. The rest of the recipe is Lightly's CIFAR-10 benchmark, which has no MACL
-    itself. The authors have published their loss only.
+    Source: Huang et al., "Model-Aware Contrastive Learning: Towards Escaping the Dilemmas", ICML 2023. The temperatures
+    are Lightly's defaults. The rest of the recipe is Lightly's CIFAR-10 benchmark, which has no MACL itself. The
+    authors have published their loss only.
 
     Args:
         temperature: Temperature of pairs whose mean cosine is `threshold`.
