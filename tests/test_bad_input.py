@@ -567,7 +567,7 @@ TARGETS: dict[str, tuple[str, Callable[[Path], None], list[str]]] = {
     "no weights": ("x.ckpt", tensors({"state_dict": {}}), ["x.ckpt holds tensors, but no checkpoint"]),
     "other weights": ("x.ckpt", tensors({"state_dict": 3}), ["x.ckpt", "no checkpoint"]),
     "no config": ("x.ckpt", tensors({"state_dict": {"method.backbone.w": torch.ones(1)}}), ["no config.toml"]),
-    "empty folder": ("folder", Path.mkdir, ["folder holds no backbone.pt", "--resume"]),
+    "empty folder": ("folder", Path.mkdir, ["folder holds no finished run of idaa-bench run: expected one"]),
     "missing": ("missing", nothing, ["missing does not exist", "run directory", ".npz"]),
     "missing npz": ("missing.npz", nothing, ["missing.npz", "No such file"]),
     "text as npz": ("x.npz", text, ["x.npz is not a file of features", "train_features"]),

@@ -23,7 +23,7 @@ from idaa_lightly.bench.arms import read_records
 from idaa_lightly.bench.config import RunConfig, read_recipe
 from idaa_lightly.bench.detect.config import DetectConfig
 from idaa_lightly.bench.evaluate.store import find_runs, runs_below
-from idaa_lightly.bench.record import finished_runs
+from idaa_lightly.bench.record import finished_runs, unfinished_runs
 from idaa_lightly.bench.run.setup import read_data
 from idaa_lightly.bench.semi.config import SemiConfig
 from idaa_lightly.bench.semi.fixmatch import FixMatch, FixMatchLoss
@@ -253,6 +253,10 @@ def test_each_command_finds_its_own_runs() -> None:
     evaluated = [folder for family in find_runs([ROOT / "benchmarks"]) for folder in family.results]
     assert sorted(evaluated) == found[RunConfig]
     assert sorted(runs_below(ROOT / "benchmarks").values()) == found[RunConfig]
+    for kind in places:
+        Path(kind.__name__).mkdir()
+        Path(kind.__name__, "config.toml").write_text(kind().to_toml())
+        assert unfinished_runs(Path(), kind) == [Path(kind.__name__)]
 
 
 def test_the_page_shows_the_committed_records() -> None:
@@ -336,7 +340,7 @@ def test_messages_of_the_command(folder: Path) -> None:
         ),
         (
             ["--table", folder],
-            f"{folder} holds no finished run of this command, but expected record.json files below it",
+            f"{folder} holds no finished run of this command: expected one, or a folder of runs",
         ),
     ):
         result = bench(folder, "--aug", "none", *options)

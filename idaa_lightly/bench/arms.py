@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.bench.record import finished_runs, read_record
+from idaa_lightly.bench.record import finished_runs, no_run, read_record
 from idaa_lightly.bench.schema import Record
-from idaa_lightly.errors import FileFormatError
 
 
 def read_records(folder: Path, kind: type[RunConfig]) -> list[Record]:
@@ -24,9 +23,7 @@ def read_records(folder: Path, kind: type[RunConfig]) -> list[Record]:
     """
     records = [read_record(run, kind) for run in finished_runs(folder, kind)]
     if not records:
-        raise FileFormatError(
-            f"{folder} holds no finished run of this command, but expected record.json files below it"
-        )
+        raise no_run(folder, "this command")
     return records
 
 

@@ -17,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from idaa_lightly.bench.config import RunConfig, check, read_toml
+from idaa_lightly.bench.config import RunConfig, check, load_toml, read_toml
 from idaa_lightly.bench.ranks import is_first_process
 from idaa_lightly.bench.schema import Record, read_json
 from idaa_lightly.errors import FileFormatError, RunFolderError, UsageError
@@ -157,14 +157,30 @@ def finished_runs(folder: Path, kind: type[RunConfig] = RunConfig) -> list[Path]
         kind: Class of their configurations.
     """
 
-    def is_of_kind(path: Path) -> bool:
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))["config"]
-            return all((field in config) == (field in kind.names()) for field in OWN_FIELDS)
-        except (OSError, ValueError, LookupError, TypeError):
-            return True  # `read_record` says what is wrong.
+    def config(path: Path) -> Any:
+        return json.loads(path.read_text(encoding="utf-8"))["config"]
 
-    return sorted(path.parent for path in folder.rglob("record.json") if is_of_kind(path))
+    return sorted(path.parent for path in folder.rglob("record.json") if _is_of(kind, path, config))
+
+
+def no_run(target: Path, command: str = "idaa-bench run") -> FileFormatError:
+    """Return the error for a target that holds no finished run of a command."""
+    return FileFormatError(f"{target} holds no finished run of {command}: expected one, or a folder of runs")
+
+
+def unfinished_runs(folder: Path, kind: type[RunConfig] = RunConfig) -> list[Path]:
+    """Return the run directories of one command below a directory that hold no record; see `finished_runs`."""
+    begun = (path for path in folder.rglob("config.toml") if not path.with_name("record.json").exists())
+    return sorted(path.parent for path in begun if _is_of(kind, path, load_toml))
+
+
+def _is_of(kind: type[RunConfig], path: Path, config_in: Callable[[Path], Any]) -> bool:
+    """Return whether a file holds a configuration of this class. Of a damaged file, its reader says what is wrong."""
+    try:
+        config = config_in(path)
+        return all((field in config) == (field in kind.names()) for field in OWN_FIELDS)
+    except (OSError, ValueError, LookupError, TypeError, FileFormatError):
+        return True
 
 
 def learning_curve(record: Record) -> list[tuple[int, float]]:

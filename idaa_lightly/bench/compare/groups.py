@@ -13,10 +13,19 @@ from typing import Any, Literal, get_args
 from scipy import stats
 
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.bench.record import accuracy_at, config_of, finished_runs, fit_flops, read_record, training_flops
+from idaa_lightly.bench.record import (
+    accuracy_at,
+    config_of,
+    finished_runs,
+    fit_flops,
+    no_run,
+    read_record,
+    training_flops,
+    unfinished_runs,
+)
 from idaa_lightly.bench.run.setup import resolve
 from idaa_lightly.bench.schema import Record
-from idaa_lightly.errors import FileFormatError, IDAAError, UsageError
+from idaa_lightly.errors import IDAAError, UsageError
 
 Measure = Literal["knn", "knn_projection", "linear"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
@@ -147,12 +156,9 @@ def read_groups(targets: Iterable[Path], *, by_commit: bool = True) -> tuple[lis
     for target in targets:
         found = [run.resolve() for run in finished_runs(target)]
         if not found:
-            raise FileFormatError(
-                f"{target} holds no finished run of idaa-bench run: expected one, or a folder of runs"
-            )
+            raise no_run(target)
         folders |= dict.fromkeys(found)
-        begun = (path.parent for path in target.rglob("config.toml"))
-        unfinished |= {run.resolve() for run in begun if not (run / "record.json").exists()}
+        unfinished |= {run.resolve() for run in unfinished_runs(target)}
     groups: dict[str, tuple[RunConfig, dict[int, Record], dict[int, Path]]] = {}
     for folder in folders:
         record = read_record(folder)

@@ -37,7 +37,7 @@ from idaa_lightly.bench.evaluate.schema import Accuracies, NeighboursFile
 from idaa_lightly.bench.evaluate.state_dicts import NOTHING, Given
 from idaa_lightly.bench.evaluate.targets import features_from, load_backbone, read_features
 from idaa_lightly.bench.features import Features, features_of
-from idaa_lightly.bench.record import environment, finished_runs, read_record, write_json
+from idaa_lightly.bench.record import environment, finished_runs, no_run, read_record, write_json
 from idaa_lightly.bench.schema import read_json
 from idaa_lightly.data import DataSet
 from idaa_lightly.errors import FileFormatError
@@ -207,9 +207,7 @@ def runs_only(families: list[Family]) -> Iterable[tuple[Path, dict[str, Result]]
     """
     for family in families:
         for target in family.results if family.group is None else ():
-            raise FileFormatError(
-                f"{target} holds no finished run of idaa-bench run: expected one, or a folder of runs"
-            )
+            raise no_run(target)
     for family in families:
         yield from family.results.items()
 

@@ -17,7 +17,7 @@ from idaa_lightly.bench.config import RunConfig, read_toml
 from idaa_lightly.bench.evaluate.layers import LayerOutputs
 from idaa_lightly.bench.evaluate.state_dicts import NOTHING, Given, load_state_dict, note_path
 from idaa_lightly.bench.features import Features, features_of, pick_device
-from idaa_lightly.bench.record import read_record
+from idaa_lightly.bench.record import no_run, read_record
 from idaa_lightly.bench.run.checkpoint import LAST, PREVIOUS, checkpoint_to_evaluate
 from idaa_lightly.bench.run.fitting import fit, fit_context
 from idaa_lightly.bench.run.plugins import make_augmentation, trained_network
@@ -170,6 +170,8 @@ def backbone_weights(target: Path) -> dict[str, Tensor]:
         FileFormatError: The target is neither, or the run is not finished.
     """
     if target.is_dir():
+        if not any((target / name).exists() for name in ("config.toml", "record.json", "backbone.pt")):
+            raise no_run(target)
         if not (target / "backbone.pt").exists():
             raise FileFormatError(
                 f"{target} holds no backbone.pt, so it is not a finished run of idaa-bench run: finish it with "
