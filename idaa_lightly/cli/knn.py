@@ -10,7 +10,7 @@ import click
 from rich.table import Column, Table
 
 from idaa_lightly.cli.options import network_options, numbers
-from idaa_lightly.cli.terminal import console, mean_label
+from idaa_lightly.cli.terminal import console, mean_label, of_layer
 from idaa_lightly.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def knn(
     if heatmap and len(found) > 1:
         raise UsageError(f"--heatmap draws one target, but there are {len(found)}: pass one of them")
     first = next(iter(found.values()))
-    caption = f"{first['queries']} queries in a bank of {first['bank']}; {first['backend']}"
+    caption = f"{of_layer(given)}{first['queries']} queries in a bank of {first['bank']}; {first['backend']}"
     console().print(_table(families, caption))
     if heatmap:
         from idaa_lightly.bench.run.figures import save_knn

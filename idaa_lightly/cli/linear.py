@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from idaa_lightly.cli.options import SEED, network_options
-from idaa_lightly.cli.terminal import Value, accuracy_table, console
+from idaa_lightly.cli.terminal import Value, accuracy_table, console, of_layer
 
 
 @click.command()
@@ -58,7 +58,7 @@ def linear(
     protocols = [name.strip() for name in protocol.split(",")]
     families = evaluate_linear(targets, protocols, seed=seed, epochs=epochs, given=Given(**given))
     columns: dict[str, Value] = {"top-1, %": lambda entry: entry["accuracy"]}
-    caption = "on the test images"
+    caption = f"{of_layer(given)}on the test images"
     if EPOCHS.keys() & protocols:
         columns["best epoch*, %"] = lambda entry: entry["best"]["accuracy"] if "best" in entry else None
         caption += ", after the last epoch; * chosen on the test images, so optimistic"

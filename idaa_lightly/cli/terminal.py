@@ -148,6 +148,11 @@ def accuracy_table(families: list[Family], names: str, columns: Mapping[str, Val
     return table
 
 
+def of_layer(given: Mapping[str, Any]) -> str:
+    """Return the beginning of a caption that names the layer of --layer, if there is one."""
+    return f"outputs of {given['layer']}, " if given["layer"] else ""
+
+
 def mean_label(family: Family) -> str:
     """Return the label of the row with the mean over several runs."""
     assert family.group is not None
