@@ -398,6 +398,15 @@ def test_hypersphere_by_hand() -> None:
     torch.testing.assert_close(method.loss(ends, -ends), torch.tensor(4.0 - 8.0))
 
 
+def test_the_invariance_term_of_frossl_is_divided_by_the_batch_size() -> None:
+    """Each sample twice leaves the other term unchanged. So half the weight with half the batch is the same loss."""
+    whole, half = (load("method", "frossl")(nn.Flatten(), 2, invariance=weight) for weight in (1.0, 0.5))
+    anchor, positive = torch.randn(2, 8, 4)
+    loss: Any = whole.loss(torch.cat([anchor, anchor]), torch.cat([positive, positive]))
+    torch.testing.assert_close(loss, half.loss(anchor, positive))
+    assert (loss - whole.loss(anchor, positive)).abs() > 0.1
+
+
 def test_macl_raises_the_temperature_as_pairs_agree() -> None:
     """Two samples, aligned: the temperature is 0.1 · (1 + 0.5 · 1), and a negative has the cosine 0."""
     method: Any = load("method", "macl")(nn.Flatten(), 2)

@@ -381,12 +381,16 @@ def test_the_table_of_all_methods_treats_them_alike() -> None:
     ]  # `cmc` trains two networks.
     settings = {"epochs": 12, "evaluate_on": "validation"}
     assert {(recipe.config.epochs, recipe.config.evaluate_on) for recipe in table.recipes} == {(40, "test")}
-    same = [replace(recipe.config, method="simclr", lr=None) for recipe in (*table.recipes, *trials.recipes)]
+    same = [replace(recipe.config, method="simclr", lr=None, set={}) for recipe in (*table.recipes, *trials.recipes)]
+    assert {recipe.name: recipe.config.set for recipe in table.recipes if recipe.config.set} == {
+        "lightly-frossl": {"method": {"invariance": 0.5}}
+    }  # Lightly's recipe has batches of 512 images, and the term is divided by the batch size.
     assert {json.dumps({**config.to_dict(), **settings}, sort_keys=True) for config in same} == {
         json.dumps({**same[-1].to_dict(), **settings}, sort_keys=True)
     }
     for recipe in table.recipes:
-        tried = [trial for trial in trials.recipes if trial.config.method == recipe.config.method]
+        kind = recipe.config.method, recipe.config.set
+        tried = [trial for trial in trials.recipes if (trial.config.method, trial.config.set) == kind]
         rates = [trial.config.lr for trial in tried]
         assert len(set(rates)) >= 5
         assert recipe.config.lr in rates

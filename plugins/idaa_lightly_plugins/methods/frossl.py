@@ -25,7 +25,8 @@ class FroSSL(LightlyRecipe, PairMethod):
     BYOL's views.
 
     Args:
-        invariance: Weight of the invariance term.
+        invariance: Weight of the invariance term. The term is proportional to the projection dimension over the batch
+            size. If it outweighs the other one, projections become constant. Halve the weight with half the batch.
         projection_dim: Width of the projection head and dimension of the projection.
     """
 
