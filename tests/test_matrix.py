@@ -370,6 +370,13 @@ def test_visreg_is_lightlys_loss_with_four_global_views() -> None:
     assert [step.prob for step in steps if isinstance(step, RandomSolarization)] == [0.2] * 6
 
 
+@pytest.mark.parametrize("name", ["barlowtwins", "byol", "frossl", "smog", "tico"])
+def test_second_views_are_solarised_as_in_lightlys_benchmarks(name: str) -> None:
+    transform: Any = load("method", name)(nn.Flatten(), 2).transform(16, NORMALIZE)
+    steps = [step for view in transform.transforms for step in view.transform.transforms]
+    assert [step.prob for step in steps if isinstance(step, RandomSolarization)] == [0.0, 0.2]
+
+
 def test_dclw_gives_larger_weights_to_pairs_that_agree_less() -> None:
     """With σ = 0.5 and cosines 1 and 0, the weights are 2 − 2 · e² / (e² + 1) and 2 − 2 / (e² + 1)."""
     anchor, positive = torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 0.0]])

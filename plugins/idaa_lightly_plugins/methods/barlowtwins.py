@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from idaa_lightly.criteria import gathered
 from idaa_lightly.options import Count, NonNegative
 from idaa_lightly.plugin import PairMethod
-from idaa_lightly_plugins.methods.recipe import LightlyRecipe
+from idaa_lightly_plugins.methods.recipe import BYOLViews, LightlyRecipe
 
 
-class BarlowTwins(LightlyRecipe, PairMethod):
+class BarlowTwins(BYOLViews, LightlyRecipe, PairMethod):
     """Barlow Twins, which drives the cross-correlation of two views' projections to the identity matrix.
 
     Source: Zbontar et al., "Barlow Twins", ICML 2021, Sec. 2. The recipe is Lightly's CIFAR-10 benchmark, with its
-    projection head of two layers.
+    projection head of two layers and BYOL's views.
 
     Args:
         redundancy: Weight of the off-diagonal terms, λ in the paper.

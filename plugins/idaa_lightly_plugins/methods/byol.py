@@ -9,18 +9,19 @@ from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
 from torch import Tensor, nn
 
 from idaa_lightly.options import Count
-from idaa_lightly_plugins.methods.recipe import MomentumRecipe
+from idaa_lightly_plugins.methods.recipe import BYOLViews, MomentumRecipe
 
 Pair = tuple[Tensor, Tensor]
 
 
-class BYOL(MomentumRecipe):
+class BYOL(BYOLViews, MomentumRecipe):
     """Bootstrap your own latent (BYOL): a predictor and a momentum target network.
 
     An attack that starts at the anchor has a non-zero gradient, since the predictor makes prediction and target differ
     even for the same image.
 
-    Source: Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020, Sec. 3. The recipe is Lightly's CIFAR-10 benchmark.
+    Source: Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020, Sec. 3. The recipe is Lightly's CIFAR-10 benchmark,
+    with BYOL's views.
 
     Args:
         hidden_dim: Width of the projection head and the predictor.

@@ -17,8 +17,7 @@ class DINOv2(DINO):
     """DINOv2's losses that compare images: DINO, and KoLeo, which spreads the features of the two global views.
 
     Source: Oquab et al., "DINOv2: Learning Robust Visual Features without Supervision", TMLR 2024, Sec. 4. The weight
-    of KoLeo is that of Lightly's example (examples/pytorch/dinov2.py). All other settings are those of DINO in
-    Lightly's CIFAR-10 benchmark.
+    of KoLeo is that of Lightly's example (examples/pytorch/dinov2.py). All other settings are those of `dino`.
 
     Differs from the paper: no loss on masked patches (iBOT), which needs the tokens of a vision transformer, one head,
     and the centring of DINO instead of Sinkhorn-Knopp.

@@ -10,6 +10,7 @@ from lightly.transforms.fast_siam_transform import FastSiamTransform
 from lightly.transforms.multi_view_transform import MultiViewTransform
 from torch import Tensor, nn
 
+from idaa_lightly.options import NonNegative
 from idaa_lightly_plugins.methods.simsiam import Pair, SimSiam
 
 
@@ -34,7 +35,7 @@ class FastSiam(SimSiam):
         backbone: nn.Module,
         num_features: int,
         *,
-        lr: float = 0.06,
+        lr: NonNegative = 0.06,
         views: Annotated[int, Ge(2)] = 4,
         **options: Any,
     ) -> None:

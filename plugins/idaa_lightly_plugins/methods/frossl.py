@@ -6,16 +6,15 @@ from typing import Any
 
 from lightly.loss import FroSSLLoss
 from lightly.models.modules.heads import VICRegProjectionHead
-from lightly.transforms.multi_view_transform import MultiViewTransform
 from torch import Tensor, nn
 
 from idaa_lightly.criteria import gathered
 from idaa_lightly.options import Count, NonNegative
 from idaa_lightly.plugin import PairMethod
-from idaa_lightly_plugins.methods.recipe import LightlyRecipe, byol_views
+from idaa_lightly_plugins.methods.recipe import BYOLViews, LightlyRecipe
 
 
-class FroSSL(LightlyRecipe, PairMethod):
+class FroSSL(BYOLViews, LightlyRecipe, PairMethod):
     """FroSSL, which spreads projections by a small Frobenius norm of their covariance, and pulls views to their mean.
 
     An attack that starts at the anchor gets its gradient from the first term.
@@ -26,7 +25,8 @@ class FroSSL(LightlyRecipe, PairMethod):
 
     Args:
         invariance: Weight of the invariance term. The term is proportional to the projection dimension over the batch
-            size. If it outweighs the other one, projections become constant. Halve the weight with half the batch.
+            size, which is 4 for the recipe and in the authors' code for CIFAR-10. If it outweighs the other term,
+            projections become constant. Halve the weight with half the batch.
         projection_dim: Width of the projection head and dimension of the projection.
     """
 
@@ -42,10 +42,6 @@ class FroSSL(LightlyRecipe, PairMethod):
         super().__init__(backbone, num_features, **options)
         self.head = VICRegProjectionHead(num_features, projection_dim, projection_dim, num_layers=2)
         self.criterion = FroSSLLoss(invariance)
-
-    def transform(self, image_size: int, normalize: dict[str, list[float]]) -> MultiViewTransform:
-        """Return BYOL's transform without blur."""
-        return byol_views(image_size, normalize)
 
     def loss(self, anchor: Tensor, positive: Tensor, *others: Tensor) -> Tensor:
         """Return the criterion on the projections of all ranks."""

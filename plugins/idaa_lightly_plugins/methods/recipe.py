@@ -106,6 +106,15 @@ class MomentumRecipe(LightlyRecipe):
         update_momentum(self.head, self.momentum_head, momentum)
 
 
+class BYOLViews(Method):
+    """Base class of methods with BYOL's views, without blur, as in Lightly's CIFAR-10 benchmark."""
+
+    def transform(self, image_size: int, normalize: dict[str, list[float]]) -> MultiViewTransform:
+        """Return a transform with crop, flip, colour jitter, greyscale, and solarisation of a fifth of second views."""
+        options: dict[str, Any] = {"input_size": image_size, "gaussian_blur": 0.0, "normalize": normalize}
+        return BYOLTransform(BYOLView1Transform(**options), BYOLView2Transform(**options))
+
+
 class RandomLoss(Method):
     """Base class of methods whose loss draws random numbers.
 
@@ -139,17 +148,6 @@ def cosine(optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
         steps: Number of optimiser steps of the whole training.
     """
     return LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step, steps) / steps)))
-
-
-def byol_views(image_size: int, normalize: dict[str, list[float]]) -> MultiViewTransform:
-    """Return BYOL's transform, which solarises a fifth of the second views. It has no blur, as in Lightly's benchmark.
-
-    Args:
-        image_size: Height and width of the views, in pixels.
-        normalize: Keys `mean` and `std`, one value per channel.
-    """
-    options: dict[str, Any] = {"input_size": image_size, "gaussian_blur": 0.0, "normalize": normalize}
-    return BYOLTransform(BYOLView1Transform(**options), BYOLView2Transform(**options))
 
 
 def full_precision(embeddings: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from lightly.transforms.multi_view_transform import MultiViewTransform
 from lightly.transforms.simclr_transform import SimCLRTransform
 from torch import Tensor, nn
 
-from idaa_lightly.options import Count
+from idaa_lightly.options import Count, NonNegative
 from idaa_lightly_plugins.methods.recipe import LightlyRecipe
 
 Pair = tuple[Tensor, Tensor]
@@ -39,7 +39,7 @@ class SimSiam(LightlyRecipe):
         backbone: nn.Module,
         num_features: int,
         *,
-        lr: float = 0.06,
+        lr: NonNegative = 0.06,
         projection_dim: Count = 2048,
         prediction_dim: Count = 512,
     ) -> None:

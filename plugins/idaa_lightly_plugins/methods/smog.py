@@ -30,6 +30,9 @@ class SMoG(MomentumRecipe):
     Sec. 3. The recipe is Lightly's CIFAR-10 benchmark: SGD, learning rate 0.01, weight decay 1e-6, batches of 128
     images.
 
+    Differs from Lightly's benchmark: the two views are not swapped in every second step, because an attack needs the
+    gradient of the positive.
+
     Args:
         temperature: Temperature of the softmax over groups.
         groups: Number of groups.
@@ -71,13 +74,14 @@ class SMoG(MomentumRecipe):
         self.temperature, self.restart = temperature, restart
 
     def transform(self, image_size: int, normalize: dict[str, list[float]]) -> MultiViewTransform:
-        """Return a transform with crop, flip, colour jitter and greyscale."""
+        """Return a transform with crop, flip, colour jitter, greyscale, and solarisation of a fifth of second views."""
         return SMoGTransform(
             (image_size, image_size),
             (1, 1),
             (0.2, 0.2),
             (1.0, 1.0),
             gaussian_blur_probs=(0.0, 0.0),
+            solarize_probs=(0.0, 0.2),
             normalize=normalize,
         )
 

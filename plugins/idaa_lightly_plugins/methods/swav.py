@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import ParamsT
 
-from idaa_lightly.options import Count, NonNegativeInt
+from idaa_lightly.options import Count, NonNegative, NonNegativeInt
 from idaa_lightly_plugins.methods.recipe import LightlyRecipe, cosine, full_precision, local_size
 
 
@@ -42,7 +42,7 @@ class SwaV(LightlyRecipe):
         backbone: nn.Module,
         num_features: int,
         *,
-        lr: float = 4e-3,
+        lr: NonNegative = 4e-3,
         projection_dim: Count = 128,
         prototypes: Count = 512,
         local_views: NonNegativeInt = 6,

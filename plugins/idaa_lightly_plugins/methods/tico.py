@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from lightly.loss import TiCoLoss
 from lightly.models.modules.heads import TiCoProjectionHead
-from lightly.transforms.multi_view_transform import MultiViewTransform
 from lightly.utils.scheduler import CosineWarmupScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -13,12 +12,12 @@ from torch.optim.optimizer import ParamsT
 
 from idaa_lightly.criteria import gathered
 from idaa_lightly.options import Count, Fraction, NonNegative
-from idaa_lightly_plugins.methods.recipe import MomentumRecipe, byol_views
+from idaa_lightly_plugins.methods.recipe import BYOLViews, MomentumRecipe
 
 Pair = tuple[Tensor, Tensor]
 
 
-class TiCo(MomentumRecipe):
+class TiCo(BYOLViews, MomentumRecipe):
     """Transformation invariance and covariance contrast (TiCo), with a momentum network.
 
     Projections are pulled to those of the momentum network, and pushed out of the directions in which the covariance of
@@ -60,10 +59,6 @@ class TiCo(MomentumRecipe):
         self.criterion = TiCoLoss(beta, rho)
         del self.criterion.C  # Lightly's attribute would be missing in checkpoints.
         self.criterion.register_buffer("C", torch.zeros(projection_dim, projection_dim))
-
-    def transform(self, image_size: int, normalize: dict[str, list[float]]) -> MultiViewTransform:
-        """Return BYOL's transform without blur."""
-        return byol_views(image_size, normalize)
 
     def embed(self, images: Tensor) -> Pair:
         """Return projections of the trained and of the momentum network, (N, projection_dim) each."""

@@ -26,6 +26,8 @@ class VICReg(PairMethod):
     LARS, learning rate 0.3, 10 epochs of warm-up, a cosine schedule, 1000 epochs and batch size 256. Weight decay is
     1e-4, and 0 for biases and norms. The projection head has three layers of width 2048. Views have no blur.
 
+    Differs from solo-learn: LARS is Lightly's, with solo-learn's trust coefficient of 0.02, but without clipping.
+
     Args:
         lr: Learning rate of LARS.
         projection_dim: Width of the projection head and dimension of the projection.
@@ -59,6 +61,8 @@ class VICReg(PairMethod):
             for group in groups
             for decayed in (True, False)
         ]
-        optimizer = LARS([group for group in split if group["params"]], lr=self.lr, momentum=0.9)
+        optimizer = LARS(
+            [group for group in split if group["params"]], lr=self.lr, momentum=0.9, trust_coefficient=0.02
+        )
         warmup = min(10, epochs // 10) * steps_per_epoch
         return optimizer, CosineWarmupScheduler(optimizer, warmup, epochs * steps_per_epoch)
