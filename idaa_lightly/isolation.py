@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,22 +16,50 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def module_of(function: Any) -> nn.Module:
     """Return the nn.Module behind a callable: itself, a bound method's owner, or the modules that a function refers to.
 
+    Functions and objects that the callable calls are followed: those in its closure, in its own file, in the attributes
+    that it uses, and in a `functools.partial`.
+
     Args:
-        function: Any callable. A `functools.partial` counts as the function inside it.
+        function: Any callable.
 
     Returns:
         The module. If several or none are found, an nn.ModuleList of them.
     """
-    if isinstance(function, nn.Module):
-        return function
-    if isinstance(function, partial):
-        return module_of(function.func)
-    found = [getattr(function, "__self__", None)]
-    if isinstance(function, FunctionType):
-        variables = inspect.getclosurevars(function)
-        found += [*variables.nonlocals.values(), *variables.globals.values()]
-    modules = [value for value in found if isinstance(value, nn.Module)]
+    modules = list(_modules_in(function, set()))
     return modules[0] if len(modules) == 1 else nn.ModuleList(modules)
+
+
+def _modules_in(value: Any, seen: set[Any]) -> Iterator[nn.Module]:
+    """Yield the modules that a callable is or refers to, once each. `seen` collects what was visited."""
+    key = (id(value.__self__), id(value.__func__)) if isinstance(value, MethodType) else id(value)
+    if key in seen:
+        return
+    seen.add(key)
+    parts: list[Any] = []
+    if isinstance(value, nn.Module):
+        yield value
+    elif isinstance(value, partial):
+        parts = [value.func, *value.args, *value.keywords.values()]
+    elif isinstance(value, MethodType):
+        owner, function = value.__self__, inspect.unwrap(value.__func__)
+        parts = [owner] if isinstance(owner, nn.Module) else [function, *_attributes_in(function, owner)]
+    elif isinstance(value, FunctionType):
+        variables = inspect.getclosurevars(value)
+        parts = list(variables.nonlocals.values())
+        for other in variables.globals.values():
+            if isinstance(other, nn.Module | partial) or getattr(other, "__module__", None) == value.__module__:
+                parts.append(other)
+    elif isinstance(inspect.getattr_static(type(value), "__call__", None), FunctionType):
+        parts = [value.__call__]
+    for part in parts:
+        yield from _modules_in(part, seen)
+
+
+def _attributes_in(function: Any, owner: Any) -> Iterator[Any]:
+    """Yield the attributes of an object that a method of it names. Properties are left out, since they run code."""
+    for name in function.__code__.co_names if isinstance(function, FunctionType) else ():
+        attribute = inspect.getattr_static(owner, name, None)
+        yield MethodType(attribute, owner) if isinstance(attribute, FunctionType) else attribute
 
 
 @contextmanager

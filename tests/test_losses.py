@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -30,7 +32,8 @@ from idaa_lightly import (
     adversarial_parameters,
     dual_batchnorm,
 )
-from idaa_lightly.errors import UsageError
+from idaa_lightly.errors import ModelError, UsageError
+from idaa_lightly.isolation import module_of
 from idaa_lightly.spaces import PixelSpace
 
 
@@ -335,6 +338,53 @@ def test_a_function_around_a_converted_model_is_seen_through() -> None:
     around = AdversarialLoss(lambda a, b: bank(a, b), CLAE())(lambda x: twin(x), images(), images(seed=3))
     assert torch.equal(direct.adversarial, around.adversarial)
     assert all(torch.equal(value, twin.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def call(network: nn.Module, x: Any) -> Any:
+    return network(x)
+
+
+class Wrapper:
+    """Callable object whose methods call a network in several ways. The other network is not called."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network, self.other = network, nn.BatchNorm2d(1)
+
+    def __call__(self, x: Tensor) -> Any:
+        return self.embed(x)
+
+    @torch.enable_grad()
+    def embed(self, x: Tensor) -> Any:
+        return self.network(x)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda network: lambda x: (lambda y: network(y))(x),
+        lambda network: lambda x: call(network, x),
+        lambda network: partial(call, network),
+        lambda network: partial(lambda x, network: network(x), network=network),
+        lambda network: lambda x: partial(call, network)(x),
+        Wrapper,
+        lambda network: Wrapper(network).__call__,
+        lambda network: Wrapper(network).embed,
+        lambda network: lambda x: Wrapper(network)(x),
+    ],
+)
+def test_a_model_is_found_however_it_is_called(wrap: Callable[[nn.Module], Any]) -> None:
+    network = small_model()
+    assert module_of(wrap(network)) is network
+    with pytest.raises(ModelError, match="has no adversarial branch"):
+        AdversarialLoss(NTXentLoss(), CLAE())(wrap(network), images(), images(seed=3))
+
+
+def test_a_function_in_a_file_finds_the_networks_that_it_calls_there() -> None:
+    file: dict[str, Any] = {"__name__": "a_script", "network": small_model()}
+    exec("def first(x): return second(x)\ndef second(x): return first(x) if x is None else network(x)", file)
+    assert module_of(file["first"]) is file["network"]
+    exec("def third(x): return len(x)", file)
+    assert list(module_of(file["third"]).children()) == []
 
 
 def test_a_centre_that_the_first_call_makes_is_not_made_by_the_attack() -> None:
