@@ -275,6 +275,17 @@ def test_unfinished_runs_are_counted_and_left_out() -> None:
     assert len(comparison.rows) == 1
 
 
+def test_curves_on_other_images_are_named() -> None:
+    write("none")
+    folder = write("later", seed=1)
+    record = json.loads((folder / "record.json").read_text())
+    for entry in record["history"]:
+        entry["knn_validation"] = entry["knn"]
+    (folder / "record.json").write_text(json.dumps(record))
+    (note,) = compare([Path("runs")]).notes
+    assert note.startswith("Warning: learning curves of schema 2 and older are on the test images")
+
+
 def test_a_folder_given_twice_counts_once_but_a_copy_is_refused() -> None:
     write("none")
     assert [row["seeds"] for row in rows("runs", "runs/none")] == [1]

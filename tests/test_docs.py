@@ -70,6 +70,11 @@ def test_the_example_of_a_name_runs(name: str) -> None:
     assert doctest.DocTestRunner().run(EXAMPLES[name]).failed == 0
 
 
+def test_the_page_for_loops_lists_every_public_name() -> None:
+    text = (ROOT / "docs" / "loops.md").read_text()
+    assert [name for name in idaa_lightly.__all__ if name not in text] == ["AdversarialOutput", "DualBatchNorm"]
+
+
 def test_every_public_name_has_an_example() -> None:
     assert not {*idaa_lightly.__all__, *idaa_lightly.plugin.__all__} - EXAMPLES.keys()
 

@@ -190,6 +190,18 @@ def test_the_attacks_start_gradient_is_not_zero(name: str) -> None:
     assert {(name, "pgd"), (name, "random"), (name, "third")} <= set(ALLOWED)
 
 
+def test_options_cannot_make_a_search_start_where_there_is_no_gradient() -> None:
+    method = make_method("wmse")
+    assert make_augmentation("pgd").loss(method)
+    with pytest.raises(
+        UsageError, match="with these options, its search starts at the view itself, where the gradient"
+    ):
+        make_augmentation("pgd", random_start=False).loss(method)
+    make_augmentation("pgd", random_start=False, random=True).loss(method)
+    with pytest.raises(UsageError, match="random is false, which is idaa itself: choose --aug idaa"):
+        make_augmentation("random", random=False)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_the_attack_leaves_no_trace_in_the_method(name: str) -> None:
     """Queues, memory banks, momentum networks, centres, prototypes and running statistics stay unchanged."""

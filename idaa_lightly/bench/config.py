@@ -191,7 +191,7 @@ def load_toml(path: str | Path) -> dict[str, Any]:
     """
     require_file(path, "a TOML file")
     try:
-        return tomllib.loads(Path(path).read_text())
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise FileFormatError(f"{path} cannot be read as TOML: {error}") from error
 

@@ -116,7 +116,7 @@ def run_in(folder: Path, config: RunConfig, resume: bool, work: Callable[[], Rec
 def write_json(path: Path, content: Any) -> None:
     """Write JSON values to a file, atomically."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_record(folder: Path, kind: type[RunConfig] = RunConfig) -> Record:

@@ -92,5 +92,5 @@ def compare(runs: tuple[Path, ...], form: str | None, against: str, plot: Path |
     from idaa_lightly.files import atomic_write
 
     with atomic_write(out) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
     click.echo(f"Written to {out}")

@@ -42,7 +42,8 @@ def identity(run: Path, aug: str, samples: int, out: Path | None) -> None:
     """Measure whether views are hard and keep the identity.
 
     RUN is a run directory, or a directory that holds runs at any depth. All augmentations attack the run's encoder.
-    The run's own augmentation gets the run's options, the others get their defaults.
+    The run's own augmentation gets the run's options, the others get their defaults, or the run's VAE and eps if both
+    use a VAE. All get mode=exact and place=add, so that every sample is attacked from the same view.
 
     For each sample, two distances are measured between the embeddings that the loss compares: from the sample to its
     own view, and to the nearest view of another sample. The table shows their ratio: near 0 the view is easy, above 1

@@ -116,6 +116,9 @@ class Augmentation(ABC):
         return {}
 
 
+NO_GRADIENT = "its search starts at the view itself, where the gradient of this method's loss is zero"
+
+
 class GeneratorAugmentation(Augmentation):
     """Augmentation with a view generator inside `AdversarialLoss`.
 
@@ -147,9 +150,7 @@ class GeneratorAugmentation(Augmentation):
     @classmethod
     def refuses(cls, method: type[Method]) -> str:
         """Refuse methods whose loss has no gradient at the start of the search."""
-        if cls.starts_at_input and not method.start_gradient:
-            return "its search starts at the view itself, where the gradient of this method's loss is zero"
-        return ""
+        return NO_GRADIENT if cls.starts_at_input and not method.start_gradient else ""
 
     def __init__(
         self, *, weight: NonNegative = 1.0, random: bool = False, mode: Mode = "exact", place: Place = "add"
@@ -185,8 +186,14 @@ class GeneratorAugmentation(Augmentation):
         return self.generator()
 
     def loss(self, method: Method) -> nn.Module:
-        """Return the adversarial loss of the method, with this generator or its control."""
+        """Return the adversarial loss of the method, with this generator or its control.
+
+        Raises:
+            UsageError: The options make the search start where the gradient of this method's loss is zero.
+        """
         search = self.generator().control() if self.random else self.search()
+        if not (self.random or method.start_gradient) and getattr(search, "starts_at_input", False):
+            raise UsageError(f"with these options, {NO_GRADIENT}")
         if self.place == "replace":
             return REPLACING[self.mode](method.loss, search)
         return LOSSES[self.mode](method.loss, search, self.weight)

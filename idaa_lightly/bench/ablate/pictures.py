@@ -31,7 +31,9 @@ def write_ablation(result: Ablation, out: Path) -> list[Path]:
     if result["trials"]:
         parts += ["Trials on the validation images, * chosen:", markdown(*trial_cells(result))]
     with atomic_write(out / "ablation.md") as temporary:
-        temporary.write_text(f"# {result['method']} × {result['aug']}\n\n" + "\n\n".join(parts) + "\n")
+        temporary.write_text(
+            f"# {result['method']} × {result['aug']}\n\n" + "\n\n".join(parts) + "\n", encoding="utf-8"
+        )
     for suffix in ("svg", "png"):
         save_forest(forest_rows(result), out / f"contrasts.{suffix}")
         with mpl.rc_context(SETTINGS), atomic_write(out / f"waterfall.{suffix}") as temporary:

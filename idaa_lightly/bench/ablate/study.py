@@ -82,7 +82,7 @@ def write_rows(rows: Sequence[Row], out: Path) -> list[Path]:
     for row in rows:
         path = out / f"{''.join(c if c.isalnum() else '-' for c in row.name.lower())}.toml"
         with atomic_write(path) as temporary:
-            temporary.write_text(row.config.to_toml())
+            temporary.write_text(row.config.to_toml(), encoding="utf-8")
         made.append(path)
     return made
 

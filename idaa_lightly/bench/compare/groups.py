@@ -18,6 +18,7 @@ from idaa_lightly.bench.record import (
     config_of,
     finished_runs,
     fit_flops,
+    learning_curve,
     no_run,
     read_record,
     training_flops,
@@ -119,6 +120,10 @@ class Group:
         return " + ".join(sorted(set(map(MARKS[name], self.records.values()))))
 
 
+MIXED = (
+    "Warning: learning curves of schema 2 and older are on the test images, and later ones on the validation images, so "
+    "kNN at equal operations cannot be compared between them."
+)
 NAMED = 10
 """Unfinished runs that are named, at most."""
 
@@ -254,6 +259,9 @@ def compare(targets: Iterable[Path], *, by_commit: bool = True, against: str = B
         rows.append(row)
     shared = [f"{name} {mark}" for name in MARKS if name not in differing and (mark := groups[0].mark(name))]
     notes = [_warning(name, groups) for name in differing]
+    labelled = [record for group in groups for record in group.records.values() if learning_curve(record)]
+    if len({"knn_validation" in record["history"][-1] for record in labelled}) > 1:
+        notes.append(MIXED)
     notes += _warnings_of_runs(groups)
     if unfinished:
         notes.append(left_out(unfinished))

@@ -137,7 +137,7 @@ def _loss(
     augmentation = plugin(**{**options, **{key: value for key, value in every.items() if key in options}})
     fit(augmentation, fit_context(parts, device), parts.config.precision)
     network = dual_batchnorm(copy.deepcopy(module.method)).train()
-    loss: Any = augmentation.loss(network)
+    loss: Any = augmentation.loss(network).to(device)
     if own and list(loss.parameters()):  # A generator that was trained with the network
         loss.load_state_dict(module.objective.state_dict())
     loss.generator = Measured(loss.generator)

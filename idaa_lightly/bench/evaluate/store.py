@@ -5,7 +5,8 @@ RUN/knn.json, linear.json, finetune.json and transfer.json share one layout:
     schema        1
     results       results by name: a protocol, a share of the labels or a data set
         options       options of the evaluation
-        source        hash of weights, network and images. Adding a result drops the results with another source
+        source        hash of weights, network and images, in transfer.json of weights and normalisation. Adding a
+                  result drops the results with another source
         seconds       duration; for knn.json and linear.json without computing the features
         versions, device, git_commit      as in record.json
         ...           further keys of the evaluation, such as `accuracy`: top-1 in [0, 1] on all test images; in

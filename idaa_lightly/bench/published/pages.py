@@ -41,7 +41,7 @@ def pages(folder: Path) -> dict[Path, str]:
             sections = "\n\n".join(_section(question) for question in questions if question.page == name)
             if name == "README.md":
                 sections = f"{sections}\n\n{_not_run(tables)}"
-            texts[page] = _filled(page.read_text(), sections)
+            texts[page] = _filled(page.read_text(encoding="utf-8"), sections)
     return texts
 
 
@@ -65,7 +65,7 @@ def figures(folder: Path) -> dict[Path, list[Contrast]]:
 
 def figures_of(path: Path) -> str:
     """Return the figures that a forest plot shows, as `description` writes them; empty if there is no such file."""
-    found = DESCRIPTION.search(path.read_text()) if path.exists() else None
+    found = DESCRIPTION.search(path.read_text(encoding="utf-8")) if path.exists() else None
     return html.unescape(found[1]) if found else ""
 
 
@@ -73,9 +73,9 @@ def write_pages(folder: Path) -> list[Path]:
     """Render pages, spreadsheet and pictures; return the files that changed."""
     changed = []
     for path, text in pages(folder).items():
-        if not path.exists() or path.read_text() != text:
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
             with atomic_write(path) as temporary:
-                temporary.write_text(text)
+                temporary.write_text(text, encoding="utf-8")
             changed.append(path)
     for path, rows in figures(folder).items():
         if figures_of(path) != description(rows):

@@ -210,7 +210,7 @@ def begin(loggers: list[Logger], config: RunConfig, out: Path) -> None:
                 identities[name] = logger.version
     if identities:
         with atomic_write(out / IDENTITIES) as temporary:
-            temporary.write_text(json.dumps(identities) + "\n")
+            temporary.write_text(json.dumps(identities) + "\n", encoding="utf-8")
 
 
 @rank_zero_only

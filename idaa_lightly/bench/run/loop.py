@@ -117,7 +117,7 @@ class Loop:
             if found and found.begun_with:
                 keep_results(self.out, found.begun_with)
             with atomic_write(self.out / "config.toml") as temporary:
-                temporary.write_text(self.config.to_toml())
+                temporary.write_text(self.config.to_toml(), encoding="utf-8")
         begin(trainer.loggers, self.config, self.out)
         if trainer.global_rank == 0 and (watching := supervisor()):
             watching.send(cast(Any, trainer.strategy).cluster_environment.main_port)  # It starts the other ranks.

@@ -31,7 +31,8 @@ class IDAA(GeneratorAugmentation):
         steps: Number of steps. 1 is FGSM, as in the paper. More steps are PGD.
         norm: Norm of the ball.
         decompose: Add the residual back. False is the paper's ablation, x' = D(z + δ).
-        vae: File of a VAE made by `idaa-bench vae`. None fits one and caches it.
+        vae: File of a VAE made by `idaa-bench vae`. None fits one and caches it. With a file, `beta`,
+            `bottleneck_dim`, `width` and `vae_epochs` have no effect.
         beta: Weight of the KL term in the VAE's loss. Best at 0.1 on CIFAR and at 10 on miniImageNet.
         bottleneck_dim: Dimension of the bottleneck. The paper uses 512 on CIFAR and 3072 on ImageNet.
         width: Channels of the VAE's innermost feature map.
@@ -39,7 +40,7 @@ class IDAA(GeneratorAugmentation):
         search: Way to find the perturbation. gradient is the paper's ascent. network trains a small network to predict
             it (amortised IDAA), which needs no attack passes.
         hidden_dim: Width of that network's hidden layers.
-        lr: Learning rate of that network. None takes the method's.
+        lr: Learning rate of that network. None takes the method's. It has no effect on the gradient search.
 
     Raises:
         UsageError: `mode` is "reused" with more than one step, without decomposition or with a network, or `search` is

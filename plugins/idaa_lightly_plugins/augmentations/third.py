@@ -13,7 +13,7 @@ from idaa_lightly.variants import ThirdViewLoss
 
 
 class ThirdView(Augmentation):
-    """Control: a third ordinary view of each image takes the place of the adversarial view.
+    """Control: a third ordinary view of each image instead of the adversarial view.
 
     A gain that remains with this control comes from more views per step, not from adversarial ones. A step costs 1.5
     times that of the method alone.

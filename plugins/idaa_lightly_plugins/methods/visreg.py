@@ -17,7 +17,7 @@ from idaa_lightly_plugins.methods.recipe import local_size
 
 
 class VISReg(LeJEPA):
-    """VISReg: LeJEPA with three terms in the place of SIGReg, for the mean, the variance and the shape of projections.
+    """VISReg: LeJEPA with three terms instead of SIGReg, for the mean, the variance and the shape of projections.
 
     The third term compares the projections in random directions with the quantiles of a normal distribution.
 
