@@ -121,8 +121,8 @@ class Group:
 
 
 MIXED = (
-    "Warning: learning curves of schema 2 and older are on the test images, and later ones on the validation images, so "
-    "kNN at equal operations cannot be compared between them."
+    "Warning: learning curves of schema 2 and older are on the test images, and later ones on the validation images, "
+    "so kNN at equal operations cannot be compared between them."
 )
 NAMED = 10
 """Unfinished runs that are named, at most."""
