@@ -418,12 +418,20 @@ def test_hypersphere_by_hand() -> None:
 
 
 def test_the_invariance_term_of_frossl_is_divided_by_the_batch_size() -> None:
-    """Each sample twice leaves the other term unchanged. So half the weight with half the batch is the same loss."""
+    """Each sample twice leaves the other term unchanged. So half the weight with half the batch is the same loss.
+
+    By default, the weight is therefore proportional to the batch size.
+    """
     whole, half = (load("method", "frossl")(nn.Flatten(), 2, invariance=weight) for weight in (1.0, 0.5))
     anchor, positive = torch.randn(2, 8, 4)
     loss: Any = whole.loss(torch.cat([anchor, anchor]), torch.cat([positive, positive]))
     torch.testing.assert_close(loss, half.loss(anchor, positive))
     assert (loss - whole.loss(anchor, positive)).abs() > 0.1
+    usual: Any = load("method", "frossl")(nn.Flatten(), 2)
+    for count in (4, 8):  # The dimension is 4.
+        given: Any = load("method", "frossl")(nn.Flatten(), 2, invariance=float(count))
+        pair = anchor[:count], positive[:count]
+        assert torch.equal(usual.loss(*pair), given.loss(*pair))
 
 
 def test_macl_raises_the_temperature_as_pairs_agree() -> None:

@@ -13,6 +13,8 @@ from idaa_lightly.options import Count, NonNegative
 from idaa_lightly.plugin import PairMethod
 from idaa_lightly_plugins.methods.recipe import BYOLViews, LightlyRecipe
 
+RATIO = 4  # of projection dimension to batch size: 2048 to 512 in the recipe, 1024 to 256 in the authors' code
+
 
 class FroSSL(BYOLViews, LightlyRecipe, PairMethod):
     """FroSSL, which spreads projections by a small Frobenius norm of their covariance, and pulls views to their mean.
@@ -25,25 +27,30 @@ class FroSSL(BYOLViews, LightlyRecipe, PairMethod):
 
     Args:
         invariance: Weight of the invariance term. The term is proportional to the projection dimension over the batch
-            size, which is 4 for the recipe and in the authors' code for CIFAR-10. If it outweighs the other term,
-            projections become constant. Halve the weight with half the batch.
+            size. If it outweighs the other term, projections become constant. None divides it by this ratio and
+            multiplies it by 4, the ratio of the recipe and of the authors' code for CIFAR-10.
         projection_dim: Width of the projection head and dimension of the projection.
     """
+
+    criterion: FroSSLLoss
 
     def __init__(
         self,
         backbone: nn.Module,
         num_features: int,
         *,
-        invariance: NonNegative = 1.0,
+        invariance: NonNegative | None = None,
         projection_dim: Count = 2048,
         **options: Any,
     ) -> None:
         super().__init__(backbone, num_features, **options)
         self.head = VICRegProjectionHead(num_features, projection_dim, projection_dim, num_layers=2)
-        self.criterion = FroSSLLoss(invariance)
+        self.criterion, self.invariance = FroSSLLoss(), invariance
 
     def loss(self, anchor: Tensor, positive: Tensor, *others: Tensor) -> Tensor:
         """Return the criterion on the projections of all ranks."""
-        loss: Tensor = self.criterion([gathered(anchor), gathered(positive)])
+        views = [gathered(anchor), gathered(positive)]
+        count, dim = views[0].shape
+        self.criterion.invariance_weight = RATIO * count / dim if self.invariance is None else self.invariance
+        loss: Tensor = self.criterion(views)
         return loss
