@@ -310,6 +310,26 @@ def test_the_command_line_names_another_plugin_than_the_file() -> None:
     assert "compile = false" in bench("run", "--config", "clae/config.toml", "--no-compile", "--dry-run").output
 
 
+@pytest.mark.parametrize(
+    ("method", "given", "expected"),
+    [
+        ("byol", {}, 0.24),
+        ("byol", {"batch_size": 128}, 0.06),
+        ("byol", {"batch_size": 128, "accumulate": 2}, 0.12),
+        ("byol", {"batch_size": 128, "lr": 0.24}, 0.24),
+        ("byol", {"batch_size": 128, "set": {"method": {"lr": 0.1}}}, 0.1),
+        ("byol", {"data": "digits"}, 0.06),
+        ("smog", {"batch_size": 512}, 0.01),
+    ],
+)
+def test_the_learning_rate_is_scaled_with_the_batch_if_the_recipe_does(
+    method: str, given: dict[str, Any], expected: float
+) -> None:
+    config = resolve(RunConfig(**{"method": method, "data": "cifar10", **given}))
+    assert config.set["method"]["lr"] == expected
+    assert resolve(config).set == config.set
+
+
 def test_a_file_of_options_alone_is_for_whatever_plugin_the_command_line_names() -> None:
     Path("options.toml").write_text("[set.aug]\neps = 0.07\n")
     assert "eps = 0.07" in bench("run", "--config", "options.toml", "--aug", "clae", "--dry-run").output

@@ -105,7 +105,11 @@ class RunConfig:
     batch_size: Annotated[int, Ge(2)] | None = _option(
         None, "Images per batch, summed over all devices; 2 or more. Default: the method's recipe; 128 for digits."
     )
-    lr: float | None = _option(None, "Learning rate of the method. Short for --set method.lr=...")
+    lr: float | None = _option(
+        None,
+        "Learning rate of the method. Default: the recipe's, which many methods scale with the batch size. Short for "
+        "--set method.lr=...",
+    )
     vae: str | None = _option(None, "VAE file written by `idaa-bench vae`. Short for --set aug.vae=...")
     seed: Seed = _option(
         0, "Random seed. Repeat the option to train several runs and get their mean ± std.", multiple=True

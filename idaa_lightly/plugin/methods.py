@@ -91,6 +91,8 @@ class Method(nn.Module, ABC):
     """Epochs of the published recipe. Overridden by `--epochs`."""
     batch_size: ClassVar[int] = 256
     """Batch size of the published recipe. Overridden by `--batch-size`."""
+    scales_lr: ClassVar[bool] = False
+    """Set to True if the recipe's learning rate, the option `lr`, is proportional to the batch size."""
     multi_crop: ClassVar[bool] = False
     """Set to True if `transform` returns more than two views. Those after the first two may be smaller."""
     start_gradient: ClassVar[bool] = True

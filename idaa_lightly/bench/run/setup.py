@@ -130,11 +130,15 @@ def resolve(config: RunConfig) -> RunConfig:
             given[kind][name] = value
     for name in options_of(augmentation).keys() & digits["aug"]:
         given["aug"].setdefault(name, digits["aug"][name])
+    batch_size = config.batch_size or digits.get("batch_size", method.batch_size)
+    if method.scales_lr and "lr" in options_of(method):
+        share = batch_size * config.accumulate / method.batch_size
+        given["method"].setdefault("lr", share * options_of(method)["lr"].default)
     return replace(
         config,
         backbone=name_of_backbone,
         epochs=config.epochs or digits.get("epochs", method.epochs),
-        batch_size=config.batch_size or digits.get("batch_size", method.batch_size),
+        batch_size=batch_size,
         workers=workers_of(config),
         precision=resolved_precision(config),
         lr=None,

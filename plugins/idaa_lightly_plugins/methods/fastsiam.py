@@ -28,6 +28,7 @@ class FastSiam(SimSiam):
 
     epochs = 200
     batch_size = 128
+    scales_lr = False
     multi_crop = True
 
     def __init__(

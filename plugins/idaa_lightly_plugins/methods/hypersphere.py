@@ -37,12 +37,13 @@ class Hypersphere(PairMethod):
         uniformity: Weight of the uniformity term, λ in the paper.
         sharpness: Factor on the squared distances of the uniformity term, t in the paper.
         power: Power of the distances of the alignment term, α in the paper.
-        lr: Learning rate of SGD. The default is for batches of 768 images.
+        lr: Learning rate of SGD. The default is for batches of 768 images, and is scaled for others.
         projection_dim: Dimension of the projection.
     """
 
     epochs = 200
     batch_size = 768
+    scales_lr = True
 
     def __init__(
         self,

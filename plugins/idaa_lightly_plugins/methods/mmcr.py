@@ -45,6 +45,7 @@ class MMCR(MomentumRecipe):
 
     epochs = 500
     batch_size = 256
+    scales_lr = False
     multi_crop = True
     rising = True
 

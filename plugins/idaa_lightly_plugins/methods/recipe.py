@@ -31,11 +31,12 @@ class LightlyRecipe(Method):
     rate 0.06 per 128 images of a batch.
 
     Args:
-        lr: Learning rate of SGD. The default is for batches of 512 images.
+        lr: Learning rate of SGD. The default is for batches of 512 images, and is scaled for others.
     """
 
     epochs = 200
     batch_size = 512
+    scales_lr = True
     weight_decay: ClassVar[float] = 5e-4
     head: nn.Module
 

@@ -26,7 +26,8 @@ class SimSiam(LightlyRecipe):
     head of two layers and no blur. The 300 epochs are those of Yang et al., ICML 2022.
 
     Args:
-        lr: Learning rate of SGD, 0.03 per 256 images of a batch. The default is for batches of 512 images.
+        lr: Learning rate of SGD, 0.03 per 256 images of a batch. The default is for batches of 512 images, and is
+            scaled for others.
         projection_dim: Dimension of the projection.
         prediction_dim: Width of the predictor's bottleneck.
     """

@@ -45,6 +45,7 @@ class SMoG(MomentumRecipe):
     """
 
     batch_size = 128
+    scales_lr = False
     weight_decay = 1e-6
 
     def __init__(

@@ -29,7 +29,7 @@ class SwaV(LightlyRecipe):
     1e-6, 512 prototypes and no queue. Local views are as in the paper, while Lightly's benchmark has none.
 
     Args:
-        lr: Learning rate of Adam. The default is for batches of 512 images.
+        lr: Learning rate of Adam. The default is for batches of 512 images, and is scaled for others.
         projection_dim: Dimension of the projection.
         prototypes: Number of prototypes.
         local_views: Number of smaller views per image, in addition to the two global views.

@@ -32,7 +32,7 @@ class TiCo(BYOLViews, MomentumRecipe):
     Args:
         rho: Weight of the covariance term.
         beta: Momentum of the covariance.
-        lr: Learning rate of SGD. The default is for batches of 256 images.
+        lr: Learning rate of SGD. The default is for batches of 256 images, and is scaled for others.
         momentum: Momentum of the momentum network at the first step. It rises to 1.
         hidden_dim: Width of the projection head.
         projection_dim: Dimension of the projection.
