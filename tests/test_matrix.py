@@ -434,6 +434,14 @@ def test_the_invariance_term_of_frossl_is_divided_by_the_batch_size() -> None:
         assert torch.equal(usual.loss(*pair), given.loss(*pair))
 
 
+def test_sigreg_grows_with_the_batch_size() -> None:
+    """With half the batch, twice the ratio λ / (1 − λ) gives the same loss, up to its scale."""
+    whole, half = (load("method", "lejepa")(nn.Flatten(), 2, regularisation=weight) for weight in (1 / 3, 1 / 2))
+    views = torch.randn(2, 8, 4)
+    loss: Any = whole.loss(*torch.cat([views, views], 1))
+    torch.testing.assert_close(loss * 3 / 2, half.loss(*views) * 2)
+
+
 def test_macl_raises_the_temperature_as_pairs_agree() -> None:
     """Two samples, aligned: the temperature is 0.1 · (1 + 0.5 · 1), and a negative has the cosine 0."""
     method: Any = load("method", "macl")(nn.Flatten(), 2)

@@ -383,8 +383,9 @@ def test_the_table_of_all_methods_treats_them_alike() -> None:
     assert {(recipe.config.epochs, recipe.config.evaluate_on) for recipe in table.recipes} == {(40, "test")}
     same = [replace(recipe.config, method="simclr", lr=None, set={}) for recipe in (*table.recipes, *trials.recipes)]
     assert {recipe.name: recipe.config.set for recipe in table.recipes if recipe.config.set} == {
-        "lightly-frossl": {"method": {"invariance": 0.5}}
-    }  # Lightly's recipe has batches of 512 images, and the term is divided by the batch size.
+        "lightly-frossl": {"method": {"invariance": 0.5}},
+        "lightly-lejepa": {"method": {"regularisation": 0.095}},
+    }  # The recipes have batches of 512 images. FroSSL's term is divided by the batch size, LeJEPA's multiplied by it.
     assert {json.dumps({**config.to_dict(), **settings}, sort_keys=True) for config in same} == {
         json.dumps({**same[-1].to_dict(), **settings}, sort_keys=True)
     }

@@ -29,7 +29,8 @@ class LeJEPA(RandomLoss, PairMethod):
     six local views, here without blur. The weight decay of 5e-4 is that of the authors' code for ResNets.
 
     Args:
-        regularisation: Weight λ of SIGReg. The invariance term has the weight 1 − λ.
+        regularisation: Weight λ of SIGReg, which grows in proportion to the batch size. The invariance term has the
+            weight 1 − λ. With half the batch, about twice the weight keeps their balance.
         slices: Number of random directions of SIGReg. They are drawn anew at each step.
         lr: Learning rate of AdamW.
         weight_decay: Weight decay of AdamW. For vision transformers, the authors advise 0.05.
