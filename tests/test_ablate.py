@@ -257,7 +257,8 @@ def results(alone: float, control: float | None, compute: float, seeds: int = 5)
     rows = [
         RowResult(
             name={"alone": ALONE, "compute": COMPUTE}.get(kind, kind), kind=kind, adds="search", aug="clae", options="",
-            epochs=1, values=[value + part * (kind == "alone") for part in wobble], others={}, flops=1.0, folders=[],
+            epochs=1, values=[value + part * (kind == "alone") for part in wobble], others={}, flops=1.0,
+            folders=[f"{kind}/seed-0"],
         )
         for kind, value in means.items() if value is not None
     ]  # fmt: skip
@@ -296,13 +297,27 @@ def test_figures_in_the_paragraph() -> None:
     assert "simclr × clae on digits, 5 seeds, 1 epoch: kNN is 50.00 on 360 test images after the last epoch." in found
     interval = f"[{alone['low']:+.2f}, {alone['high']:+.2f}]"
     assert f"The differences are +10.00 points {interval}, above 'method alone'; +5.00 points" in found
-    assert "standard error of 1.00 points for one accuracy" in found
+    assert "standard error of 1.00 points for one accuracy. The intervals do not contain it." in found
+    single = paragraph(results(40, 45, 45, 1))
+    assert "The differences are +9.99 points to 'method alone'" in single
+    assert "intervals" not in single
+
+
+def test_rows_with_the_same_runs_count_once_in_the_variance() -> None:
+    result = results(40, 45, 40)
+    alone, control, candidate, compute = result["rows"]
+    shared = [alone, control, candidate, compute | {"values": alone["values"], "folders": alone["folders"]}]
+    variance, freedom = residual_variance({row["name"]: row["values"] for row in (alone, control, candidate)})
+    half = stats.t.ppf(1 - 0.025 / 3, freedom) * (2 * variance / 5) ** 0.5
+    for part in contrasts_of(shared):
+        assert (part["low"], part["high"]) == pytest.approx((part["center"] - half, part["center"] + half))
 
 
 def test_the_strongest_control_is_judged() -> None:
     result = results(40, 45, 45)
-    result["rows"].append(result["rows"][1] | {"name": "other", "values": [46.0] * 5})
-    result["rows"].append(result["rows"][1] | {"name": "variant", "kind": "variant", "values": [49.0] * 5})
+    for name, kind, value in (("other", "control", 46.0), ("variant", "variant", 49.0)):
+        row = result["rows"][1] | {"name": name, "kind": kind, "values": [value] * 5, "folders": [f"{name}/seed-0"]}
+        result["rows"].append(row)
     best = strongest(result["rows"])
     assert best is not None
     assert best["name"] == "other"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from idaa_lightly.bench.config import RunConfig
-from idaa_lightly.bench.run.cost import estimate, in_words
+from idaa_lightly.bench.run.cost import estimate, flops_per_image, in_words
 from idaa_lightly.bench.run.fitting import fit, fit_context
 from idaa_lightly.bench.run.plugins import make_augmentation
 from idaa_lightly.bench.run.setup import Parts, make_parts, read_data, resolve
 from idaa_lightly.plugin import FitContext
+from idaa_lightly.training import SelfSupervised
 
 CPU = torch.device("cpu")
 
@@ -44,6 +46,16 @@ def test_an_estimate_leaves_no_trace(aug: str) -> None:
     torch.testing.assert_close(parts.method.state_dict(), before, rtol=0, atol=0)
     assert all(parameter.grad is None for parameter in parts.method.parameters())
     assert not list(Path("cache").glob("*.pt"))
+
+
+def test_operations_are_counted_on_the_share_of_a_device() -> None:
+    """A matrix of all pairs costs less for each image of a smaller batch. 32 images on 4 devices are 8 each."""
+    parts = parts_of("none")
+    fit(parts.augmentation, fit_context(parts, CPU), parts.config.precision)
+    module = SelfSupervised(parts.method, parts.augmentation, epochs=1, steps_per_epoch=2, seed=0)
+    eight = replace(parts, batch_size=8)
+    assert flops_per_image(parts, module, CPU, ranks=4) == flops_per_image(eight, module, CPU)
+    assert flops_per_image(eight, module, CPU) < flops_per_image(parts, module, CPU)
 
 
 def test_what_is_cached_is_not_fitted_again() -> None:

@@ -337,7 +337,7 @@ def test_the_host_never_asks_the_device_for_a_value() -> None:
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in entries("method") if entry.distribution == "idaa-lightly"])
-def test_the_views_of_every_method(name: str) -> None:
+def test_the_views_of_every_method_have_the_sizes_of_lightlys(name: str) -> None:
     transform = load("method", name)(*create_backbone("resnet9-w4", 32)).transform(32, NORMALIZE)
     ours = DeviceViews(transform)(PICTURES[:2], 0)
     theirs = transform(Image.fromarray(PICTURES[0].numpy()))

@@ -32,8 +32,8 @@ def contrasts_of(rows: Sequence[RowResult]) -> list[ContrastResult]:
     (candidate,) = of_kind(rows, "candidate")
     control = strongest(rows)
     compared = [*of_kind(rows, "alone"), *([control] if control else []), *of_kind(rows, "compute")]
-    values = {row["name"]: row["values"] for row in rows}
-    found = differences(values, [(candidate["name"], other["name"]) for other in compared])
+    values = {row["folders"][0]: row["values"] for row in rows}  # Rows with the same runs count once.
+    found = differences(values, [(candidate["folders"][0], other["folders"][0]) for other in compared])
     return [
         ContrastResult(name=other["name"], center=part.center, low=part.low, high=part.high)
         for other, part in zip(compared, found, strict=True)
@@ -68,13 +68,17 @@ def paragraph(result: Ablation) -> str:
         f"{mean(candidate['values']):.2f} on {result['images']} {result['evaluate_on']} images after the last epoch.",
         f"The differences are {listed}.",
         _judgement(result, candidate),
-        "These are simultaneous 95 % intervals, with a variance pooled over all rows and seeds, without the common "
-        "effect of each seed.",
     ]
+    intervals = contrasts[0]["low"] is not None
+    if intervals:
+        parts.append(
+            "These are simultaneous 95 % intervals, with a variance pooled over all rows and seeds, without the common "
+            "effect of each seed."
+        )
     if "sampling_error" in result:
         parts.append(
             f"All runs share the {result['evaluate_on']} images, whose choice alone has a standard error of "
-            f"{result['sampling_error']:.2f} points for one accuracy. The intervals do not contain it."
+            f"{result['sampling_error']:.2f} points for one accuracy." + " The intervals do not contain it." * intervals
         )
     return " ".join(parts)
 

@@ -11,7 +11,7 @@ from idaa_lightly.bench.compare.text import TITLES, columns, difference_column, 
 from idaa_lightly.bench.evaluate.schema import Study
 from idaa_lightly.bench.published.differences import differences_of
 from idaa_lightly.bench.published.recipes import Recipe, Table
-from idaa_lightly.bench.record import read_record, share_to
+from idaa_lightly.bench.record import read_record, share_to, training_flops
 from idaa_lightly.bench.schema import read_json
 
 Line = dict[str, str]
@@ -143,11 +143,13 @@ def _reached(group: Group, accuracies: tuple[float, ...]) -> Line:
     """Return operations and seconds of training until kNN reached each accuracy, as in Table 11 of the paper."""
     result = {}
     for accuracy in accuracies:
-        shares = [share_to(record, accuracy / 100) for record in group.records.values()]
-        found = [share for share in shares if share is not None]
+        shares = [(share_to(record, accuracy / 100), record) for record in group.records.values()]
+        found = [(share, record) for share, record in shares if share is not None]
         text = "not reached"
         if found:
-            text = f"{quantity(mean(found) * (group.flops or 0))}, {mean(found) * group.seconds:.0f} s"
+            flops = mean(share * training_flops(record) for share, record in found)
+            seconds = mean(share * record["time"]["train_s"] for share, record in found)
+            text = f"{quantity(flops)}, {seconds:.0f} s"
         few = f" ({len(found)} of {len(shares)} seeds)" if 0 < len(found) < len(shares) else ""
         result[f"to_{accuracy}"] = text + few
     return result

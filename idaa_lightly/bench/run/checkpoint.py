@@ -257,7 +257,7 @@ def _fault(expected: Any, got: Any, where: str = "") -> str | None:
 def _fault_of_moments(state: Any, parameters: list[Tensor]) -> str | None:
     """Return what is wrong with the state that an optimiser keeps for each parameter, or None."""
     names = {frozenset(part) if isinstance(part, dict) else frozenset({type(part)}) for part in state.values()}
-    if len(names) != 1 or not state.keys() <= set(range(len(parameters))):
+    if len(names) > 1 or not state.keys() <= set(range(len(parameters))):
         return "the state of the optimiser has other entries"
     for number, part in state.items():
         for value in part.values() if isinstance(part, dict) else (part,):

@@ -42,7 +42,7 @@ class Estimate(NamedTuple):
     evaluate: float
 
 
-def estimate(parts: Parts, context: FitContext) -> Estimate:
+def estimate(parts: Parts, context: FitContext, ranks: int = 1) -> Estimate:
     """Estimate the duration of a run from real training steps and, if needed, one real fitting step.
 
     The steps run on copies. They change neither the parts nor the random state.
@@ -50,10 +50,11 @@ def estimate(parts: Parts, context: FitContext) -> Estimate:
     Args:
         parts: Parts of the run, before its augmentation is fitted.
         context: Context that the augmentation will be fitted with.
+        ranks: Number of devices that share a batch.
     """
     device, epochs, labelled = context.device, parts.epochs, parts.labelled
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        batches = _sample(parts, device)
+        batches = _sample(parts, device, ranks)
         count, images = len(batches[0]), len(parts.views)
         views = _seconds_of_views(parts, count, device) / count  # per image
         augmentation = copy.deepcopy(parts.augmentation)
@@ -76,27 +77,29 @@ def estimate(parts: Parts, context: FitContext) -> Estimate:
             module.method.backbone(batches[0])
 
         train, forward = (_shortest(function, device) / count for function in (step, embed))
-        if count < parts.batch_size and train * parts.batch_size < PATIENCE and parts.steps * epochs >= MANY:
-            batches = _sample(parts, device, whole=True)
+        share = parts.batch_size // ranks
+        if count < share and train * share < PATIENCE and parts.steps * epochs >= MANY:
+            batches = _sample(parts, device, ranks, whole=True)
             train = _shortest(step, device) / len(batches[0])
     evaluations = 1 + min(epochs, 10)
     evaluated = evaluations * (min(images, MEASURED) + (len(labelled.train) + len(labelled.test) if labelled else 0))
-    return Estimate(fitting, (train + views) * images * epochs, forward * evaluated)
+    return Estimate(fitting, (train + views) * images * epochs / ranks, forward * evaluated)
 
 
-def flops_per_image(parts: Parts, module: SelfSupervised, device: torch.device) -> int:
+def flops_per_image(parts: Parts, module: SelfSupervised, device: torch.device, ranks: int = 1) -> int:
     """Count the floating-point operations of a training step, divided by its images; see `step_flops`.
 
     Args:
         parts: Parts of the run.
         module: Module with the fitted augmentation.
         device: Device to run the step on.
+        ranks: Number of devices that share a batch.
     """
-    views = _sample(parts, device)
-    return round(step_flops(module, views, device) / len(views[0]))
+    views = _sample(parts, device, ranks)
+    return round(step_flops(module, views, device, parts.config.precision) / len(views[0]))
 
 
-def step_flops(module: SelfSupervised, batch: Iterable[Tensor], device: torch.device) -> int:
+def step_flops(module: SelfSupervised, batch: Iterable[Tensor], device: torch.device, precision: str) -> int:
     """Count the floating-point operations of a training step.
 
     The count covers attack, forward and backward passes. A multiplication with its addition counts as two operations,
@@ -106,14 +109,18 @@ def step_flops(module: SelfSupervised, batch: Iterable[Tensor], device: torch.de
         module: Module with the fitted augmentation.
         batch: Arguments of the module's `losses`.
         device: Device to run the step on.
+        precision: Precision of the run. It changes the memory that the step needs, and not the count.
     """
+    half = HALF.get(precision)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         twin = copy.deepcopy(module).to(device)
         twin.method.before_step(0, *twin.schedule)
         with FlopCounterMode(display=False) as counter:
-            twin.losses(*(part.to(device) for part in batch)).total.backward()
-    total: int = counter.get_total_flops()
-    return total
+            with torch.autocast(device.type, half, enabled=half is not None):
+                total = twin.losses(*(part.to(device) for part in batch)).total
+            total.backward()
+    count: int = counter.get_total_flops()
+    return count
 
 
 def in_words(seconds: float) -> str:
@@ -175,10 +182,11 @@ def _seconds_of_views(parts: Parts, count: int, device: torch.device) -> float:
     )
 
 
-def _sample(parts: Parts, device: torch.device, *, whole: bool = False) -> list[Tensor]:
-    """Return each view of some images, (N, C, H, W). N may be less than a batch on the CPU, unless `whole` is True."""
-    few = max(16, SAMPLE // parts.view_size**2) if device.type == "cpu" and not whole else parts.batch_size
-    count = min(few, parts.batch_size, len(parts.views))
+def _sample(parts: Parts, device: torch.device, ranks: int, *, whole: bool = False) -> list[Tensor]:
+    """Return each view of some images, (N, C, H, W): a device's share of a batch, or less on the CPU unless `whole`."""
+    share = parts.batch_size // ranks
+    few = max(16, SAMPLE // parts.view_size**2) if device.type == "cpu" and not whole else share
+    count = min(few, share, len(parts.views))
     samples = [parts.views[0, index][0] for index in range(count)]
     return [torch.stack(view).to(device) for view in zip(*samples, strict=True)]
 

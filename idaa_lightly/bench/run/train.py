@@ -80,10 +80,10 @@ def _run(parts: Parts, out: Path, start: tuple[float, float]) -> Record | None:
         if found:
             require_same_start(found, parts, out)
         loop, module = _fitted(parts, out, found)
-        flops = flops_per_image(parts, module, loop.trainer.strategy.root_device)
+        ranks, rank = loop.trainer.world_size, loop.trainer.global_rank
+        flops = flops_per_image(parts, module, loop.trainer.strategy.root_device, ranks)
         if parts.config.compile:
             parts.method.backbone.compile()
-        ranks, rank = loop.trainer.world_size, loop.trainer.global_rank
         loader = parts.loader(parts.batch_size // ranks, ranks=ranks, rank=rank)
         loop.fit(module, loader)
     rows = _export(parts, module, loop.trainer, out)  # All processes take part: the loss may gather over them.
@@ -115,7 +115,7 @@ def _fitted(parts: Parts, out: Path, found: Found | None) -> tuple[Loop, SelfSup
         )
     context = fit_context(parts, loop.trainer.strategy.root_device)
     log.info(choices(config, loop.trainer))
-    _announce(parts, out, in_words(sum(estimate(parts, context))), loop.resumed_at)
+    _announce(parts, out, in_words(sum(estimate(parts, context, ranks))), loop.resumed_at)
     fit(parts.augmentation, context, config.precision)
     module = SelfSupervised(
         parts.method,

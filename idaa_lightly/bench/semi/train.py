@@ -91,7 +91,7 @@ def _run(parts: SemiParts, out: Path, start: tuple[float, float]) -> Record | No
         if not trainer.is_global_zero:
             return None
         batch, *_ = next(iter(parts.loaders()))
-        flops = step_flops(module, module.arguments(batch), device)
+        flops = step_flops(module, module.arguments(batch), device, config.precision)
     averaged = strip_dual_batchnorm(copy.deepcopy(module.method.averaged.module)).cpu()
     save_tensors(averaged.state_dict(), out / "model.pt")
     save_views(out / "views.png", _view_rows(parts, module.to(device)), parts.data.normalize)
