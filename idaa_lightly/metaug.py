@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from idaa_lightly.criteria import SumOverRanks, gathered
+from idaa_lightly.distributed import SumOverRanks, gathered
 from idaa_lightly.isolation import preserved_buffers
 from idaa_lightly.options import Count, NonNegative, checked
 from idaa_lightly.outputs import embedding_of

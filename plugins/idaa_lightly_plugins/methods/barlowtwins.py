@@ -8,7 +8,7 @@ from lightly.loss import BarlowTwinsLoss
 from lightly.models.modules.heads import ProjectionHead
 from torch import Tensor, nn
 
-from idaa_lightly.criteria import gathered
+from idaa_lightly.distributed import gathered
 from idaa_lightly.options import Count, NonNegative
 from idaa_lightly.plugin import PairMethod
 from idaa_lightly_plugins.methods.recipe import BYOLViews, LightlyRecipe

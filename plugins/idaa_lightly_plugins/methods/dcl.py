@@ -9,7 +9,7 @@ from lightly.loss import DCLLoss
 from lightly.models.modules import SimCLRProjectionHead
 from torch import Tensor, nn
 
-from idaa_lightly.criteria import gathered
+from idaa_lightly.distributed import gathered
 from idaa_lightly.options import Count, Positive
 from idaa_lightly.plugin import PairMethod
 from idaa_lightly_plugins.methods.recipe import LightlyRecipe, full_precision

@@ -7,7 +7,7 @@ from typing import Any
 from lightly.loss import KoLeoLoss
 from torch import Tensor, nn
 
-from idaa_lightly.criteria import gathered
+from idaa_lightly.distributed import gathered
 from idaa_lightly.options import NonNegative
 from idaa_lightly_plugins.methods.dino import DINO, Outputs
 from idaa_lightly_plugins.methods.recipe import full_precision

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from torch.optim.optimizer import ParamsT
 
-from idaa_lightly.criteria import gathered
+from idaa_lightly.distributed import gathered
 from idaa_lightly.options import Count, NonNegative, Positive
 from idaa_lightly.plugin import PairMethod
 from idaa_lightly_plugins.methods.recipe import full_precision

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import ParamsT
 
-from idaa_lightly.criteria import gathered
+from idaa_lightly.distributed import gathered
 from idaa_lightly.options import Count, Fraction, NonNegative, NonNegativeInt
 from idaa_lightly.plugin import PairMethod
 from idaa_lightly_plugins.methods.recipe import RandomLoss, full_precision, local_size

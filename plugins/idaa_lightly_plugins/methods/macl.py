@@ -9,7 +9,7 @@ from lightly.loss import MACLLoss
 from lightly.models.modules import SimCLRProjectionHead
 from torch import Tensor, nn
 
-from idaa_lightly.criteria import gathered
+from idaa_lightly.distributed import gathered
 from idaa_lightly.errors import UsageError
 from idaa_lightly.options import Count, Fraction, Positive
 from idaa_lightly.plugin import PairMethod

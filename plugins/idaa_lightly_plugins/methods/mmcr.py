@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler
 from torch.optim.optimizer import ParamsT
 
-from idaa_lightly.criteria import gathered
+from idaa_lightly.distributed import gathered
 from idaa_lightly.options import Count, Fraction, NonNegative
 from idaa_lightly_plugins.methods.recipe import MomentumRecipe, full_precision
 

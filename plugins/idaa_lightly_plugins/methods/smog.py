@@ -13,7 +13,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from idaa_lightly.criteria import gathered
+from idaa_lightly.distributed import gathered
 from idaa_lightly.options import Count, Fraction, NonNegative, Positive
 from idaa_lightly_plugins.methods.recipe import MomentumRecipe, keep_in_checkpoints
 

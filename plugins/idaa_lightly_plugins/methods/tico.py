@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import ParamsT
 
-from idaa_lightly.criteria import gathered
+from idaa_lightly.distributed import gathered
 from idaa_lightly.options import Count, Fraction, NonNegative
 from idaa_lightly_plugins.methods.recipe import BYOLViews, MomentumRecipe
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.optimizer import ParamsT
 
-from idaa_lightly.criteria import gathered
+from idaa_lightly.distributed import gathered
 from idaa_lightly.errors import NonFiniteError, UsageError
 from idaa_lightly.options import Count, Fraction, NonNegative
 from idaa_lightly.plugin import PairMethod
