@@ -56,7 +56,7 @@ def counts(images: Images) -> list[int]:
 
 def test_labels_are_spread_over_the_classes(data: DataSet) -> None:
     assert counts(labelled(data, 0.25, seed=0)) == [3, 3, 3]
-    assert counts(labelled(data, 0.22, seed=0)) == [3, 3, 2]  # 22 % of 36 are 7.92.
+    assert sorted(counts(labelled(data, 0.22, seed=0))) == [2, 3, 3]  # 22 % of 36 are 7.92.
     assert counts(labelled(data, 1.0, seed=0)) == [12, 12, 12]
     uneven = data.train.take(torch.tensor([0, 1, 2, 3, 4, 5, 6, 12, 13, 24]))
     assert counts(labelled(replace(data, train=uneven), 0.6, seed=0)) == [3, 2, 1]  # Classes take turns.

@@ -37,6 +37,7 @@ from idaa_lightly.errors import NonFiniteError, UsageError
 from idaa_lightly.evaluation.embed import embed
 from idaa_lightly.loading import ViewDataset, evaluation_batches, view_loader
 from idaa_lightly.seeding import STREAMS, seeded
+from idaa_lightly.splits import balanced
 
 MANY_FROM, FEW, MANY = 0.1, 60, 30
 """Training takes `MANY` epochs if the share of labels is `MANY_FROM` or more, else `FEW`."""
@@ -125,11 +126,7 @@ def labelled(data: DataSet, share: float, seed: int) -> Images:
             f"{100 * share:g}% of {len(labels)} training images are {count}, but {classes} classes need {classes} or "
             "more, one each: take a larger share"
         )
-    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    by_class = shuffled[labels[shuffled].argsort(stable=True)]
-    sizes = labels.bincount()
-    turns = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[by_class]]  # position within its class
-    return data.train.take(by_class[turns.argsort(stable=True)[:count]])
+    return data.train.take(balanced(labels, count, seed))
 
 
 def _finetuned(
