@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from idaa_lightly.bench.ablate.schema import Ablation
 from idaa_lightly.bench.ablate.verdict import of_kind
 from idaa_lightly.bench.compare.forest import INK, SETTINGS, SURE, UNSURE, Contrast, save_forest
-from idaa_lightly.bench.compare.text import ALL_TITLES, markdown, quantity
+from idaa_lightly.bench.compare.text import ALL_TITLES, markdown, mean_and_std, quantity
 from idaa_lightly.bench.record import write_json
 from idaa_lightly.files import atomic_write
 
@@ -58,13 +58,11 @@ def cells(result: Ablation, *, brief: bool = False) -> tuple[list[str], list[lis
     base = mean(alone["values"])
     lines = []
     for row in rows:
-        center, values = mean(row["values"]), row["values"]
-        spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-        change = "" if row is alone else f"{center - base:+.2f}"
+        change = "" if row is alone else f"{mean(row['values']) - base:+.2f}"
         figures = [f"{row['others'][name]:.2f}" for name in names]
         cost = [str(row["epochs"]), f"{row['flops'] / alone['flops']:.2f}"]
         more = [] if brief else [quantity(row["flops"]), row["options"]]
-        lines.append([row["name"], f"{center:.2f}{spread}", change, *figures, *cost, *more])
+        lines.append([row["name"], mean_and_std(row["values"]), change, *figures, *cost, *more])
     header = ["row", f"{ALL_TITLES[result['metric']]}{unit}", "Δ", *(ALL_TITLES[name] for name in names)]
     return [*header, "epochs", "FLOPs ×", *([] if brief else ["FLOPs", "options"])], lines
 

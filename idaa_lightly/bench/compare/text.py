@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import mean, stdev
 from typing import Any
 
 from idaa_lightly.bench.compare.groups import BASELINE, Comparison, Measure, Unlabelled
@@ -175,6 +176,12 @@ def to_csv(comparison: Comparison) -> str:
     writer.writeheader()
     writer.writerows(comparison.rows)
     return text.getvalue()
+
+
+def mean_and_std(values: Sequence[float]) -> str:
+    """Return mean ± standard deviation, without the latter for a single value. Empty without values."""
+    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{mean(values):.2f}{spread}" if values else ""
 
 
 def _names(comparison: Comparison) -> list[str]:

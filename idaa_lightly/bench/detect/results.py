@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any, cast
 
 import torch
@@ -18,7 +17,7 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.utils import draw_segmentation_masks
 
 from idaa_lightly.bench.arms import arms
-from idaa_lightly.bench.compare.text import markdown
+from idaa_lightly.bench.compare.text import markdown, mean_and_std
 from idaa_lightly.bench.detect.coco import CocoImages, Target
 from idaa_lightly.bench.detect.config import DetectConfig
 from idaa_lightly.bench.progress import progress
@@ -144,5 +143,4 @@ def table(records: Iterable[Record]) -> str:
 
 
 def _spread(values: list[float]) -> str:
-    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{mean(values):.2f}{spread} ({len(values)})"
+    return f"{mean_and_std(values)} ({len(values)})"

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import mean, stdev
+from statistics import mean
 
 from idaa_lightly.bench.compare.groups import BASELINE, MEASURES, Group, compare, near, read_groups
-from idaa_lightly.bench.compare.text import TITLES, columns, difference_column, difference_in_words, markdown, quantity
+from idaa_lightly.bench.compare.text import (
+    TITLES,
+    columns,
+    difference_column,
+    difference_in_words,
+    markdown,
+    mean_and_std,
+    quantity,
+)
 from idaa_lightly.bench.evaluate.schema import Study
 from idaa_lightly.bench.published.differences import differences_of
 from idaa_lightly.bench.published.recipes import Recipe, Table
@@ -176,5 +184,4 @@ def _study(table: Table, recipe: Recipe) -> str:
 
 def _percent(values: list[float]) -> str:
     """Return mean ± standard deviation in percent of values in [0, 1]."""
-    spread = f" ± {100 * stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{100 * mean(values):.2f}{spread}" if values else ""
+    return mean_and_std([100 * value for value in values])

@@ -15,6 +15,7 @@ from annotated_types import Interval
 from markupsafe import Markup
 
 from idaa_lightly.bench.compare.groups import BASELINE, MARKS, Group, Measure, near
+from idaa_lightly.bench.compare.text import UNLABELLED_TITLES
 from idaa_lightly.bench.record import fit_flops, learning_curve
 from idaa_lightly.bench.report.svg import COLOURS, Line, curves, spread
 from idaa_lightly.errors import FileFormatError
@@ -28,12 +29,6 @@ LOGGED = re.compile(r"(loss)/(\w+)_epoch|(identity)/(\w+)", re.ASCII)
 STEP = Option("step", Annotated[int, Interval(ge=0, lt=10**15)])
 IDENTITY = {"lost": ("identities lost, %", 100), "information": ("log N − L_NCE, nats", 1)}
 """Figures that are logged in training: name with unit, and factor to that unit."""
-UNLABELLED = {
-    "rankme": "RankMe",
-    "uniformity": "uniformity",
-    "alignment": "alignment",
-    "embedding_spread": "spread of the embeddings",
-}
 MEASURES: dict[Measure, tuple[str, str]] = {"knn": ("kNN", "kNN top-1, %"), "linear": ("linear", "linear top-1, %")}
 
 
@@ -155,7 +150,7 @@ def accuracy_curve(groups: list[Shown]) -> Figure:
 def unlabelled_curves(groups: list[Shown]) -> list[Figure]:
     """Return figures of what needs no labels over epochs, with the groups whose records hold it."""
     made = []
-    for number, (name, title) in enumerate(UNLABELLED.items()):
+    for number, (name, title) in enumerate(UNLABELLED_TITLES.items()):
         lines = []
         for item in groups:
             histories = [cast(Any, record["history"]) for record in item.group.records.values()]

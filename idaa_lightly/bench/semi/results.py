@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, cast
 
 from matplotlib.figure import Figure
 
 from idaa_lightly.bench.arms import arms
 from idaa_lightly.bench.compare.groups import interval
-from idaa_lightly.bench.compare.text import markdown
+from idaa_lightly.bench.compare.text import markdown, mean_and_std
 from idaa_lightly.bench.record import fit_flops, training_flops
 from idaa_lightly.bench.run.figures import save_figure
 from idaa_lightly.bench.schema import Record
@@ -74,14 +74,13 @@ def _cells(own: dict[int, float], base: dict[int, float]) -> tuple[str, str]:
     """Return mean ± standard deviation with the number of seeds, and the difference with its 95 % interval."""
     if not own:
         return "", ""
-    values = list(own.values())
-    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    accuracy = f"{mean_and_std(list(own.values()))} ({len(own)})"
     differences = [own[seed] - base[seed] for seed in sorted(own.keys() & base.keys())]
     if not differences or own == base:
-        return f"{mean(values):.2f}{spread} ({len(values)})", ""
+        return accuracy, ""
     bounds = interval(differences)
     words = f" [{bounds[0]:+.2f}, {bounds[1]:+.2f}]" if bounds else ""
-    return f"{mean(values):.2f}{spread} ({len(values)})", f"{mean(differences):+.2f}{words}"
+    return accuracy, f"{mean(differences):+.2f}{words}"
 
 
 def save_convergence(records: Iterable[Record], path: Path) -> None:
