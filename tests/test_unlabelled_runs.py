@@ -144,7 +144,7 @@ def test_accuracies_hide_the_figures_without_labels() -> None:
 def test_the_report_draws_the_figures(runs: Path) -> None:
     done(bench("report", runs / "alone", "--out", "report.html"))
     text = Path("report.html").read_text()
-    for title in ("RankMe", "uniformity", "alignment", "spread of the embeddings"):
+    for title in ("RankMe", "uniformity", "alignment", "spread"):
         assert f"{title}, without labels" in text
     assert "kNN accuracy by" not in text
 

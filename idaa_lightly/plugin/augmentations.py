@@ -192,7 +192,8 @@ class GeneratorAugmentation(Augmentation):
             UsageError: The options make the search start where the gradient of this method's loss is zero.
         """
         search = self.generator().control() if self.random else self.search()
-        if not (self.random or method.start_gradient) and getattr(search, "starts_at_input", False):
+        starts = not self.starts_at_input and getattr(search, "starts_at_input", False)  # `refuses` knows the others.
+        if starts and not (self.random or method.start_gradient):
             raise UsageError(f"with these options, {NO_GRADIENT}")
         if self.place == "replace":
             return REPLACING[self.mode](method.loss, search)
