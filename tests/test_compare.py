@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from records import a_record
 
-from idaa_lightly.bench.compare.groups import compare, interval
+from idaa_lightly.bench.compare.comparison import compare, interval
 from idaa_lightly.bench.record import accuracy_at
 from idaa_lightly.cli import main
 from idaa_lightly.errors import FileFormatError, UsageError

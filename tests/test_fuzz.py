@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from records import RECORD, a_record
 from test_bad_input import arrays
 
-from idaa_lightly.bench.compare.groups import compare
+from idaa_lightly.bench.compare.comparison import compare
 from idaa_lightly.bench.compare.text import cells, to_csv, to_latex, to_markdown
 from idaa_lightly.bench.evaluate.schema import Study
 from idaa_lightly.bench.evaluate.store import read_results

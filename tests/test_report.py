@@ -18,8 +18,9 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from records import a_record
 
+from idaa_lightly.bench.compare.comparison import Comparison, compare
 from idaa_lightly.bench.compare.forest import Contrast
-from idaa_lightly.bench.compare.groups import Comparison, compare, read_groups
+from idaa_lightly.bench.compare.groups import read_groups
 from idaa_lightly.bench.report.curves import (
     Shown,
     accuracy_curve,

@@ -56,7 +56,7 @@ def compare(runs: tuple[Path, ...], form: str | None, against: str, plot: Path |
     if form is None:
         raise UsageError(f"--out is {out}, but expected a name that ends in {', '.join(ENDINGS)}; or add --format")
     from idaa_lightly.bench.compare import text as tables
-    from idaa_lightly.bench.compare.groups import compare as compared
+    from idaa_lightly.bench.compare.comparison import compare as compared
 
     if plot and plot.suffix not in (".svg", ".png"):
         raise UsageError(f"--plot is {plot}, but expected a name that ends in .svg or .png")

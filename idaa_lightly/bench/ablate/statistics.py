@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from idaa_lightly.bench.compare.groups import CONFIDENCE
+from idaa_lightly.bench.compare.comparison import CONFIDENCE
 
 
 class Difference(NamedTuple):

@@ -13,7 +13,8 @@ from idaa_lightly.bench.ablate.rows import Row, at_equal_compute, rows_of, trial
 from idaa_lightly.bench.ablate.schema import SCHEMA, Ablation, RowResult, Trial
 from idaa_lightly.bench.ablate.statistics import sampling_error
 from idaa_lightly.bench.ablate.verdict import contrasts_of, paragraph
-from idaa_lightly.bench.compare.groups import MEASURES, non_default
+from idaa_lightly.bench.compare.comparison import non_default
+from idaa_lightly.bench.compare.groups import MEASURES
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.record import fit_flops, read_record, training_flops
 from idaa_lightly.bench.run.setup import read_data, read_labelled

@@ -12,7 +12,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from idaa_lightly.bench.compare.groups import Comparison, Measure
+from idaa_lightly.bench.compare.comparison import Comparison
+from idaa_lightly.bench.compare.groups import Measure
 from idaa_lightly.bench.compare.text import ALL_TITLES, TITLES
 from idaa_lightly.files import atomic_write
 

@@ -11,7 +11,8 @@ from functools import partial
 from statistics import mean, stdev
 from typing import Any
 
-from idaa_lightly.bench.compare.groups import BASELINE, Comparison, Measure, Unlabelled
+from idaa_lightly.bench.compare.comparison import Comparison
+from idaa_lightly.bench.compare.groups import BASELINE, Measure, Unlabelled
 
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 TITLES: dict[Measure, str] = {"knn": "kNN", "knn_projection": "kNN on the projection", "linear": "linear"}

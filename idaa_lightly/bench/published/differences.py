@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from idaa_lightly.bench.ablate.statistics import differences
-from idaa_lightly.bench.compare.groups import MEASURES, Group, difference
+from idaa_lightly.bench.compare.comparison import difference
+from idaa_lightly.bench.compare.groups import MEASURES, Group
 
 Pair = tuple[str, str]
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import mean
 
-from idaa_lightly.bench.compare.groups import BASELINE, MEASURES, Group, compare, near, read_groups
+from idaa_lightly.bench.compare.comparison import compare
+from idaa_lightly.bench.compare.groups import BASELINE, MEASURES, Group, near, read_groups
 from idaa_lightly.bench.compare.text import (
     TITLES,
     columns,

@@ -19,8 +19,9 @@ from PIL import Image
 from idaa_lightly.bench.ablate.pictures import PICTURES
 from idaa_lightly.bench.ablate.schema import SCHEMA as ABLATION
 from idaa_lightly.bench.ablate.schema import Ablation
+from idaa_lightly.bench.compare.comparison import Comparison, compare
 from idaa_lightly.bench.compare.forest import Contrast, contrasts_of
-from idaa_lightly.bench.compare.groups import Comparison, compare, near, read_groups
+from idaa_lightly.bench.compare.groups import near, read_groups
 from idaa_lightly.bench.compare.text import columns
 from idaa_lightly.bench.evaluate.schema import Study, Views
 from idaa_lightly.bench.report.curves import (

@@ -11,7 +11,7 @@ from typing import Any, cast
 from matplotlib.figure import Figure
 
 from idaa_lightly.bench.arms import arms
-from idaa_lightly.bench.compare.groups import interval
+from idaa_lightly.bench.compare.comparison import interval
 from idaa_lightly.bench.compare.text import markdown, mean_and_std
 from idaa_lightly.bench.record import fit_flops, training_flops
 from idaa_lightly.bench.run.figures import save_figure
