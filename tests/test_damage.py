@@ -62,6 +62,10 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda content: moments(content)[0].pop("exp_avg"),
         "does not fit this run (the state of the optimiser has other entries)",
     ),
+    "moments that are all missing": (
+        lambda content: moments(content).clear(),
+        "does not fit this run (the state of the optimiser has other entries)",
+    ),
     "moments that are not finite": (
         lambda content: moments(content)[0]["exp_avg"].fill_(math.inf),
         "does not fit this run (the optimiser's state for parameter 0 is not finite)",
@@ -101,6 +105,27 @@ def test_a_checkpoint_of_another_form_is_refused(folder: Path, stopped: Path, ki
     before = files()
     refused(run(folder, "--out", stopped, "--resume"), 1, f"stopped/checkpoints/last.ckpt {text}")
     assert files() == before
+
+
+def test_a_run_whose_optimiser_keeps_no_state_is_resumed(folder: Path) -> None:
+    Path("still.py").write_text(
+        "from torch.optim import SGD\n"
+        "from torch.optim.lr_scheduler import ConstantLR\n"
+        "from idaa_lightly_plugins.methods.simclr import SimCLR\n"
+        "class Still(SimCLR):\n"
+        "    def optimizer(self, parameters, epochs, steps_per_epoch):\n"
+        "        optimizer = SGD(parameters, lr=0.1)\n"
+        "        return optimizer, ConstantLR(optimizer, factor=1.0)\n"
+    )
+    still = ["--plugin", "still.py", "--method", "still", "--out", "still"]
+    done(run(folder, *still))
+    assert moments(torch.load("still/checkpoints/last.ckpt", weights_only=True)) == {}
+    Path("still/record.json").unlink()
+    done(run(folder, *still, "--resume"))
+    assert Path("still/record.json").exists()
+    rewritten(Path("still/checkpoints/last.ckpt"), lambda content: moments(content).update({0: {"step": 1}}))
+    Path("still/record.json").unlink()
+    refused(run(folder, *still, "--resume"), 1, "the optimiser has a state, but keeps none")
 
 
 @pytest.mark.parametrize(

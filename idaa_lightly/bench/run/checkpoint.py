@@ -202,7 +202,6 @@ def require_fit(found: Found, module: Training, trainer: pl.Trainer) -> None:
     checkpoint, path = found.content, found.path
     made: Any = module.configure_optimizers()
     optimizer, same_length = made["optimizer"], checkpoint[EPOCHS] == module.schedule[0]
-    parameters = [part for group in optimizer.param_groups for part in group["params"]]
     states = {part.state_key: part.state_dict() for part in trainer.callbacks}  # type: ignore[attr-defined]
     parts: dict[str, dict[str, Any]] = {}
     for name in PARTS:
@@ -221,7 +220,7 @@ def require_fit(found: Found, module: Training, trainer: pl.Trainer) -> None:
     }
     got = {name: checkpoint.get(name) for name in expected}
     got |= {name: {key: part[key] for key in expected[name] if key in part} for name, part in parts.items()}
-    fault = _fault(expected, got) or _fault_of_moments(checkpoint["optimizer_states"][0]["state"], parameters)
+    fault = _fault(expected, got) or _fault_of_moments(checkpoint["optimizer_states"][0]["state"], optimizer)
     if fault:
         raise FileFormatError(f"{path} does not fit this run ({fault}): delete it, or start anew with another --out")
     check_form(parts["callbacks"].get("Evaluation"), Progress, path, "callbacks.Evaluation")
@@ -254,10 +253,13 @@ def _fault(expected: Any, got: Any, where: str = "") -> str | None:
     return None if same else f"{where} is {shorten(repr(got), 80)}"
 
 
-def _fault_of_moments(state: Any, parameters: list[Tensor]) -> str | None:
+def _fault_of_moments(state: Any, optimizer: torch.optim.Optimizer) -> str | None:
     """Return what is wrong with the state that an optimiser keeps for each parameter, or None."""
+    if isinstance(optimizer, torch.optim.SGD) and not any(group["momentum"] for group in optimizer.param_groups):
+        return "the optimiser has a state, but keeps none" if state else None
+    parameters = [part for group in optimizer.param_groups for part in group["params"]]
     names = {frozenset(part) if isinstance(part, dict) else frozenset({type(part)}) for part in state.values()}
-    if len(names) > 1 or not state.keys() <= set(range(len(parameters))):
+    if len(names) != 1 or not state.keys() <= set(range(len(parameters))):
         return "the state of the optimiser has other entries"
     for number, part in state.items():
         for value in part.values() if isinstance(part, dict) else (part,):
