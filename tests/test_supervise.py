@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -48,6 +49,14 @@ def test_both_ranks_end(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [path.read_text().split(" ", 1)[1] for path in sorted(Path().glob("rank-*"))]
     arguments = "['-m', 'idaa_lightly.cli', 'run', '--epochs', '3']"
     assert found == [f"None {arguments}", f"1234 {arguments}"]
+
+
+def test_ctrl_c_does_not_reach_a_rank_that_is_still_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reaches all processes of the terminal. A rank would print a traceback before it can prepare for it."""
+    interrupted = "os.kill(os.getpid(), signal.SIGINT); open(f'{rank} lives on', 'w')"
+    supervised(START + interrupted, interrupted, monkeypatch)
+    assert sorted(path.name for path in Path().glob("* lives on")) == ["0 lives on", "1 lives on"]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
 
 
 @pytest.mark.parametrize(

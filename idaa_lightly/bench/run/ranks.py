@@ -40,11 +40,16 @@ class Rank:
         self.number = number
         self.connection, theirs = Pipe()
         variables = {"LOCAL_RANK": str(number), CONNECTION: str(theirs.fileno())}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "idaa_lightly.cli", *arguments],
-            env=os.environ | variables | ({} if port is None else {"MASTER_PORT": str(port)}),
-            pass_fds=[theirs.fileno()],
-        )
+        # Ctrl-C reaches all processes. The ranks are born deaf to it, and the watching one passes it on.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "idaa_lightly.cli", *arguments],
+                env=os.environ | variables | ({} if port is None else {"MASTER_PORT": str(port)}),
+                pass_fds=[theirs.fileno()],
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
 
     def receive(self) -> int | str | None:
@@ -132,7 +137,6 @@ class Supervisor:
 
     def __init__(self, descriptor: int) -> None:
         self.connection = Connection(descriptor)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes. The watching one passes it on.
         threading.Thread(target=self._watch, daemon=True).start()
 
     def send(self, message: int | str) -> None:
