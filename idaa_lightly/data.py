@@ -326,8 +326,10 @@ def _decoded(images: Images, size: int, notes: Counter[str], step: Callable[[str
 
 def _statistics(pixels: Tensor) -> dict[str, list[float]]:
     """Return `mean` and `std` per channel of pixels in [0, 1], rounded to four decimals."""
-    flat = pixels.reshape(-1, 3).double() / 255
-    std, mean = torch.std_mean(flat, 0)
+    counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in pixels.unbind(-1)]).double()
+    values, total = torch.arange(256, dtype=torch.double) / 255, counts[0].sum()
+    mean = counts @ values / total
+    std = ((counts * (values - mean[:, None]).square()).sum(1) / (total - 1)).sqrt()
     return {
         "mean": [round(v, 4) for v in mean.tolist()],
         "std": [round(max(v, 1e-3), 4) for v in std.tolist()],

@@ -72,7 +72,7 @@ class LatentSpace:
     """Bottleneck of a VAE, with the residual that carries the sample's identity added back.
 
     x' = R(x) + D(z + δ) with R(x) = x − D(E(x)) and z = E(x), the posterior mean. A VAE that is an nn.Module is frozen
-    and set to eval mode, and is not registered as a submodule.
+    and set to eval mode, and is not registered as a submodule. It computes in the type of its own weights.
 
     Source: IDAA, Yang et al., ICML 2022, Sec. 3.3.
 
@@ -111,12 +111,21 @@ class LatentSpace:
         if isinstance(self.vae, nn.Module):
             self.vae.eval().to(x.device)
         with torch.no_grad():
-            mean, _ = self.vae.encode(x)
-            start = mean.to(torch.promote_types(mean.dtype, torch.float32))  # Autocast must not round z + δ.
+            mean, _ = self.vae.encode(x.to(self._type(x)))
+            start = mean.to(torch.promote_types(mean.dtype, torch.float32))  # Half precision must not round z + δ.
             if not self.starts_at_input:
-                return start, self.vae.decode
-            residual = x - self.vae.decode(start)
-        return start, lambda point: residual + self.vae.decode(point)
+                return start, lambda point: self._decoded(point, x)
+            residual = x - self._decoded(start, x)
+        return start, lambda point: residual + self._decoded(point, x)
+
+    def _type(self, x: Tensor) -> torch.dtype:
+        """Return the type of the VAE's weights, or of the images if it has none."""
+        weights = self.vae.parameters() if isinstance(self.vae, nn.Module) else iter(())
+        return next(weights, x).dtype
+
+    def _decoded(self, z: Tensor, x: Tensor) -> Tensor:
+        """Decode a bottleneck, and convert it to the type of the images."""
+        return self.vae.decode(z.to(self._type(x))).to(x.dtype)
 
     @torch.no_grad()
     def decomposition(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,7 +138,7 @@ class LatentSpace:
             R(x) and G(x), (N, C, H, W) each. R(x) + G(x) = x.
         """
         start, _ = self.at(x)
-        reconstruction = self.vae.decode(start)
+        reconstruction = self._decoded(start, x)
         return x - reconstruction, reconstruction
 
 

@@ -66,13 +66,13 @@ def _turns(labels: Tensor, seed: int = 0) -> Tensor:
     """Return each sample's position (N,), from 0, in a deterministic shuffle of its class."""
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     turns = torch.empty(len(labels), dtype=torch.long)
-    for label in range(int(labels.max()) + 1):
-        members = shuffled[labels[shuffled] == label]
-        turns[members] = torch.arange(len(members))
+    counts = labels.bincount()
+    starts = counts.cumsum(0) - counts
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    turns[by_class] = torch.arange(len(labels)) - starts.repeat_interleave(counts)
     return turns
 
 
-def spaced(total: int, count: int) -> Tensor:
-    """Return `count` indices below `total` that are spaced evenly, or all if there are fewer."""
-    count = min(count, total)
-    return torch.arange(count) * total // max(1, count)
+def sample(total: int, count: int) -> Tensor:
+    """Return `count` random indices below `total` in ascending order, always the same. All if there are fewer."""
+    return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:count].sort().values

@@ -243,7 +243,8 @@ def fit_vae(
         >>> [sorted(means) for means in history]
         [['kl', 'loss', 'mse'], ['kl', 'loss', 'mse']]
     """
-    device = next(vae.parameters()).device
+    weight = next(vae.parameters())
+    device = weight.device
     generator = torch.Generator(device).manual_seed(seed)
     vae.train().requires_grad_(True)
     begun = time.perf_counter()
@@ -257,7 +258,7 @@ def fit_vae(
         for images in map(_images, batches):
             counter = nullcontext() if flops else FlopCounterMode(display=False)
             with counter:
-                losses = vae_loss(vae, images.to(device), beta, generator)
+                losses = vae_loss(vae, images.to(weight), beta, generator)
                 optimizer.zero_grad()
                 losses[0].backward()
             if isinstance(counter, FlopCounterMode):  # in the first step only, because it is slow

@@ -30,7 +30,7 @@ from torchvision import datasets
 from idaa_lightly.data import IMAGENET, DataSet, Images, load_data
 from idaa_lightly.errors import DataError
 from idaa_lightly.loading import ViewDataset, describe, evaluation_batches, view_loader
-from idaa_lightly.splits import spaced, validation_split
+from idaa_lightly.splits import balanced, sample, validation_split
 
 Folder = Callable[..., Path]
 
@@ -366,12 +366,20 @@ def test_torchvision_without_a_network(name: str, monkeypatch: pytest.MonkeyPatc
 # Choices of images
 
 
-@pytest.mark.parametrize(
-    ("total", "count", "indices"),
-    [(7, 3, [0, 2, 4]), (4, 4, [0, 1, 2, 3]), (2, 9, [0, 1]), (5, 4, [0, 1, 2, 3]), (0, 3, [])],
-)
-def test_indices_that_are_spaced_evenly(total: int, count: int, indices: list[int]) -> None:
-    assert spaced(total, count).tolist() == indices
+@pytest.mark.parametrize(("total", "count"), [(4, 4), (2, 9), (0, 3)])
+def test_a_sample_of_few_images_is_all(total: int, count: int) -> None:
+    assert sample(total, count).tolist() == list(range(total))
+
+
+@pytest.mark.parametrize("limit", [10240, 5120, 2048, None])
+def test_a_sample_has_all_classes(limit: int | None) -> None:
+    """Images are in the order of their classes, or in turn from each class, as --limit-train leaves them."""
+    labels = torch.arange(10).repeat_interleave(5000)
+    order = torch.arange(len(labels)) if limit is None else balanced(labels, limit)
+    indices = sample(len(order), 1024)
+    assert torch.equal(indices, indices.unique())
+    assert len(indices) == 1024
+    assert labels[order[indices]].bincount(minlength=10).min() > 70
 
 
 @pytest.mark.parametrize("count", [10, 30, 100])

@@ -323,6 +323,12 @@ def test_what_it_does_not_know_it_refuses(transform: Any, text: str) -> None:
         DeviceViews(transform)
 
 
+def test_a_view_that_is_not_square_is_not_turned() -> None:
+    make = DeviceViews(transform_of(v2.RandomResizedCrop((16, 24)), RandomRotate(prob=1.0)))
+    with pytest.raises(DataError, match="turns views of 16×24 pixels by 90°, but expected square ones: crop to a"):
+        make(PICTURES[:2])
+
+
 def test_what_never_happens_is_not_refused() -> None:
     never = SimCLRTransform(32, rr_prob=0.0, rr_degrees=10.0, vf_prob=0.0, gaussian_blur=0.0, normalize=NORMALIZE)
     names = [type(part).__name__ for part in DeviceViews(never).views[0][0]]

@@ -118,7 +118,11 @@ def test_normalisations_that_are_refused(folder: Path, options: list[str], text:
     assert text in bench("embed", *target, *options, "--out", "x.npz", code=2).stderr
 
 
-def test_features_of_other_images(run: Path, folder: Path) -> None:
+@pytest.mark.parametrize("limit", ["", "limit_train = 5\n"])
+def test_features_of_other_images(limit: str, run: Path, folder: Path) -> None:
+    """All of them: the run's limit is about the images that it was trained on."""
+    config = run / "config.toml"
+    config.write_text(limit + config.read_text())
     bench("embed", run, "--data", f"folder:{folder / 'test'}", "--out", "features.npz")
     with np.load("features.npz") as arrays:
         assert (len(arrays["train_labels"]), len(arrays["test_labels"])) == (9, 3)

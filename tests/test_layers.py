@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from idaa_lightly.backbones import create_backbone
 from idaa_lightly.bench.evaluate.layers import LayerOutputs
@@ -41,6 +42,19 @@ def test_vectors_tokens_and_feature_maps() -> None:
     torch.testing.assert_close(outputs("1", images, network), images.view(2, 2304, 16).mean(1))
     torch.testing.assert_close(outputs("2", images, network), images)
     torch.testing.assert_close(outputs("[02]", images, network), torch.cat([maps, images], 1))
+
+
+@pytest.mark.parametrize("name", ["timm/swin_tiny_patch4_window7_224", "swin_t"])
+def test_channels_of_swin_come_last(name: str) -> None:
+    """96 channels of 16 × 16 pixels are averaged to 9 × 9 each, as those of any other network."""
+    network, _ = create_backbone(name, 32)
+    layer = "layers.0" if name.startswith("timm") else "features.1"
+    maps: list[Tensor] = []
+    dict(network.named_modules())[layer].register_forward_hook(lambda *passed: maps.append(passed[-1]))
+    found = outputs(layer, torch.rand(2, 3, 32, 32), network.eval())
+    assert maps[0].shape == (2, 16, 16, 96)
+    expected = F.adaptive_avg_pool2d(maps[0].permute(0, 3, 1, 2), 9).flatten(1)
+    torch.testing.assert_close(found, expected)
 
 
 def test_a_small_map_is_kept_as_it_is() -> None:

@@ -382,7 +382,8 @@ def test_features_of_another_byte_order():
     for name in ("train_features", "test_features", "train_labels"):
         parts[name] = parts[name].astype(parts[name].dtype.newbyteorder(">"))
     np.savez("y.npz", **parts)
-    assert len({row[2] for row in rows(bench("linear", "x.npz", "y.npz"))}) == 1
+    for command in ("linear", "knn"):
+        assert len({row[2] for row in rows(bench(command, "x.npz", "y.npz"))}) == 1, command
 
 
 def test_what_linear_refuses(runs):

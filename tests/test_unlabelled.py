@@ -53,6 +53,14 @@ def test_alignment_and_uniformity_are_the_authors(seed: int, n: int) -> None:
     assert -8 <= uniformity(x) <= 0
 
 
+@pytest.mark.parametrize("zeros", [1, 7, 20])
+def test_a_collapse_to_zeros_is_not_spread(zeros: int) -> None:
+    """Embeddings of zeros are at distance 0 of each other, and at distance 1 of all others."""
+    x = F.normalize(draw(0, 20, 6).double(), dim=1)
+    x[:zeros] = 0
+    assert uniformity(x) == pytest.approx(torch.pdist(x, p=2).pow(2).mul(-2).exp().mean().log().item(), abs=1e-9)
+
+
 def test_uniformity_in_blocks_is_that_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     embeddings = draw(0, 50, 5)
     whole = uniformity(embeddings)

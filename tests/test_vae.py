@@ -116,6 +116,12 @@ def test_batches_come_in_many_forms(folder: Path) -> None:
     assert len(fit_vae(vae, DataLoader(data, 12), epochs=1)) == 1
 
 
+@pytest.mark.parametrize("images", [torch.bfloat16, torch.float64])
+def test_images_of_another_type(images: torch.dtype) -> None:
+    (found,) = fit_vae(VAE(16, bottleneck_dim=4, width=4), [torch.randn(8, 3, 16, 16).to(images)], epochs=1)
+    assert 0 < found["loss"] < 10
+
+
 def test_a_vae_that_is_worse_than_the_mean_image_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     """The first epoch's error is above 1, since the last BatchNorm gives images of unit variance."""
     batches = [torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(1))]

@@ -118,6 +118,22 @@ def test_the_decomposition_and_the_ablation() -> None:
     torch.testing.assert_close(ablation(X, rising), reconstruction)
 
 
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("images", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("decompose", [True, False])
+def test_images_of_another_type_than_the_vae(weights: torch.dtype, images: torch.dtype, decompose: bool) -> None:
+    """As of a module in Lightning's precision bf16-true, of which the VAE is no part."""
+    net, x = vae().to(weights), X.to(images)
+    space = LatentSpace(net, decompose=decompose)
+    start, render = space.at(x)
+    assert start.dtype == torch.float32
+    assert render(start).dtype == images
+    found = ViewGenerator(space, FGSM(0.5))(x, rising)
+    assert found.dtype == images
+    assert rising(found) > rising(render(start))
+    assert [part.dtype for part in space.decomposition(x)] == [images] * 2
+
+
 def test_the_vae_stays_frozen_in_eval_mode_and_out_of_the_state_dict() -> None:
     net = VAES[0]
     generator = IDAA(net)

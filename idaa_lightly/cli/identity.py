@@ -30,7 +30,11 @@ COLUMNS = (
     help="Augmentations whose views are measured, separated by commas.",
 )
 @click.option(
-    "--samples", type=click.IntRange(2), default=1024, show_default=True, help="Number of training images to use."
+    "--samples",
+    type=click.IntRange(2),
+    default=1024,
+    show_default=True,
+    help="Number of training images to use, a random sample that is always the same.",
 )
 @click.option(
     "--out",

@@ -64,10 +64,12 @@ def batch_figures(anchors: Tensor, views: Tensor, temperature: float = 0.1) -> d
         `information` is a lower bound of the mutual information of sample and view in nats, log N − L_NCE: Yang et
         al., Eq. 4.
     """
-    cosines = F.normalize(anchors.float(), dim=1) @ F.normalize(views.float(), dim=1).T
+    with torch.autocast(anchors.device.type, enabled=False):  # Half precision cannot tell cosines near 1.
+        anchors, views = F.normalize(anchors.float(), dim=1), F.normalize(views.float(), dim=1)
+        cosines = anchors @ views.T
+        information = math.log(len(cosines)) - InfoNCELoss(temperature)(anchors, views)
     itself = torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
     lost = cosines.masked_fill(itself, -torch.inf).amax(1) > cosines.diagonal()
-    information = math.log(len(cosines)) - InfoNCELoss(temperature)(anchors.float(), views.float())
     return {"lost": lost.float().mean(), "information": information}
 
 

@@ -238,7 +238,10 @@ def as_labels(values: Any) -> Tensor:
     Raises:
         DataError: The labels are floating-point numbers.
     """
-    labels = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+    if not isinstance(values, Tensor):
+        array = np.array(values)
+        values = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+    labels: Tensor = values
     if labels.is_floating_point() and labels.numel():
         raise DataError(f"labels are of type {labels.dtype}, but expected integers: classes from 0")
     return labels.long().cpu()
@@ -268,7 +271,7 @@ def _searched(
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yield a slice of queries, its similarities (n, k) and its neighbours (n, k), with n up to VOTE_BLOCK."""
     find = search or partial(nearest, bank, normalize=normalize)
-    for rows in query_blocks(queries, k):
+    for rows in query_blocks(len(queries), queries.shape[1], k):
         similarities, neighbours = find(queries[rows], k)
         for part in blocks(len(neighbours), VOTE_BLOCK):
             yield slice(rows.start + part.start, rows.start + part.stop), similarities[part], neighbours[part]

@@ -81,7 +81,8 @@ def linear_probe(
     """
     train, train_labels, test, test_labels, classes = _checked(train_features, train_labels, test_features, test_labels)
     std, mean = torch.std_mean(train, 0)
-    train, test = ((part - mean) / std.clamp_min(1e-6) for part in (train, test))
+    smallest = (1e-6 * std.max()).clamp_min(torch.finfo(std.dtype).tiny)
+    train, test = ((part - mean) / std.clamp_min(smallest) for part in (train, test))
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     held_out, rest = order[: len(train) // 10], order[len(train) // 10 :]
     weight = train.new_zeros(classes, train.shape[1] + 1)

@@ -154,8 +154,8 @@ def faiss_index(bank: Any, description: str) -> Search:
 
 def _as_it_is(features: Any, normalize: bool) -> Tensor | None:
     """Return the features without a copy if the CPU search can use them unchanged, else None."""
-    if isinstance(features, np.ndarray) and type(features) is not np.memmap and features.flags.writeable:
-        features = torch.from_numpy(features)
+    if isinstance(features, np.ndarray) and type(features) is not np.memmap:
+        features = torch.from_numpy(features) if features.flags.writeable and features.dtype.isnative else None
     if not isinstance(features, Tensor) or features.dtype != torch.float32 or features.device.type != "cpu":
         return None
     lengths = torch.linalg.vector_norm(features.detach(), dim=1)
@@ -174,14 +174,19 @@ def blocks(length: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def query_blocks(queries: Any, k: int) -> list[slice]:
+def query_blocks(count: int, dim: int, k: int) -> list[slice]:
     """Split queries into slices whose features and neighbours fit into a block.
 
     Args:
-        queries: Features (M, D).
+        count: Number of queries, M.
+        dim: Dimension of the features, D.
         k: Number of neighbours per query.
     """
-    return blocks(len(queries), min(QUERY_BLOCK, BLOCK // max(queries.shape[1], 4 * k)))
+    return blocks(count, _queries_per_call(dim, k))
+
+
+def _queries_per_call(dim: int, k: int) -> int:
+    return min(QUERY_BLOCK, BLOCK // max(dim, 4 * k))
 
 
 def faiss_available() -> bool:
@@ -196,18 +201,20 @@ def faiss_available() -> bool:
     return importlib.util.find_spec("faiss") is not None
 
 
-def backend(elements: int, index: str | None = None) -> str:
+def backend(count: int, dim: int, k: int, index: str | None = None) -> str:
     """Describe the search backend in one line, for logs and records.
 
     Args:
-        elements: Size of the queries, M · D. The queries are assumed to be on the CPU.
+        count: Number of queries, M. They are assumed to be on the CPU.
+        dim: Dimension of the features, D.
+        k: Number of neighbours per query.
         index: FAISS index factory string, or None for an exact search.
     """
     if index is not None:
         import faiss
 
         return f"faiss {faiss.__version__}, index {index}, approximate"
-    if faiss_available() and elements < FAISS_FROM:
+    if faiss_available() and min(count, _queries_per_call(dim, k)) * dim < FAISS_FROM:
         return "torch, exact (faster than FAISS for so few queries)"
     if faiss_available():
         import faiss

@@ -92,9 +92,10 @@ def uniformity(embeddings: Tensor) -> float:
     rows = F.normalize(_checked(embeddings).double(), dim=1)
     if len(rows) < 2:
         raise DataError(f"got {len(rows)} embedding, but uniformity compares pairs: expected 2 or more")
+    squares = rows.square().sum(1)  # 1, or 0 for an embedding of zeros
     total = sum(
-        (4 * (part @ rows.T - 1)).exp().sum().item()
-        for part in rows.split(PAIRS)  # |a - b|² = 2 - 2 cos
+        (4 * part @ rows.T - 2 * own[:, None] - 2 * squares).exp().sum().item()
+        for part, own in zip(rows.split(PAIRS), squares.split(PAIRS), strict=True)
     )
     return math.log((total - len(rows)) / (len(rows) * (len(rows) - 1)))
 

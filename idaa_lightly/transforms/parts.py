@@ -16,7 +16,7 @@ from lightly.transforms.rotation import RandomRotate
 from lightly.transforms.solarize import RandomSolarization
 from torch import Generator, Tensor
 
-from idaa_lightly.errors import UsageError
+from idaa_lightly.errors import DataError, UsageError
 
 GREY = (0.299, 0.587, 0.114)  # weights of red, green and blue: ITU-R 601-2, as in PIL
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -137,7 +137,16 @@ class Rotate:
             raise unknown(rotate, f"has angle {rotate.angle}, which is not a multiple of 90")
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        """Rotate a random selection of the images."""
+        """Rotate a random selection of the images.
+
+        Raises:
+            DataError: The images are not square, and would change their shape.
+        """
+        if self.quarters % 2 and images.shape[2] != images.shape[3]:
+            raise DataError(
+                f"RandomRotate turns views of {images.shape[2]}×{images.shape[3]} pixels by 90°, but expected square "
+                "ones: crop to a square first"
+            )
         rows = _chosen(images, self.p, generator)
         return images.index_copy_(0, rows, images.index_select(0, rows).rot90(self.quarters, (2, 3)))
 

@@ -25,6 +25,7 @@ from idaa_lightly.options import options_of, parse_options
 from idaa_lightly.outputs import embedding_of
 from idaa_lightly.plugin import GeneratorAugmentation, Method
 from idaa_lightly.registry import load
+from idaa_lightly.splits import sample
 from idaa_lightly.training import SelfSupervised
 from idaa_lightly.views import Objective, ViewGenerator
 
@@ -41,7 +42,7 @@ def study(folder: Path, augmentations: list[str], out: Path, *, samples: int = 1
         augmentations: Names of augmentations that search, such as "idaa". The run's own augmentation gets the run's
             options.
         out: Directory for identity.json, identity.png, density.png and panels.png.
-        samples: Number of training images to use, 2 or more.
+        samples: Number of training images to use, 2 or more. They are a random sample, the same for every run.
 
     Returns:
         Figures by augmentation, and for the second view that the method's transform makes.
@@ -58,9 +59,12 @@ def study(folder: Path, augmentations: list[str], out: Path, *, samples: int = 1
     if count < 2:
         raise UsageError(f"samples is {samples}, but must be 2 or more")
     views: dict[str, list[Tensor]] = {name: [] for name in ("x", SECOND_VIEW, *losses)}
-    step = progress("views", -(-count // parts.batch_size))
-    for start in range(0, count, parts.batch_size):
-        batch = [parts.views[parts.epochs, index][0] for index in range(start, min(count, start + parts.batch_size))]
+    chunks = sample(len(parts.views), count).tensor_split(
+        min(-(-count // parts.batch_size), count // 2)  # BatchNorm needs two images.
+    )
+    step = progress("views", len(chunks))
+    for chunk in chunks:
+        batch = [parts.views[parts.epochs, index][0] for index in chunk.tolist()]
         images = [torch.stack(part).to(device) for part in zip(*batch, strict=True)]
         views["x"].append(images[0])
         views[SECOND_VIEW].append(images[1])

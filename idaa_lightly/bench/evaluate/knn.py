@@ -65,6 +65,6 @@ def _search(features: Features, k: Sequence[int], temperature: Sequence[float], 
     return {
         "bank": len(bank),
         "queries": len(queries),
-        "backend": backend(len(queries) * queries.shape[1], index),
+        "backend": backend(len(queries), queries.shape[1], min(max(k), len(bank)), index),
         "accuracies": [found._asdict() for found in accuracies],
     }

@@ -20,7 +20,8 @@ class LayerOutputs(nn.Module):
     """Network whose features are the outputs of its layers with these names.
 
     A feature map (N, C, H, W) is averaged in squares until it has 9216 numbers or fewer for each image, as in Zhang et
-    al., "Colorful Image Colorization", ECCV 2016, App. C. Tokens (N, T, D) are averaged over T. Several layers, such as
+    al., "Colorful Image Colorization", ECCV 2016, App. C. Swin's are (N, H, W, C), which H = W ≠ C tells: images are
+    square. Tokens (N, T, D) are averaged over T. Several layers, such as
     those of CMC's two encoders, are concatenated.
 
     Args:
@@ -66,6 +67,8 @@ def _flat(name: str, output: Any) -> Tensor:
     """Return the output of a layer as vectors (N, D), which the next layer cannot change in place."""
     if isinstance(output, Tensor):
         match output.shape:
+            case (_, height, width, channels) if height == width != channels:
+                return _flat(name, output.movedim(3, 1))
             case (_, channels, height, width):
                 side = max(1, int((NUMBERS / channels) ** 0.5))
                 return F.adaptive_avg_pool2d(output, (min(side, height), min(side, width))).flatten(1)

@@ -144,9 +144,8 @@ def _load_run_backbone(target: Path, given: Given) -> tuple[nn.Module, DataSet]:
     if others := _named(given._replace(data=None, layer=None)):
         raise UsageError(f"{target} is of a run, which holds its own settings: leave out {' and '.join(others)}")
     own = config = RunConfig(**read_toml(folder / "config.toml"))
-    data = given.data
-    if not data and config.eval_data is not None:  # limit_train is about the images to train on.
-        data, config = config.eval_data, replace(config, limit_train=None, eval_data=None)
+    if data := given.data or config.eval_data:  # limit_train is about the images to train on.
+        config = replace(config, limit_train=None, eval_data=None)
     images = read_data(replace(config, data=data or config.data))
     if data:  # The run's network expects the normalisation that it was trained with.
         finished = (folder / "record.json").exists()

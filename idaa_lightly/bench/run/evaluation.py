@@ -28,7 +28,7 @@ from idaa_lightly.evaluation.unlabelled import alignment, rankme, spread, unifor
 from idaa_lightly.libraries import SMALL
 from idaa_lightly.loading import evaluation_batches
 from idaa_lightly.plugin import Method
-from idaa_lightly.splits import spaced
+from idaa_lightly.splits import sample
 
 log = logging.getLogger(__name__)
 MEASURED = 1024  # training images whose embeddings are measured without labels, at most
@@ -76,7 +76,7 @@ def protocol(parts: Parts) -> dict[str, Any]:
     return common | {
         "knn_k": min(KNN_K, len(data.train)),
         "knn_temperature": KNN_TEMPERATURE,
-        "knn_backend": backend(len(data.test) * parts.method.num_features),
+        "knn_backend": backend(len(data.test), parts.method.num_features, min(KNN_K, len(data.train))),
         "features": "backbone, in eval mode, of images without augmentation",
         "knn_projection": "on what the loss compares: the projection, or the prediction if there is one",
         "linear": "L-BFGS on standardised features, L2 strength chosen on a tenth of train",
@@ -100,8 +100,8 @@ def _accuracies(method: Method, data: DataSet, held: bool) -> dict[str, float]:
 def unlabelled_figures(parts: Parts, method: Method) -> dict[str, float]:
     """Return RankMe, uniformity, alignment and spread of what the loss compares, in eval mode.
 
-    The images are spaced evenly over the training images, and are the same at every call. So are the views that
-    alignment compares.
+    The images are a random sample of the training images, the same at every call. So are the views that alignment
+    compares.
 
     Args:
         parts: Parts of the run.
@@ -116,9 +116,9 @@ def unlabelled_figures(parts: Parts, method: Method) -> dict[str, float]:
     def embeddings_of(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         return embed(network, batches)[0][:, method.num_features :]
 
-    images = parts.data.train.take(spaced(total, MEASURED))
+    images = parts.data.train.take(sample(total, MEASURED))
     embeddings = embeddings_of(evaluation_batches(parts.data, images, EVALUATION_BATCH))
-    pairs = [parts.views[NO_EPOCH, index][0][:2] for index in spaced(total, ALIGNED).tolist()]
+    pairs = [parts.views[NO_EPOCH, index][0][:2] for index in sample(total, ALIGNED).tolist()]
     views = [(torch.stack(view), torch.zeros(len(view))) for view in zip(*pairs, strict=True)]
     anchors, positives = (embeddings_of([batch]) for batch in views)
     return {

@@ -34,7 +34,6 @@ from idaa_lightly.bench.run.trainer import choices, quiet_lightning
 from idaa_lightly.bench.schema import Record
 from idaa_lightly.data import DataSet
 from idaa_lightly.errors import UsageError
-from idaa_lightly.evaluation.search import backend
 from idaa_lightly.files import save_tensors
 from idaa_lightly.loading import require_trainable
 from idaa_lightly.training import SelfSupervised
@@ -200,7 +199,7 @@ def _evaluated(parts: Parts) -> str:
     if parts.labelled is None:
         return "evaluated without labels, since neither --data nor --eval-data has any"
     where = "" if parts.labelled is parts.data else f"evaluated on {parts.labelled.name}: {_counted(parts.labelled)}; "
-    return f"{where}kNN by {backend(len(parts.labelled.test) * parts.method.num_features)}"
+    return f"{where}kNN by {protocol(parts)['knn_backend']}"
 
 
 def _view_rows(parts: Parts, module: SelfSupervised) -> dict[str, Tensor]:
