@@ -16,6 +16,9 @@ import torch
 from test_bad_input import bench, done, files, refused, run
 from test_durable import flip
 
+from idaa_lightly import VAE
+from idaa_lightly.backbones import create_backbone
+
 
 @pytest.fixture
 def stopped(trained: Path) -> Path:
@@ -46,11 +49,11 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "moments of another shape": (
         lambda content: moments(content)[0].update(exp_avg=torch.ones(7)),
-        "does not fit this run (the optimiser has another state for parameter 0)",
+        "does not fit this run (the optimiser's state.0.exp_avg is tensor([1., 1.,",
     ),
     "moments of another layout": (
         lambda content: moments(content)[0].update(exp_avg=moments(content)[0]["exp_avg"].to_sparse()),
-        "does not fit this run (the optimiser has another state for parameter 0)",
+        "does not fit this run (the optimiser's state.0.exp_avg is tensor(",
     ),
     "weights of another layout": (
         lambda content: content["state_dict"].update(
@@ -60,7 +63,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "moments that are missing": (
         lambda content: moments(content)[0].pop("exp_avg"),
-        "does not fit this run (the state of the optimiser has other entries)",
+        "does not fit this run (the optimiser's state.0 has other entries, such as 'exp_avg')",
     ),
     "moments that are all missing": (
         lambda content: moments(content).clear(),
@@ -68,7 +71,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "moments that are not finite": (
         lambda content: moments(content)[0]["exp_avg"].fill_(math.inf),
-        "does not fit this run (the optimiser's state for parameter 0 is not finite)",
+        "does not fit this run (the optimiser's state.0.exp_avg is not finite)",
     ),
     "weights that are not finite": (
         lambda content: content["state_dict"]["method.backbone.conv1.weight"].fill_(math.nan),
@@ -107,25 +110,70 @@ def test_a_checkpoint_of_another_form_is_refused(folder: Path, stopped: Path, ki
     assert files() == before
 
 
-def test_a_run_whose_optimiser_keeps_no_state_is_resumed(folder: Path) -> None:
-    Path("still.py").write_text(
-        "from torch.optim import SGD\n"
+def trained_by(optimizer: str, folder: Path) -> list[str]:
+    """Train a run with an optimiser of its own, take its record away, and return its options."""
+    Path("own.py").write_text(
+        "from torch.optim import SGD, Adafactor\n"
         "from torch.optim.lr_scheduler import ConstantLR\n"
         "from idaa_lightly_plugins.methods.simclr import SimCLR\n"
-        "class Still(SimCLR):\n"
+        f"class By{optimizer}(SimCLR):\n"
         "    def optimizer(self, parameters, epochs, steps_per_epoch):\n"
-        "        optimizer = SGD(parameters, lr=0.1)\n"
+        f"        optimizer = {optimizer}(parameters, lr=0.01)\n"
         "        return optimizer, ConstantLR(optimizer, factor=1.0)\n"
     )
-    still = ["--plugin", "still.py", "--method", "still", "--out", "still"]
-    done(run(folder, *still))
-    assert moments(torch.load("still/checkpoints/last.ckpt", weights_only=True)) == {}
+    options = ["--plugin", "own.py", "--method", f"by-{optimizer.lower()}", "--out", "still"]
+    done(run(folder, *options))
     Path("still/record.json").unlink()
+    return options
+
+
+def test_a_run_whose_optimiser_keeps_other_states_for_vectors_is_resumed(folder: Path) -> None:
+    """Adafactor keeps rows and columns of a matrix, but the whole of a vector."""
+    options = trained_by("Adafactor", folder)
+    kept = moments(torch.load("still/checkpoints/last.ckpt", weights_only=True))
+    assert len({frozenset(state) for state in kept.values()}) == 2
+    done(run(folder, *options, "--resume"))
+    assert Path("still/record.json").exists()
+
+
+def test_a_run_whose_optimiser_keeps_no_state_is_resumed(folder: Path) -> None:
+    still = trained_by("SGD", folder)
+    assert moments(torch.load("still/checkpoints/last.ckpt", weights_only=True)) == {}
     done(run(folder, *still, "--resume"))
     assert Path("still/record.json").exists()
     rewritten(Path("still/checkpoints/last.ckpt"), lambda content: moments(content).update({0: {"step": 1}}))
     Path("still/record.json").unlink()
-    refused(run(folder, *still, "--resume"), 1, "the optimiser has a state, but keeps none")
+    refused(run(folder, *still, "--resume"), 1, "the state of the optimiser has other entries")
+
+
+@pytest.mark.parametrize("options", [["--weights", "w.pt"], ["--aug", "idaa", "--vae", "w.pt"]])
+def test_a_run_is_not_resumed_with_another_file(folder: Path, options: list[str]) -> None:
+    def write() -> None:
+        if "--vae" in options:
+            VAE(16, bottleneck_dim=4, width=4).save("w.pt")
+        else:
+            torch.save(create_backbone("resnet9-w2", 16)[0].state_dict(), "w.pt")
+
+    write()
+    done(run(folder, *options, "--out", "out"))
+    Path("out/record.json").unlink()
+    kept = Path("w.pt").read_bytes()
+    write()
+    refused(
+        run(folder, *options, "--out", "out", "--resume"),
+        1,
+        "w.pt changed after this run was begun: restore what was there, or start anew with another --out",
+    )
+    Path("w.pt").write_bytes(kept)
+    done(run(folder, *options, "--out", "out", "--resume"))
+
+
+def test_a_run_is_not_resumed_with_another_plugin_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = trained_by("SGD", folder)
+    Path("own.py").write_text(Path("own.py").read_text() + "\n")
+    monkeypatch.setattr("idaa_lightly.registry._files", {})  # As in a new process.
+    text = "the plugin file own.py changed after this run was begun"
+    refused(run(folder, *options, "--resume"), 1, text)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from test_run import parts_of
 from idaa_lightly import VAE
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.run.lengthen import _fitting_asks
+from idaa_lightly.plugin import FitContext
 from idaa_lightly_plugins.augmentations.clae import CLAE
 from idaa_lightly_plugins.methods.recipe import LightlyRecipe
 from idaa_lightly_plugins.methods.simclr import SimCLR
@@ -84,19 +85,22 @@ def test_an_interrupted_run_is_lengthened(runs: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["adopted", "epoch 6/15", "epoch 8/15"])
+@pytest.mark.parametrize("moment", ["adopt", "atomic_write", "epoch 6/15", "epoch 8/15"])
 def test_a_kill_while_a_run_is_lengthened(runs: Path, moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first moment is between the new last.ckpt and the new config.toml."""
-    if moment == "adopted":
+    """The first moments are before the new last.ckpt, and between it and the new config.toml."""
+    kept = {name: Path("short", name).read_bytes() for name in ("record.json", "backbone.pt")}
+    if moment in ("adopt", "atomic_write"):
         with monkeypatch.context() as patch:
-            patch.setattr("idaa_lightly.bench.run.loop.keep_results", lambda *_: signal.raise_signal(signal.SIGTERM))
+            patch.setattr(f"idaa_lightly.bench.run.loop.{moment}", lambda *_: signal.raise_signal(signal.SIGTERM))
             assert resumed(LONG).exit_code == 143
     else:
         with when_logged(moment, lambda: signal.raise_signal(signal.SIGTERM)):
             assert resumed(LONG).exit_code == 143
-    assert Path("short/record.json").exists() == (moment == "adopted")
+    assert not Path("short/record.json").exists()
     done(resumed(LONG))
     assert same(str(runs / "long"), "short")
+    for name, content in kept.items():
+        assert Path("short", name.replace(".", "-5-epochs.")).read_bytes() == content
 
 
 @pytest.mark.slow
@@ -139,8 +143,17 @@ def test_a_schedule_is_continued_at_its_new_length(monkeypatch: pytest.MonkeyPat
     assert rates[-1]["lr"] == pytest.approx(3e-5)
 
 
+def fitted_by_the_epochs(augmentation: CLAE, context: FitContext) -> None:
+    """Ask for the views and the progress first, and then for the number of epochs."""
+    batches, step = context.views(8), context.progress("mean", 1)
+    for _ in range(context.epochs):
+        for _ in batches:
+            step("")
+
+
 def by_the_epochs(method: SimCLR, step: int, epochs: int, steps_per_epoch: int) -> None:
-    method.share = step / (epochs * steps_per_epoch)
+    if step:
+        method.share = step / (epochs * steps_per_epoch)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +169,7 @@ def by_the_epochs(method: SimCLR, step: int, epochs: int, steps_per_epoch: int) 
         (
             CLAE,
             "fit",
-            lambda augmentation, context: context.epochs,
+            fitted_by_the_epochs,
             "the fitting of 'clae' depends on the number of epochs, unless its options set another number",
         ),
         (SimCLR, "before_step", by_the_epochs, "'simclr' prepares its steps by the number of epochs"),

@@ -152,7 +152,7 @@ def test_a_run_on_shards_resumes_to_the_bit() -> None:
     torch.testing.assert_close(torch.load("run/backbone.pt", weights_only=True), weights, rtol=0, atol=0)
     Path("run/record.json").unlink()
     shards(size=99, images=16, classes=0)
-    refused(bench(*options, "--resume"), 1, "have changed since this run was begun")
+    refused(bench(*options, "--resume"), 1, "changed after this run was begun")
 
 
 def test_images_of_a_shard_that_cannot_be_decoded() -> None:

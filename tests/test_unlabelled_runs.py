@@ -162,8 +162,8 @@ def test_a_run_is_not_resumed_on_other_images(own_folder: Path) -> None:
     Path("out/record.json").unlink()
     path = own_folder / "train/red/00.png"
     path.rename(path.with_name("99.png"))
-    text = refused(bench(*options), 1, f"the images of images:{own_folder} have changed since this run was begun")
-    assert "restore them, or start anew with another --out" in text
+    text = refused(bench(*options), 1, f"the images of images:{own_folder} changed after this run was begun")
+    assert "restore what was there, or start anew with another --out" in text
     path.with_name("99.png").rename(path)
     done(bench(*options))
     assert record_of(Path("out"))["history"] == first["history"]

@@ -20,7 +20,8 @@ from idaa_lightly.bench.detect.results import average_precision, predictor, save
 from idaa_lightly.bench.detect.setup import DetectParts, ObjectViews, make_parts, resolve
 from idaa_lightly.bench.progress import quantity
 from idaa_lightly.bench.record import SCHEMA, environment, run_in, write_json
-from idaa_lightly.bench.run.checkpoint import SameImages, last_checkpoint
+from idaa_lightly.bench.run.checkpoint import last_checkpoint
+from idaa_lightly.bench.run.inputs import SameInputs
 from idaa_lightly.bench.run.loggers import failures, finish
 from idaa_lightly.bench.run.loop import Loop
 from idaa_lightly.bench.run.trainer import choices, quiet_lightning
@@ -125,11 +126,11 @@ def prepare(config: DetectConfig) -> DetectParts:
 
 def _run(parts: DetectParts, out: Path, start: tuple[float, float]) -> Record | None:
     config, found = parts.config, last_checkpoint(out)
-    images = SameImages(parts.data.name, parts.data.train.fingerprint)
+    inputs = SameInputs(config, parts.data.name, parts.data.train.fingerprint)
     with warnings.catch_warnings():
         quiet_lightning()
         loop = Loop(
-            config, out, found, images, _evaluator(parts),
+            config, out, found, inputs, _evaluator(parts),
             images_per_step=parts.batch_size, epochs=parts.epochs, steps=parts.steps,
             every=max(1, parts.epochs // CHECKPOINTS), sync_batchnorm=config.norm == "sync",
         )  # fmt: skip

@@ -6,6 +6,7 @@ epoch-00010.ckpt and so on.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor
 from idaa_lightly.bench.config import read_toml
 from idaa_lightly.bench.ranks import is_first_process
 from idaa_lightly.bench.schema import Position, Progress, check_form
-from idaa_lightly.errors import DataError, FileFormatError
+from idaa_lightly.errors import FileFormatError
 from idaa_lightly.files import load_tensors, save_tensors
 from idaa_lightly.seeding import STREAMS
 from idaa_lightly.training import EPOCHS, Training
@@ -53,39 +54,6 @@ class CheckpointFiles(TorchCheckpointIO):
         if self.save_every and done % self.save_every == 0:  # before last.ckpt, so that a kill cannot leave it out
             save_tensors(checkpoint, place.with_name(f"epoch-{done:05}.ckpt"))
         save_tensors(checkpoint, place, previous=place.with_name(PREVIOUS))
-
-
-class SameImages(pl.Callback):
-    """Callback that keeps the fingerprint of the training images in checkpoints.
-
-    Args:
-        name: Name of the data set.
-        fingerprint: Hash of its training images.
-    """
-
-    def __init__(self, name: str, fingerprint: str) -> None:
-        self.name, self.fingerprint = name, fingerprint
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the fingerprint for the checkpoint."""
-        return {"fingerprint": self.fingerprint}
-
-    def check(self, checkpoint: dict[str, Any]) -> None:
-        """Check that a run is resumed on the images that it was begun with.
-
-        Args:
-            checkpoint: Checkpoint to resume. It may be empty, or older than this callback.
-
-        Raises:
-            DataError: The images are others.
-        """
-        callbacks = checkpoint.get("callbacks")
-        kept = callbacks.get(self.state_key) if isinstance(callbacks, dict) else None
-        if kept not in (None, self.state_dict()):
-            raise DataError(
-                f"the images of {self.name} have changed since this run was begun: restore them, or start anew "
-                "with another --out"
-            )
 
 
 class Found(NamedTuple):
@@ -220,7 +188,7 @@ def require_fit(found: Found, module: Training, trainer: pl.Trainer) -> None:
     }
     got = {name: checkpoint.get(name) for name in expected}
     got |= {name: {key: part[key] for key in expected[name] if key in part} for name, part in parts.items()}
-    fault = _fault(expected, got) or _fault_of_moments(checkpoint["optimizer_states"][0]["state"], optimizer)
+    fault = _fault(expected, got) or _fault_of_state(checkpoint["optimizer_states"][0]["state"], optimizer)
     if fault:
         raise FileFormatError(f"{path} does not fit this run ({fault}): delete it, or start anew with another --out")
     check_form(parts["callbacks"].get("Evaluation"), Progress, path, "callbacks.Evaluation")
@@ -253,20 +221,17 @@ def _fault(expected: Any, got: Any, where: str = "") -> str | None:
     return None if same else f"{where} is {shorten(repr(got), 80)}"
 
 
-def _fault_of_moments(state: Any, optimizer: torch.optim.Optimizer) -> str | None:
-    """Return what is wrong with the state that an optimiser keeps for each parameter, or None."""
-    if isinstance(optimizer, torch.optim.SGD) and not any(group["momentum"] for group in optimizer.param_groups):
-        return "the optimiser has a state, but keeps none" if state else None
-    parameters = [part for group in optimizer.param_groups for part in group["params"]]
-    names = {frozenset(part) if isinstance(part, dict) else frozenset({type(part)}) for part in state.values()}
-    if len(names) != 1 or not state.keys() <= set(range(len(parameters))):
+def _fault_of_state(state: dict[int, Any], optimizer: torch.optim.Optimizer) -> str | None:
+    """Return where the state of an optimiser has another form than after a step, or None.
+
+    A parameter that has no gradient in the training has no state.
+    """
+    trial = copy.deepcopy(optimizer)
+    for group in trial.param_groups:
+        for part in group["params"]:
+            part.grad = torch.zeros_like(part)
+    trial.step(lambda: 0.0)
+    expected = trial.state_dict()["state"]
+    if bool(state) != bool(expected) or not state.keys() <= expected.keys():
         return "the state of the optimiser has other entries"
-    for number, part in state.items():
-        for value in part.values() if isinstance(part, dict) else (part,):
-            forms = [(shape, torch.strided) for shape in (parameters[number].shape, torch.Size())]
-            tensor = isinstance(value, Tensor)
-            if not ((value.shape, value.layout) in forms if tensor else isinstance(value, int | float | None)):
-                return f"the optimiser has another state for parameter {number}"
-            if isinstance(value, Tensor) and not value.isfinite().all():
-                return f"the optimiser's state for parameter {number} is not finite"
-    return None
+    return _fault({number: expected[number] for number in state}, state, "the optimiser's state")

@@ -66,7 +66,8 @@ def _difference(parts: Parts, before: int, steps: int) -> str:
     if _fitting_asks(parts):
         return f"the fitting of {config.aug!r} depends on the number of epochs, unless its options set another number"
     try:
-        copy.deepcopy(parts.method).before_step(0, cast(Any, object()), parts.steps)
+        for step in (0, steps):
+            copy.deepcopy(parts.method).before_step(step, cast(Any, object()), parts.steps)
     except TypeError:  # It computes with the object, which is no number.
         return f"{config.method!r} prepares its steps by the number of epochs"
     return ""
@@ -96,6 +97,16 @@ class _Ended(Exception):
     """Raised to end a fitting."""
 
 
+class _End:
+    """Stands for the views and the progress of a fitting, and ends it when the first batch or step is due."""
+
+    def __iter__(self) -> NoReturn:
+        raise _Ended
+
+    def __call__(self, *_: object) -> NoReturn:
+        raise _Ended
+
+
 class _Watched(FitContext):
     """Context whose number of epochs must not be asked for."""
 
@@ -107,11 +118,8 @@ class _Watched(FitContext):
 
 def _fitting_asks(parts: Parts) -> bool:
     """Return True if the fitting of the augmentation asks for the number of epochs. It ends before anything is done."""
-
-    def end(*_: object) -> NoReturn:
-        raise _Ended
-
-    context = vars(fit_context(parts, torch.device("cpu"))) | {"views": end, "progress": end}
+    context = vars(fit_context(parts, torch.device("cpu")))
+    context |= dict.fromkeys(("views", "progress"), lambda *_: _End())
     try:
         copy.deepcopy(parts.augmentation).fit(_Watched(**context))
     except _Asked:

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.record import pace_of
-from idaa_lightly.bench.run.checkpoint import CheckpointFiles, Found, SameImages, adopt, require_fit
+from idaa_lightly.bench.run.checkpoint import CheckpointFiles, Found, adopt, require_fit
+from idaa_lightly.bench.run.inputs import SameInputs
 from idaa_lightly.bench.run.lengthen import keep_results, lengthened
 from idaa_lightly.bench.run.loggers import MetricsCSV, begin, failures, make_loggers
 from idaa_lightly.bench.run.pace import Progression
@@ -36,7 +37,7 @@ class Loop:
         config: Resolved configuration. Its `batch_size` is over all devices.
         out: The run directory.
         found: The last checkpoint, if there is one.
-        images: Callback that knows the training images.
+        inputs: Callback that knows the training images and files.
         evaluate: See `Evaluation`.
         images_per_step: Images per optimiser step, over all devices, for the pace.
         epochs: Number of epochs of the whole training.
@@ -45,7 +46,7 @@ class Loop:
         options: Further arguments of the Trainer.
 
     Raises:
-        DataError: The images have changed since the run was begun.
+        DataError: The images or files have changed since the run was begun.
         UsageError: The devices cannot be used, or do not divide the batch.
     """
 
@@ -54,7 +55,7 @@ class Loop:
         config: RunConfig,
         out: Path,
         found: Found | None,
-        images: SameImages,
+        inputs: SameInputs,
         evaluate: Callable[[Any, int], dict[str, float]],
         *,
         images_per_step: int,
@@ -68,7 +69,7 @@ class Loop:
         self.resumed_at: int | None = resumed.get("epoch")
         self.images = epochs * steps * images_per_step
         self.evaluation, self.timer = Evaluation(evaluate, epochs), Timer()
-        images.check(resumed)
+        inputs.check(resumed)
         progression = Progression(images_per_step, epochs, steps, self.evaluation)
         saving = ModelCheckpoint(
             out / "checkpoints", filename="last", enable_version_counter=False, every_n_epochs=every
@@ -80,7 +81,7 @@ class Loop:
             accumulate_grad_batches=config.accumulate,
             gradient_clip_val=config.clip,
             logger=make_loggers(config, out, resumed.get("global_step", 0)),
-            callbacks=[KeepHandler(), progression, images, self.evaluation, self.timer, saving],
+            callbacks=[KeepHandler(), progression, inputs, self.evaluation, self.timer, saving],
             enable_progress_bar=False,
             log_every_n_steps=min(LOG_EVERY, steps),
             plugins=[CheckpointFiles(config.save_every)],
@@ -112,10 +113,10 @@ class Loop:
             # Worker processes load the first batches before Lightning tells the sampler the epoch.
             for loader in batches.flattened if isinstance(batches, CombinedLoader) else [batches]:
                 cast(EpochSampler, loader.sampler).set_epoch(found.content["epoch"] + 1)
+        if found and found.begun_with and trainer.is_global_zero:  # before the checkpoint is that of a longer run
+            keep_results(self.out, found.begun_with)
         checkpoint = adopt(found) if found else None
         if trainer.is_global_zero:  # Written only now, so that a refused command leaves the directory unused.
-            if found and found.begun_with:
-                keep_results(self.out, found.begun_with)
             with atomic_write(self.out / "config.toml") as temporary:
                 temporary.write_text(self.config.to_toml(), encoding="utf-8")
         begin(trainer.loggers, self.config, self.out)

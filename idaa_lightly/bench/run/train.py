@@ -19,12 +19,13 @@ from idaa_lightly.batchnorm import strip_dual_batchnorm
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.progress import quantity
 from idaa_lightly.bench.record import SCHEMA, environment, run_in, write_json
-from idaa_lightly.bench.run.checkpoint import Found, SameImages, last_checkpoint
+from idaa_lightly.bench.run.checkpoint import Found, last_checkpoint
 from idaa_lightly.bench.run.cost import estimate, flops_per_image, in_words
 from idaa_lightly.bench.run.evaluation import evaluator, protocol
 from idaa_lightly.bench.run.figures import save_curves, save_views
 from idaa_lightly.bench.run.fitting import fit, fit_context
 from idaa_lightly.bench.run.health import warnings_of
+from idaa_lightly.bench.run.inputs import SameInputs
 from idaa_lightly.bench.run.lengthen import require_same_start
 from idaa_lightly.bench.run.loggers import MetricsCSV, failures, finish
 from idaa_lightly.bench.run.loop import Loop
@@ -101,9 +102,9 @@ def _run(parts: Parts, out: Path, start: tuple[float, float]) -> Record | None:
 
 def _fitted(parts: Parts, out: Path, found: Found | None) -> tuple[Loop, SelfSupervised]:
     """Log what will be run, fit the augmentation and set up the training."""
-    config, images = parts.config, SameImages(parts.data.name, parts.data.train.fingerprint)
+    config, inputs = parts.config, SameInputs(parts.config, parts.data.name, parts.data.train.fingerprint)
     loop = Loop(
-        config, out, found, images, evaluator(parts),
+        config, out, found, inputs, evaluator(parts),
         images_per_step=parts.images_per_step, epochs=parts.epochs, steps=parts.steps,
     )  # fmt: skip
     ranks = loop.trainer.world_size

@@ -15,11 +15,12 @@ from torch import Tensor
 from idaa_lightly.batchnorm import strip_dual_batchnorm
 from idaa_lightly.bench.progress import quantity
 from idaa_lightly.bench.record import SCHEMA, environment, run_in, write_json
-from idaa_lightly.bench.run.checkpoint import SameImages, last_checkpoint
+from idaa_lightly.bench.run.checkpoint import last_checkpoint
 from idaa_lightly.bench.run.cost import step_flops
 from idaa_lightly.bench.run.figures import save_views
 from idaa_lightly.bench.run.fitting import fit, fit_context
 from idaa_lightly.bench.run.health import warnings_of
+from idaa_lightly.bench.run.inputs import SameInputs
 from idaa_lightly.bench.run.loggers import MetricsCSV, failures, finish
 from idaa_lightly.bench.run.loop import Loop
 from idaa_lightly.bench.run.setup import read_data
@@ -69,11 +70,11 @@ def _run(parts: SemiParts, out: Path, start: tuple[float, float]) -> Record | No
     config, found = parts.config, last_checkpoint(out)
     if found and found.content["idaa_lightly_epochs"] != parts.epochs:
         raise UsageError(f"{out} cannot be lengthened, because the schedule depends on the epochs: use another --out")
-    images = SameImages(parts.data.name, parts.data.train.fingerprint)
+    inputs = SameInputs(config, parts.data.name, parts.data.train.fingerprint)
     with warnings.catch_warnings():
         quiet_lightning()
         loop = Loop(
-            config, out, found, images, _evaluator(parts),
+            config, out, found, inputs, _evaluator(parts),
             images_per_step=parts.images_per_step, epochs=parts.epochs, steps=parts.steps,
         )  # fmt: skip
         trainer, device = loop.trainer, loop.trainer.strategy.root_device
