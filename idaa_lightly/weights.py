@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from idaa_lightly.errors import FileFormatError, UsageError, require_extra
@@ -140,7 +141,8 @@ def _of_timm(plan: Blueprint | None) -> dict[str, Tensor]:
     faults = []
     for kwargs in (plan.kwargs, {"num_classes": 0}):
         try:
-            donor: nn.Module = timm.create_model(name, pretrained=True, **kwargs)
+            with torch.random.fork_rng(devices=[]):  # What is built next starts as it would without these weights.
+                donor: nn.Module = timm.create_model(name, pretrained=True, **kwargs)
             return donor.state_dict()
         except Exception as error:  # Shapes that do not fit, no network, no such weights: many exceptions.
             faults.append(" ".join(str(error).split())[:300])

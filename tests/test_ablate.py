@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -303,6 +304,13 @@ def test_figures_in_the_paragraph() -> None:
     assert "intervals" not in single
 
 
+def test_an_interval_below_the_strongest_control_is_no_finding() -> None:
+    """The control was chosen because it is high. Below the method alone, which is fixed, is one."""
+    found = paragraph(results(60, 60, 45))
+    assert re.search(r"-\d+\.\d+ points \[[^]]*\], not above 'control'", found)
+    assert re.search(r"-\d+\.\d+ points \[[^]]*\], below 'method alone'", found)
+
+
 def test_rows_with_the_same_runs_count_once_in_the_variance() -> None:
     result = results(40, 45, 40)
     alone, control, candidate, compute = result["rows"]
@@ -363,6 +371,23 @@ def test_a_whole_ablation() -> None:
         assert all(run.finished for run in runs)
 
     assert ablate(TINY, out, refuse, seeds=[0, 1], tune=tune) == found
+    assert rounds_within(1e-3, TINY, out, [0, 1], tune, 1) == 2  # Finished runs take no time.
+    changed = out / found["rows"][0]["folders"][0] / "record.json"
+    record = json.loads(changed.read_text())
+    changed.write_text(json.dumps(record | {"git_commit": "c0ffee"}))
+    (note,) = ablate(TINY, out, refuse, seeds=[0, 1], tune=tune)["notes"]
+    assert note.startswith("Warning: the runs differ in commit (")
+
+
+@pytest.mark.slow
+def test_an_ablation_by_rankme_names_the_training_images() -> None:
+    def execute(runs: list[Run]) -> None:
+        for item in dict.fromkeys(runs):
+            assert not bench(*item.arguments).exit_code
+
+    found = ablate(TINY, Path("study"), execute, seeds=[0], metric="rankme")
+    assert found["images"] == TINY.limit_train
+    assert f" on {TINY.limit_train} training images after the last epoch." in found["verdict"]
 
 
 @pytest.mark.slow

@@ -174,6 +174,26 @@ def test_what_changes_no_result_splits_no_group(change: dict[str, Any]) -> None:
     assert [row["seeds"] for row in rows()] == [2]
 
 
+def test_a_baseline_that_is_there_several_times() -> None:
+    """Of the same plugin file if possible. Otherwise a note says why there is no difference."""
+    for name, digest in (("a", "1" * 64), ("b", "2" * 64)):
+        for aug in ("none", "clae"):
+            place = write(f"{name}/{aug}", aug=aug) / "record.json"
+            record = json.loads(place.read_text())
+            record["versions"]["plugin x.py"] = f"sha256 {digest}"
+            place.write_text(json.dumps(record))
+    found = compare([Path("runs")])
+    assert [row["knn_minus_baseline"] for row in found.rows] == [None, None, 0, 0]
+    (note,) = found.notes
+    assert note.startswith("Warning: the runs differ in plugin files (x.py 111111111, x.py 222222222)")
+    write("c", aug="clae")
+    *_, note = compare([Path("runs")]).notes
+    assert note == (
+        "Warning: simclr × clae has no difference to none, because several groups of none have its options and data: "
+        "compare fewer directories."
+    )
+
+
 @pytest.mark.parametrize(
     ("column", "change", "shown", "why"),
     [
@@ -188,7 +208,7 @@ def test_groups_that_are_hard_to_compare_are_marked(column: str, change: dict[st
     write("clae", aug="clae", seconds=30, **change)
     comparison = compare([Path("runs")])
     (note,) = comparison.notes
-    assert note.startswith(f"Warning: the groups differ in {column} (")
+    assert note.startswith(f"Warning: the runs differ in {column} (")
     assert shown in note
     assert f"), {why}" in note
     assert [column in row for row in comparison.rows] == [True, True]

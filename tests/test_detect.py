@@ -555,6 +555,10 @@ def test_the_table() -> None:
     assert lines[0] == "| initialisation, % | box AP | box AP50 | box AP75 | mask AP | mask AP50 | mask AP75 |"
     assert lines[2].startswith("| run: byol × idaa | 35.00 ± 7.07 (2) | 35.00 ± 7.07 (2) | ")
     assert lines[3].startswith("| scratch | 25.00 (1) | ")
+    others = [record("imagenet", seed, 0.5, weights=f"{seed}.pt") for seed in (0, 1)]
+    for seed, other in enumerate(others):
+        other["fitted"]["init"] = {"sha256": str(seed) * 64}
+    assert len(table(others).splitlines()) == 4  # Other weights are not another seed.
     rows = [line.split(" | ")[0] for line in table([*runs, record("scratch", 0, 0.2, norm="batch")]).splitlines()]
     assert rows[3:] == ["| scratch norm=sync", "| scratch norm=batch"]
 

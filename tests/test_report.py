@@ -475,7 +475,7 @@ def test_notes_of_the_comparison_are_at_the_top() -> None:
     Path("runs/half/config.toml").write_text('method = "simclr"\n')
     text = page().text
     for note in (
-        "Warning: the groups differ in commit (c0ffee, decade), and a",
+        "Warning: the runs differ in commit (c0ffee, decade), and a",
         "Left out: 1 unfinished, without a record: runs/half.",
     ):
         assert 0 < text.index(note) < text.index("Top-1 accuracies after the last epoch")

@@ -311,6 +311,25 @@ def test_the_command_line_names_another_plugin_than_the_file() -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "options", "kept", "dropped"),
+    [
+        ('backbone = "whitened"\nset.backbone.width = 4', ["--backbone", "resnet9-w4"], "resnet9-w4", "width = 4"),
+        ('backbone = "whitened"\nset.backbone.width = 4', ["--backbone", "whitened"], "width = 4", "resnet9"),
+        ('aug = "idaa"\nvae = "x.pt"', ["--aug", "none"], 'aug = "none"', "x.pt"),
+        ('method = "simclr"\nlr = 7.0', ["--method", "byol"], 'method = "byol"', "7.0"),
+        ('method = "simclr"\nlr = 7.0', ["--lr", "0.5", "--method", "byol"], "lr = 0.5", "7.0"),
+    ],
+)
+def test_options_of_a_plugin_of_the_file_that_is_not_taken(
+    content: str, options: list[str], kept: str, dropped: str
+) -> None:
+    Path("x.toml").write_text(f"{content}\n")
+    output = bench("run", "--config", "x.toml", *options, "--dry-run").output
+    assert kept in output
+    assert dropped not in output
+
+
+@pytest.mark.parametrize(
     ("method", "given", "expected"),
     [
         ("byol", {}, 0.24),

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ from click.testing import CliRunner, Result
 from records import a_record
 
 from idaa_lightly.bench.record import write_json
+from idaa_lightly.bench.sweep import executors
+from idaa_lightly.bench.sweep.executors import LocalJob
 from idaa_lightly.cli import main
 from idaa_lightly.errors import BusyError
 from idaa_lightly.files import claim
@@ -85,6 +88,27 @@ def test_every_combination_once_and_options_where_they_exist() -> None:
     assert len({str(job["--out"]) for job in printed}) == len(printed)
     assert {(job["--epochs"], job["--limit-train"], job["--accelerator"]) for job in printed} == {("1", "64", "cpu")}
     assert sweep(*arguments, "--print-jobs").stderr == "Not applicable: aug.eps to none, which runs without it.\n"
+
+
+def test_printed_jobs_add_the_files_of_the_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("idaa_lightly.registry._files", {})
+    Path("own.py").write_text(
+        'from idaa_lightly_plugins.augmentations.clae import CLAE\n\n\nclass Printed(CLAE):\n    """Views."""\n'
+    )
+    (line,) = sweep("--aug", "printed", "--plugin", "own.py", "--print-jobs").stdout.splitlines()
+    monkeypatch.setattr("idaa_lightly.registry._files", {})  # As in a new process.
+    result = CliRunner().invoke(main, [*shlex.split(line)[1:], "--dry-run"])
+    assert 'aug = "printed"' in result.output
+
+
+def test_a_job_of_a_sweep_in_the_background_is_interrupted() -> None:
+    """A shell without job control starts it with Ctrl-C ignored, and so does its child."""
+    program = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    job = LocalJob(executors.Command([sys.executable, "-c", program], dict(os.environ)), Path(), 0)
+    while not Path("0_log.out").read_text():
+        time.sleep(0.05)
+    job.cancel()
+    assert job.process.wait(30) == -signal.SIGTERM
 
 
 def test_a_default_and_its_value_are_one_run() -> None:

@@ -68,7 +68,8 @@ def open_folder(folder: Path, config: RunConfig, *, resume: bool) -> Record | No
     length = changed == ["epochs"]
     if changed and not (length and resume):
         differences = ", ".join(f"{name} {there.get(name)} there, {wanted.get(name)} here" for name in changed)
-        remedy = "add --resume to go on to that number of epochs, or choose" if length else "choose"
+        longer = length and kind is RunConfig  # The schedules of others depend on the number of epochs.
+        remedy = "add --resume to go on to that number of epochs, or choose" if longer else "choose"
         raise RunFolderError(f"{folder} holds another run ({differences}): {remedy} another --out")
     record = finished(folder, config)
     if not resume:

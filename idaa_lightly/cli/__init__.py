@@ -205,5 +205,5 @@ for command in (
     plugins,
 ):
     main.add_command(command)
-for command in {*main.commands.values(), plugins_show} - {compare, report}:
+for command in {*main.commands.values(), plugins_show}:
     command.params.append(PLUGIN)

@@ -82,7 +82,8 @@ def ablate(
     Three differences are judged: to the method alone at equal epochs, to the strongest control, and to the method alone
     at equal compute. Their 95 % intervals hold simultaneously. All else in the table is descriptive.
 
-    Test images are read before the first and after the last epoch only, and nothing is chosen on them.
+    Test images are read before the first and after the last epoch only. Nothing is chosen on them except the strongest
+    control.
 
     \b
     Files of OUT:
@@ -117,7 +118,7 @@ def ablate(
     if seconds is not None:
         from idaa_lightly.bench.ablate.budget import rounds_within
 
-        numbers = numbers[: rounds_within(seconds, config, out, numbers, tried, jobs or 1)]
+        numbers = numbers[: rounds_within(seconds, config, out, numbers, tried, jobs or 1, metric)]
     terminal, limit = console(), jobs or (1 if cluster == "local" else None)
 
     def execute(runs: list[Run]) -> None:

@@ -33,8 +33,9 @@ def compare(runs: tuple[Path, ...], form: str | None, against: str, plot: Path |
     The table shows accuracy, differences to a baseline, cost and accuracy at equal compute.
 
     RUNS are run directories, or directories that hold runs at any depth. Runs form a group if they differ only in
-    --seed, --workers and --data-dir. The last two change no result. The table shows mean ± standard deviation per
-    group. If groups differ in data, epochs, commit or device, a column and a warning say so.
+    --seed, or in --workers, --data-dir, --logger and --save-every, which change no result. The table shows mean ±
+    standard deviation per group. If groups differ in data, epochs, commit, plugin files or device, a column and a
+    warning say so.
 
     The baseline has --aug none and otherwise equal options. Differences to it are paired by seed. Their 95 % intervals
     are by Student's t. `--against random` compares with IDAA's control instead, which perturbs the third view in a
@@ -42,8 +43,9 @@ def compare(runs: tuple[Path, ...], form: str | None, against: str, plot: Path |
 
     Accuracy at equal compute is the kNN accuracy that a run had when it had used as many FLOPs as the cheapest group
     used in total. It is measured on the validation images and interpolated linearly between evaluations, at epoch =
-    epochs × fewest FLOPs / own FLOPs. It is a lower bound, because the learning rate had not decayed fully by then.
-    FLOPs include attacks and the fitting of a VAE, but not evaluations. Records of schema 2 and older lack the fitting.
+    epochs × (fewest FLOPs − own FLOPs of fitting) / own FLOPs of training. It is a lower bound, because the learning
+    rate had not decayed fully by then. FLOPs include attacks and the fitting of a VAE, but not evaluations. Records of
+    schema 2 and older lack the fitting.
 
     \b
     Examples:

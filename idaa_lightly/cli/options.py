@@ -135,7 +135,8 @@ def configs(
 ) -> list[RunConfig]:
     """Return the configurations that options and a TOML file ask for, one per seed. Options override the file.
 
-    If the command line names another method or augmentation than the file, the file's options for it are dropped.
+    If the command line names another method, augmentation or backbone than the file, the file's options for it are
+    dropped, with `lr` for the method and `vae` for the augmentation.
 
     Args:
         given: Values of the options by field. None means not given.
@@ -148,7 +149,11 @@ def configs(
         UsageError: A field or a value of `--set` has the wrong form, or seeds repeat or are too many.
     """
     values = _from_file(file, of) if file else {}
-    other = {kind for kind in ("method", "aug") if kind in values and given.get(kind) not in (None, values[kind])}
+    kinds = ("method", "aug", "backbone")
+    other = {kind for kind in kinds if kind in values and given.get(kind) not in (None, values[kind])}
+    for kind, name in (("method", "lr"), ("aug", "vae")):
+        if kind in other:
+            values.pop(name, None)
     options = {kind: dict(items) for kind, items in values.pop("set", {}).items() if kind not in other}
     for kind, items in parse_set(given.pop("set", ())).items():
         options.setdefault(kind, {}).update(items)

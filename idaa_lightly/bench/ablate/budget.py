@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from idaa_lightly.bench.ablate.rows import rows_of, trials_of
+from idaa_lightly.bench.ablate import Metric
+from idaa_lightly.bench.ablate.rows import COMPUTE, rows_of, trials_of
+from idaa_lightly.bench.ablate.study import compute_row, deciding, runs_of, tuned
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.features import pick_device
 from idaa_lightly.bench.run.cost import estimate, in_words
 from idaa_lightly.bench.run.fitting import fit_context
 from idaa_lightly.bench.run.plugins import make_augmentation
 from idaa_lightly.bench.run.setup import make_parts, read_data, read_labelled, resolve
-from idaa_lightly.bench.sweep.plan import place
+from idaa_lightly.bench.sweep.plan import Run, place
 from idaa_lightly.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,7 @@ def rounds_within(
     seeds: Sequence[int],
     tune: Mapping[str, Sequence[str]],
     jobs: int,
+    metric: Metric | None = None,
 ) -> int:
     """Return how many seeds are estimated to fit into a time, with the trials before them. Finished runs take no time.
 
@@ -37,6 +40,7 @@ def rounds_within(
         seeds: Seeds, in the order in which they are run.
         tune: Values to try by option of the method.
         jobs: Runs at a time. They are assumed not to slow each other down.
+        metric: See `ablate`.
 
     Raises:
         UsageError: Not even one round fits.
@@ -48,14 +52,20 @@ def rounds_within(
     )
     spent = sum(_remaining(trials, costs, out)) / jobs
     tuning, count = spent, 0
+    costs[COMPUTE] = next(costs[row.name] for row in rows if row.kind == "candidate")
+    if trials and not tuning:
+        rows, _ = tuned(rows, out, _nothing, tune, deciding(metric, config), seeds[0])
+    first = runs_of([row for row in rows if row.kind in ("alone", "candidate")], seeds[:1], out)
+    known = all(run.finished for run in first)  # Before that, nothing tells the epochs of the row at equal compute.
+    if known:
+        rows.append(compute_row(rows, seeds[0], out, _nothing)[0])
     for seed in seeds:
         asked = [(replace(row.config, seed=seed), row.name) for row in rows]
-        # The last row is the candidate, and that at equal compute takes as long.
-        spent += (sum(_remaining(asked, costs, out)) + costs[rows[-1].name]) / jobs
+        spent += (sum(_remaining(asked, costs, out)) + costs[COMPUTE] * (not known)) / jobs
         if spent > seconds:
             break
         count += 1
-    each = (sum(costs.values()) + costs[rows[-1].name]) / jobs
+    each = sum(costs.values()) / jobs
     log.info(
         f"Budget {in_words(seconds)}: a round of one seed takes about {in_words(each)}"
         + (f", the trials about {in_words(tuning)}" if trials else "")
@@ -66,6 +76,10 @@ def rounds_within(
             f"--budget is {in_words(seconds)}, but one round with its trials takes about {in_words(spent)}"
         )
     return count
+
+
+def _nothing(runs: Sequence[Run]) -> None:
+    """Execute runs that are finished."""
 
 
 def _remaining(asked: list[tuple[RunConfig, str]], costs: Mapping[str, float], out: Path) -> list[float]:

@@ -90,7 +90,7 @@ class Ablation(TypedDict):
         trials: Trials of the tuning. Empty without any.
         sampling_error: One standard error of the candidate's accuracy from the choice of the test images, in points.
             Missing for metrics without labels.
-        images: Number of images that the metric was measured on.
+        images: Number of images that the metric was measured on: training images for RankMe.
         verdict: The paragraph that follows from the figures by fixed rules.
         notes: Further sentences for the reader.
     """

@@ -13,10 +13,11 @@ from idaa_lightly.bench.ablate.rows import Row, at_equal_compute, rows_of, trial
 from idaa_lightly.bench.ablate.schema import SCHEMA, Ablation, RowResult, Trial
 from idaa_lightly.bench.ablate.statistics import sampling_error
 from idaa_lightly.bench.ablate.verdict import contrasts_of, paragraph
-from idaa_lightly.bench.compare.comparison import non_default
+from idaa_lightly.bench.compare.comparison import differing, non_default
 from idaa_lightly.bench.compare.groups import MEASURES
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.record import fit_flops, read_record, training_flops
+from idaa_lightly.bench.run.evaluation import MEASURED
 from idaa_lightly.bench.run.setup import read_data, read_labelled
 from idaa_lightly.bench.schema import Record
 from idaa_lightly.bench.sweep.plan import Run, place
@@ -51,30 +52,47 @@ def ablate(
     Raises:
         UsageError: An option cannot be used, the metric needs labels that are missing, or operations are not counted.
     """
-    labelled = read_labelled(config, read_data(config, quiet=True)) is not None
-    metric = metric or ("knn" if labelled else "rankme")
-    if metric in MEASURES and not labelled:
-        raise UsageError(f"--metric is {metric}, but the images have no labels: take rankme, or name --eval-data")
+    metric = deciding(metric, config)
     rows, missing = rows_of(config)
     trials: list[Trial] = []
     if tune:
-        rows, trials = _tuned(rows, out, execute, tune, metric, seeds[0])
-    first = _runs([row for row in rows if row.kind in ("alone", "candidate")], seeds[:1], out)
-    execute(first)
-    alone, candidate = (read_record(run.folder) for run in first)
-    per_epoch = training_flops(alone) / alone["config"]["epochs"]
-    if not per_epoch:
-        raise UsageError(f"{first[0].folder} has no count of operations, so nothing can be compared at equal compute")
-    rows.append(at_equal_compute(rows[0], per_epoch, fit_flops(candidate) + training_flops(candidate)))
+        rows, trials = tuned(rows, out, execute, tune, metric, seeds[0])
+    compute, candidate = compute_row(rows, seeds[0], out, execute)
+    rows.append(compute)
     write_rows(rows, out / "rows")
-    runs = _runs(rows, seeds, out)
+    runs = runs_of(rows, seeds, out)
     execute(runs)
     own = [non_default(row.config) for row in rows]
     by_row = [runs[number :: len(rows)] for number in range(len(rows))]
     common = {key for key, value in own[0].items() if all(other.get(key) == value for other in own)}
     options = [" ".join(f"{key}={value}" for key, value in part.items() if key not in common) for part in own]
     results = [_result(*part, metric, out) for part in zip(rows, options, by_row, strict=True)]
-    return _judged(config, metric, seeds, results, trials, missing, candidate)
+    records = [read_record(run.folder) for run in runs]
+    notes = missing + [note for mark in ("commit", "plugin files") if (note := differing(mark, records))]
+    return _judged(config, metric, seeds, results, trials, notes, candidate)
+
+
+def compute_row(rows: list[Row], seed: int, out: Path, execute: Execute) -> tuple[Row, Record]:
+    """Run the method alone and the candidate once. Return the row at equal compute, and the candidate's record."""
+    first = runs_of([row for row in rows if row.kind in ("alone", "candidate")], [seed], out)
+    execute(first)
+    alone, candidate = (read_record(run.folder) for run in first)
+    per_epoch = training_flops(alone) / alone["config"]["epochs"]
+    if not per_epoch:
+        raise UsageError(f"{first[0].folder} has no count of operations, so nothing can be compared at equal compute")
+    return at_equal_compute(rows[0], per_epoch, fit_flops(candidate) + training_flops(candidate)), candidate
+
+
+def deciding(metric: Metric | None, config: RunConfig) -> Metric:
+    """Return the metric that decides: the given one, or kNN accuracy, or RankMe without labels.
+
+    Raises:
+        UsageError: The metric needs labels that are missing.
+    """
+    labelled = read_labelled(config, read_data(config, quiet=True)) is not None
+    if metric in MEASURES and not labelled:
+        raise UsageError(f"--metric is {metric}, but the images have no labels: take rankme, or name --eval-data")
+    return metric or ("knn" if labelled else "rankme")
 
 
 def write_rows(rows: Sequence[Row], out: Path) -> list[Path]:
@@ -88,27 +106,28 @@ def write_rows(rows: Sequence[Row], out: Path) -> list[Path]:
     return made
 
 
-def _tuned(
+def tuned(
     rows: list[Row], out: Path, execute: Execute, tune: Mapping[str, Sequence[str]], metric: Metric, seed: int
 ) -> tuple[list[Row], list[Trial]]:
     """Run all trials of all rows. Return the rows with their best options, and the trials."""
     asked = [(row, chosen, replace(config, seed=seed)) for row in rows for chosen, config in trials_of(row, tune)]
-    log.info(f"{len(asked)} trials: {len(asked) // len(rows)} for each of {len(rows)} rows, on the validation images.")
+    where = ", on the validation images" * (metric in MEASURES)
+    log.info(f"{len(asked)} trials: {len(asked) // len(rows)} for each of {len(rows)} rows{where}.")
     runs = place([(config, f"trial of {row.name}") for row, _, config in asked], out)
     execute(runs)
     values = [_value(read_record(run.folder), metric) for run in runs]
-    tuned, trials = [], []
+    chosen_rows, trials = [], []
     for row in rows:
         own = [number for number, (other, *_) in enumerate(asked) if other is row]
         best = max(own, key=lambda number: values[number])
-        tuned.append(replace(row, config=with_options(row, asked[best][1])))
+        chosen_rows.append(replace(row, config=with_options(row, asked[best][1])))
         trials += [
             Trial(row=row.name, options=asked[number][1], value=values[number], chosen=number == best) for number in own
         ]
-    return tuned, trials
+    return chosen_rows, trials
 
 
-def _runs(rows: Sequence[Row], seeds: Sequence[int], out: Path) -> list[Run]:
+def runs_of(rows: Sequence[Row], seeds: Sequence[int], out: Path) -> list[Run]:
     """Return a run for each seed and row, all rows of a seed before the next seed."""
     return place([(replace(row.config, seed=seed), row.name) for seed in seeds for row in rows], out)
 
@@ -145,10 +164,11 @@ def _judged(
     seeds: Sequence[int],
     rows: list[RowResult],
     trials: list[Trial],
-    missing: list[str],
+    notes: list[str],
     record: Record,
 ) -> Ablation:
-    images = record.get("eval_data", record["data"])["test"]
+    data = record.get("eval_data", record["data"])
+    images = data["test"] if metric in MEASURES else min(MEASURED, record["data"]["train"])
     result = Ablation(
         schema=SCHEMA,
         method=config.method,
@@ -162,7 +182,7 @@ def _judged(
         trials=trials,
         images=images,
         verdict="",
-        notes=missing,
+        notes=notes,
     )
     if metric in MEASURES:
         candidate = next(row for row in rows if row["kind"] == "candidate")

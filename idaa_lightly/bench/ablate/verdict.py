@@ -40,11 +40,18 @@ def contrasts_of(rows: Sequence[RowResult]) -> list[ContrastResult]:
     ]
 
 
-def in_words(contrast: ContrastResult, unit: str) -> str:
-    """Return a contrast in words: its figures, and what its interval says."""
+def in_words(contrast: ContrastResult, unit: str, *, strongest: bool) -> str:
+    """Return a contrast in words: its figures, and what its interval says.
+
+    Args:
+        contrast: The contrast.
+        unit: Unit of its figures.
+        strongest: It is with the strongest of several. That one was chosen by the same figures, so an interval below it
+            is no finding.
+    """
     if contrast["low"] is None or contrast["high"] is None:
         return f"{contrast['center']:+.2f}{unit} to"
-    found = {1: "above", -1: "below", 0: "not told apart from"}[sign(contrast)]
+    found = {1: "above", -1: "not above" if strongest else "below", 0: "not told apart from"}[sign(contrast)]
     return f"{contrast['center']:+.2f}{unit} [{contrast['low']:+.2f}, {contrast['high']:+.2f}], {found}"
 
 
@@ -61,11 +68,14 @@ def paragraph(result: Ablation) -> str:
     rows, contrasts, seeds = result["rows"], result["contrasts"], result["seeds"]
     (candidate,) = of_kind(rows, "candidate")
     unit = " points" if "sampling_error" in result else ""
-    listed = "; ".join(f"{in_words(item, unit)} {item['name']!r}" for item in contrasts)
+    controls = {row["name"] for row in of_kind(rows, "control")}
+    words = (in_words(item, unit, strongest=item["name"] in controls) for item in contrasts)
+    listed = "; ".join(f"{text} {item['name']!r}" for text, item in zip(words, contrasts, strict=True))
+    images = result["evaluate_on"] if unit else "training"
     many = f"{len(seeds)} seed{'s' * (len(seeds) != 1)}, {candidate['epochs']} epoch{'s' * (candidate['epochs'] != 1)}"
     parts = [
         f"{result['method']} × {result['aug']} on {result['data']}, {many}: {ALL_TITLES[result['metric']]} is "
-        f"{mean(candidate['values']):.2f} on {result['images']} {result['evaluate_on']} images after the last epoch.",
+        f"{mean(candidate['values']):.2f} on {result['images']} {images} images after the last epoch.",
         f"The differences are {listed}.",
         _judgement(result, candidate),
     ]

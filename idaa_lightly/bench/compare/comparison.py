@@ -25,6 +25,7 @@ from idaa_lightly.bench.compare.groups import (
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.record import accuracy_at, fit_flops, learning_curve, training_flops
 from idaa_lightly.bench.run.setup import resolve
+from idaa_lightly.bench.schema import Record
 from idaa_lightly.errors import IDAAError, UsageError
 
 CONFIDENCE = 0.95
@@ -79,17 +80,18 @@ def compare(targets: Iterable[Path], *, by_commit: bool = True, against: str = B
     there = sorted({group.config.aug for group in groups})
     if against not in [BASELINE, *there]:
         raise UsageError(f"no run has the augmentation {against!r}: there are {', '.join(there)}")
-    differing = [name for name in MARKS if len({group.mark(name) for group in groups}) > 1]
+    marked = [name for name in MARKS if len({group.mark(name) for group in groups}) > 1]
     options = _options([group.config for group in groups])
     common = {key: value for key, value in options[0].items() if all(other.get(key) == value for other in options)}
     rows = []
     for group, own in zip(groups, options, strict=True):
-        baseline = _baseline(group, groups, against)
+        found = _baselines(group, groups, against)
+        baseline = found[0] if len(found) == 1 else None
         costs = [other.flops for other in groups if other.mark("data") == group.mark("data")]
         budget = min((cost for cost in costs if cost), default=None)
         row: dict[str, Any] = {"method": group.config.method, "aug": group.config.aug}
         row["options"] = " ".join(f"{key}={value}" for key, value in own.items() if key not in common)
-        row |= {name: group.mark(name) for name in differing} | {"seeds": len(group.records)}
+        row |= {name: group.mark(name) for name in marked} | {"seeds": len(group.records)}
         for measure in MEASURES:
             row |= _spread(measure, group.percent(measure))
         for name in UNLABELLED:
@@ -113,8 +115,14 @@ def compare(targets: Iterable[Path], *, by_commit: bool = True, against: str = B
         ]
         row |= _spread("knn_at_budget", at_budget)
         rows.append(row)
-    shared = [f"{name} {mark}" for name in MARKS if name not in differing and (mark := groups[0].mark(name))]
-    notes = [_warning(name, groups) for name in differing]
+    shared = [f"{name} {mark}" for name in MARKS if name not in marked and (mark := groups[0].mark(name))]
+    notes = [differing(name, [record for group in groups for record in group.records.values()]) for name in marked]
+    notes += dict.fromkeys(
+        f"Warning: {group.config.method} × {group.config.aug} has no difference to {against}, because several groups "
+        f"of {against} have its options and data: compare fewer directories."
+        for group in groups
+        if len(_baselines(group, groups, against)) > 1
+    )
     labelled = [record for group in groups for record in group.records.values() if learning_curve(record)]
     if len({"knn_validation" in record["history"][-1] for record in labelled}) > 1:
         notes.append(MIXED)
@@ -135,18 +143,19 @@ def _warnings_of_runs(groups: list[Group]) -> list[str]:
     return [f"Warning: {f'{len(found)} runs, such as ' * (len(found) > 1)}{found[0]}." for found in kinds.values()]
 
 
-def _warning(mark: str, groups: list[Group]) -> str:
-    """Return a sentence that says which values of a mark differ among the groups, and why that matters."""
-    found = sorted({group.mark(mark) or "none" for group in groups})
+def differing(mark: str, records: Iterable[Record]) -> str:
+    """Return a sentence that says which values of one of `MARKS` differ, and why that matters. Empty if none do."""
+    found = sorted({MARKS[mark](record) or "none" for record in records})
     values = ", ".join(found) if len(found) < 5 else f"{len(found)} values"
-    return f"Warning: the groups differ in {mark} ({values}), {WHY[mark]}."
+    return f"Warning: the runs differ in {mark} ({values}), {WHY[mark]}." if len(found) > 1 else ""
 
 
-def _baseline(group: Group, groups: list[Group], against: str) -> Group | None:
-    """Return that augmentation's group with otherwise the same options and data, of the same commit if possible."""
+def _baselines(group: Group, groups: list[Group], against: str) -> list[Group]:
+    """Return that augmentation's groups with otherwise the same options and data, of the same code if possible."""
     same = [other for other in groups if other.config.aug == against and other.setting == group.setting]
-    closest = [other for other in same if other.mark("commit") == group.mark("commit")] or same
-    return closest[0] if len(closest) == 1 else None
+    for mark in ("commit", "plugin files"):
+        same = [other for other in same if other.mark(mark) == group.mark(mark)] or same
+    return same
 
 
 def _spread(name: str, values: list[float]) -> dict[str, float | None]:

@@ -124,8 +124,9 @@ def settings_of(record: Record) -> dict[str, object]:
     flat = DetectConfig(**cast(dict[str, Any], record["config"])).canonical().flat()
     left_out = ("seed", "init", "run", "weights", "data", "accelerator", "devices", "num_nodes", "strategy")
     settings = {key: value for key, value in flat.items() if key not in left_out}
-    key = record["fitted"].get("init", {}).get("key")
-    return settings | ({"pretraining": key} if key else {}) | {"set": record["data"]["fingerprint"][0]}
+    init = record["fitted"].get("init", {})
+    source = init.get("key") or init.get("sha256", "")[:6]  # Runs of several seeds share a key.
+    return settings | ({"pretraining": source} if source else {}) | {"set": record["data"]["fingerprint"][0]}
 
 
 def table(records: Iterable[Record]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
@@ -38,7 +37,7 @@ class Job(Protocol):
         """Return the exit code of a command that has ended. It is None or negative if the command was killed."""
 
     def cancel(self) -> None:
-        """Interrupt the command, like Ctrl-C."""
+        """Interrupt the command. It says how to go on."""
 
 
 Submit = Callable[[Command], Job]
@@ -69,8 +68,8 @@ class LocalJob:
         return self.process.poll()
 
     def cancel(self) -> None:
-        """Send SIGINT to the process."""
-        self.process.send_signal(signal.SIGINT)
+        """Send SIGTERM to the process. It would ignore SIGINT if the sweep was started in the background."""
+        self.process.terminate()
 
 
 class ClusterJob:

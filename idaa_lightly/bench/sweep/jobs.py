@@ -21,7 +21,6 @@ from idaa_lightly.bench.sweep.executors import Job, create_executor
 from idaa_lightly.bench.sweep.plan import Run
 from idaa_lightly.errors import BusyError, SweepError
 from idaa_lightly.files import claim, clear_leftovers
-from idaa_lightly.registry import added_files
 
 log = logging.getLogger(__name__)
 POLL = 0.5  # seconds
@@ -115,8 +114,7 @@ class Jobs:
                 self._say(run, f"{_result(run)}, by another process")
             elif len(self.running) < self.limit and not _busy(run.folder):
                 slot = min(set(range(self.limit)) - self.running.keys())
-                files = [f"--plugin={path}" for path in added_files()]
-                command = [sys.executable, "-m", "idaa_lightly.cli", *run.arguments, *files]
+                command = [sys.executable, "-m", "idaa_lightly.cli", *run.arguments]
                 self.waiting.remove(run)
                 self.running[slot] = run, self.submit(Command(command, self._environment(run, slot)))
                 self._say(run, f"started as job {self.running[slot][1].name}")

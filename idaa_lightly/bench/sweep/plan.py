@@ -15,7 +15,7 @@ from idaa_lightly.bench.run.plugins import rehearse
 from idaa_lightly.bench.run.setup import read_data, resolve
 from idaa_lightly.errors import IDAAError, UsageError, suggestion
 from idaa_lightly.options import options_of
-from idaa_lightly.registry import Kind, load
+from idaa_lightly.registry import Kind, added_files, load
 
 log = logging.getLogger(__name__)
 KINDS: dict[str, Kind] = {"method": "method", "aug": "augmentation"}
@@ -45,7 +45,8 @@ class Run:
     @property
     def arguments(self) -> list[str]:
         """Arguments for `idaa-bench`. They include --resume, so the command can be repeated at any time."""
-        return ["run", *self.options, "--out", str(self.folder), "--resume"]
+        files = [f"--plugin={path}" for path in added_files()]
+        return ["run", *self.options, *files, "--out", str(self.folder), "--resume"]
 
 
 def plan(
