@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from enum import Enum
 from functools import partial
-from types import FunctionType
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -156,25 +156,41 @@ def require_labelled(data: DataSet) -> None:
         )
 
 
-def describe(transform: Any) -> Any:  # noqa: PLR0911 - one return per type
+def describe(transform: Any, within: tuple[Any, ...] = ()) -> Any:  # noqa: PLR0911 - one return per type
     """Describe a transform as JSON values that distinguish it from others, for a cache key.
 
-    The values are class names and public attributes, recursively.
+    The values are class names and public attributes, recursively. A function is described by its bytecode, since all
+    lambdas have the same name, and by the names, constants, defaults and enclosed variables that it uses.
+
+    Args:
+        transform: Transform, or a part of one.
+        within: Objects that `transform` is a part of. They may refer to each other.
     """
     if isinstance(transform, str | int | float | bool | None):
         return transform
+    if any(transform is part for part in within):
+        return type(transform).__qualname__
+    inner = partial(describe, within=(*within, transform))
     if isinstance(transform, list | tuple):
-        return [describe(part) for part in transform]
+        return [inner(part) for part in transform]
     if isinstance(transform, dict):
-        return {str(key): describe(value) for key, value in transform.items()}
-    if isinstance(transform, FunctionType):  # by its bytecode, since all lambdas have the same name
-        return [transform.__qualname__, transform.__code__.co_code.hex(), repr(transform.__code__.co_consts)]
+        return {str(key): inner(value) for key, value in transform.items()}
+    if isinstance(transform, CodeType):
+        return [transform.co_code.hex(), inner(transform.co_names), inner(transform.co_consts)]
+    if isinstance(transform, FunctionType):
+        cells = [cell.cell_contents for cell in transform.__closure__ or ()]
+        parts = [transform.__code__, transform.__defaults__, transform.__kwdefaults__, cells]
+        return [transform.__qualname__, inner(parts)]
+    if isinstance(transform, MethodType):
+        return [inner(transform.__func__), inner(transform.__self__)]
+    if isinstance(transform, frozenset | set):
+        return sorted(map(repr, transform))
     if isinstance(transform, Tensor | np.ndarray):
         return transform.tolist()
     if isinstance(transform, partial):
-        return ["partial", describe([transform.func, transform.args, transform.keywords])]
+        return ["partial", inner([transform.func, transform.args, transform.keywords])]
     if isinstance(transform, type | Enum) or not hasattr(transform, "__dict__"):
         return str(transform)
     attributes = {name: value for name, value in vars(transform).items() if not name.startswith("_")}
     children = dict(transform.named_children()) if isinstance(transform, nn.Module) else {}
-    return [type(transform).__qualname__, describe(attributes | children)]
+    return [type(transform).__qualname__, inner(attributes | children)]

@@ -134,7 +134,9 @@ def load(kind: Kind, name: str) -> Any:
         raise PluginError(f"no {kind} {name!r}; installed: {', '.join(installed)}.{suggestion(name, installed)}")
     if len(found) > 1:
         claims = " and ".join(f"{entry.distribution} {entry.version}" for entry in found)
-        raise PluginError(f"{kind} {name!r} is claimed by {claims}: uninstall one of them")
+        added = {path.name for path in added_files()} & {entry.distribution for entry in found}
+        remedy = f"rename the class in {min(added)}" if added else "uninstall one of them"
+        raise PluginError(f"{kind} {name!r} is claimed by {claims}: {remedy}")
     (entry,) = found
     try:
         plugin = importlib.metadata.EntryPoint(name, entry.target, "").load()

@@ -7,6 +7,7 @@ Models Transfer Better?", CVPR 2019, Table 1. Hyperparameters are then selected 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from torchvision import datasets
 
 from idaa_lightly.errors import DataError
+from idaa_lightly.files import locked
 from idaa_lightly.image_files import NO_FILES, ImageFiles
 
 Fields = tuple[Tensor, Tensor | None, ImageFiles]
@@ -61,15 +63,30 @@ def read_torchvision(name: str, data_dir: str) -> tuple[Fields, Fields, tuple[st
     """
     cls, *splits = SETS[name]
     try:
-        train, test = ([cls(data_dir, **({"download": True} | options)) for options in split] for split in splits)
+        train, test = _read(cls, data_dir, splits, download=False)
+    except (OSError, RuntimeError):
+        train, test = _downloaded(name, data_dir)
+    fields = _fields(train)
+    names = getattr(train[0], "classes", range(int(fields[0].max()) + 1))
+    return fields, _fields(test), tuple(map(str, names))
+
+
+def _read(cls: Any, data_dir: str, splits: list[list[dict[str, Any]]], *, download: bool) -> list[list[Any]]:
+    return [[cls(data_dir, **({"download": download} | options)) for options in split] for split in splits]
+
+
+def _downloaded(name: str, data_dir: str) -> list[list[Any]]:
+    """Download a data set, one process at a time, and read it."""
+    cls, *splits = SETS[name]
+    try:
+        Path(data_dir).mkdir(parents=True, exist_ok=True)
+        with locked(Path(data_dir) / f".{name}.lock"):
+            return _read(cls, data_dir, splits, download=True)
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"{name} is not in {data_dir} and cannot be downloaded ({error}): give --data-dir, or a copy of it as "
             "folder:PATH"
         ) from error
-    fields = _fields(train)
-    names = getattr(train[0], "classes", range(int(fields[0].max()) + 1))
-    return fields, _fields(test), tuple(map(str, names))
 
 
 def _fields(parts: list[Any]) -> Fields:

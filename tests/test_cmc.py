@@ -12,6 +12,7 @@ from test_bad_input import bench, done
 from test_matrix import NORMALIZE, make_augmentation, make_method, views
 
 from idaa_lightly.backbones import create_backbone
+from idaa_lightly.errors import UsageError
 from idaa_lightly.registry import load
 
 
@@ -66,10 +67,18 @@ def test_other_losses_contrast_lightness_with_colour(aug: str) -> None:
         assert all(parameter.grad.any() for parameter in encoder.parameters())
 
 
-@pytest.mark.parametrize("name", ["resnet18-w4", "whitened", "timm/vit_tiny_patch16_224"])
+@pytest.mark.parametrize("name", ["resnet18-w4", "timm/vit_tiny_patch16_224", "timm/tf_efficientnet_lite0"])
 def test_backbones(name: str) -> None:
-    method = load("method", "cmc")(*create_backbone(name, 32))
+    backbone, num_features = create_backbone(name, 32)
+    method = load("method", "cmc")(backbone, num_features)
     assert [output.shape for output in method(torch.rand(2, 3, 32, 32))] == [(2, 128)] * 2
+    kinds = [[type(part) for part in network.modules()] for network in (backbone, method.backbone.encoders[1])]
+    assert kinds[0] == kinds[1]
+
+
+def test_a_fixed_first_convolution_is_refused() -> None:
+    with pytest.raises(UsageError, match="cmc replaces the first convolution, but this backbone's is fixed: choose"):
+        load("method", "cmc")(*create_backbone("whitened", 32))
 
 
 @pytest.mark.slow

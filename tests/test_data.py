@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import Timeout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightly.transforms.simclr_transform import SimCLRTransform
@@ -26,11 +27,14 @@ from scipy.io import savemat
 from test_image_files import RAMP, grey
 from torch import Tensor
 from torchvision import datasets
+from torchvision.transforms import functional as TF
 
 from idaa_lightly.data import IMAGENET, DataSet, Images, load_data
 from idaa_lightly.errors import DataError
+from idaa_lightly.files import locked
 from idaa_lightly.loading import ViewDataset, describe, evaluation_batches, view_loader
 from idaa_lightly.splits import balanced, sample, validation_split
+from idaa_lightly.torchvision_data import SETS
 
 Folder = Callable[..., Path]
 
@@ -351,6 +355,28 @@ def test_torchvision(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             found = zip(images.labels.tolist(), (int(level(images[i])) for i in range(len(images))), strict=True)
             assert list(found) == expected
         assert data.classes[: len(classes)] == classes
+
+
+def test_only_one_process_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait for its lock. Nobody waits for data that are there."""
+    asked = []
+
+    class Downloaded(datasets.VisionDataset):
+        data, targets, classes = np.zeros((40, 32, 32, 3), np.uint8), [0, 1] * 20, ["a", "b"]
+
+        def __init__(self, root: str, train: bool, download: bool) -> None:
+            asked.append(download)
+            if not download and len(asked) < 4:
+                raise RuntimeError("Dataset not found")
+            if download:
+                with pytest.raises(Timeout), locked(Path(root, ".cifar10.lock"), timeout=0):
+                    pass
+
+    monkeypatch.setitem(SETS, "cifar10", (Downloaded, [{"train": True}], [{"train": False}]))
+    for _ in range(2):
+        load_data("cifar10", data_dir="data")
+    assert asked == [False, True, True, False, False]
+    assert not list(Path("data").iterdir())
 
 
 @pytest.mark.parametrize("name", ["cars", "dtd"])
@@ -727,6 +753,38 @@ def test_description_tells_parameters_apart(name: str) -> None:
 def test_description_tells_functions_apart() -> None:
     assert describe([level]) != describe([grey])
     json.dumps(describe([level, {"a": (1, None, True)}, np.float32(2), Path("x")]))
+
+
+def within(value: int) -> Callable[[Any], Any]:
+    return lambda image: image + value
+
+
+class Owner:
+    def __init__(self, value: int) -> None:
+        self.value, self.own = value, self.one  # It refers to itself.
+
+    def one(self, image: Any) -> Any:
+        return image
+
+    def other(self, image: Any) -> Any:
+        return image + 1
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (lambda image: TF.hflip(image), lambda image: TF.vflip(image)),
+        (within(1), within(2)),
+        (lambda image, k=1: image, lambda image, k=2: image),
+        (lambda image: [k + 1 for k in image], lambda image: [k + 2 for k in image]),
+        (Owner(1).one, Owner(1).other),
+        (Owner(1).one, Owner(2).one),
+    ],
+    ids=["names", "enclosed", "defaults", "inner code", "methods", "owners"],
+)
+def test_description_tells_what_a_function_uses(first: Any, second: Any) -> None:
+    assert describe(first) != describe(second)
+    assert "0x" not in json.dumps([describe(first), describe(second)])
 
 
 def test_images_in_memory_are_evaluated_at_the_size_that_was_asked_for() -> None:

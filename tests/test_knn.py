@@ -619,6 +619,7 @@ def test_a_checkpoint_of_anybodys(name, folder):
     torch.save({"state_dict": network.state_dict() | {"fc.weight": torch.ones(1)}}, "x.pth")
     options = ("--backbone", name, "--data", f"folder:{folder}")
     result = bench("x.pth", *options, "--k", "1,36")
+    assert "of the backbone; unexpected, so left out: fc.weight." in " ".join(result.stdout.split())
     data = read_data(RunConfig(data=f"folder:{folder}"))
     features = features_of(network, data)
     assert rows(result) == [percent(item) for item in knn_sweep(*features, (1, 36), (0.1,))]

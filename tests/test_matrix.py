@@ -318,6 +318,32 @@ def test_the_momentum_rises_to_one(name: str) -> None:
     assert seen == sorted(seen)
 
 
+def test_koleo_finds_the_nearest_images_in_half_precision() -> None:
+    """Features of an untrained network differ by less than half precision can tell."""
+    method: Any = make_method("dinov2")
+    g = torch.Generator().manual_seed(0)
+    features = [1 + 0.02 * torch.randn(32, 16, generator=g) for _ in range(2)]
+    outputs = [torch.zeros(32, 16) for _ in range(2)]
+    gradients = []
+    for half in (False, True):
+        leaves = [part.clone().requires_grad_() for part in features]
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            method.loss(*((outputs[0], outputs[1], leaf) for leaf in leaves)).backward()
+        gradients.append(torch.cat([leaf.grad for leaf in leaves]))
+    torch.testing.assert_close(*gradients)
+
+
+def test_smog_needs_a_projection_for_each_group() -> None:
+    with pytest.raises(UsageError, match="bank is 9, but k-means needs one projection or more for each of 10 groups"):
+        load("method", "smog")(nn.Flatten(), 4, groups=10, bank=9)
+
+
+def test_vicregs_optimiser_takes_a_generator_of_parameters() -> None:
+    method = make_method("vicreg")
+    optimizer, _ = method.optimizer([{"params": method.parameters()}], 1, 1)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(method.parameters()))
+
+
 def test_smog_restarts_its_groups_and_its_momentum_network() -> None:
     method: Any = make_method("smog")
     method.bank.bank[:] = torch.eye(16).repeat(2, 1)[torch.arange(32) % 8]  # eight clusters of one point each

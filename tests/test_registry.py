@@ -278,6 +278,14 @@ def test_a_file_is_a_plugin(plugin_file):
     assert list(registry.added_files().values()) == [hashlib.sha256(plugin_file.read_bytes()).hexdigest()]
 
 
+def test_a_plugin_of_a_file_that_is_there_already(plugin_file):
+    plugin_file.write_text(plugin_file.read_text().replace("RGBNoise", "Clae"))
+    result = CliRunner().invoke(main, ["plugins", "show", "clae", "--plugin", str(plugin_file)])
+    text = " ".join(result.stderr.split())
+    assert "'clae' is claimed by idaa-lightly" in text
+    assert text.endswith(": rename the class in my_views.py")
+
+
 def test_a_run_records_the_hash_of_a_plugin_file_but_never_its_path(plugin_file):
     options = ["--aug", "rgb-noise", "--limit-train", "64", "--backbone", "resnet9-w4", "--epochs", "1"]
     options += ["--batch-size", "32", "--accelerator", "cpu", "--out", "run"]

@@ -100,8 +100,11 @@ def load_state_dict(target: Path, given: Given) -> tuple[nn.Module, DataSet]:
     log.info(f"{target}: {backbone}, images of {images.image_size} px, less mean {mean}, divided by std {std}{assumed}")
     options = note.get("options") if backbone == note.get("backbone") else None
     network, _ = create_backbone(backbone, images.image_size, options)
-    if absent := load_pretrained(network, str(target))[0].missing:
+    match, _ = load_pretrained(network, str(target))
+    if absent := match.missing:
         raise FileFormatError(f"{target} does not fit the backbone {backbone}: it has no {absent[0]} of the same shape")
+    if match.unexpected:
+        log.info(f"{target}: {match.in_words()}.")
     return network, images
 
 

@@ -10,7 +10,7 @@ from lightly.loss import NTXentLoss
 from lightly.transforms.multi_view_transform import MultiViewTransform
 from torch import Tensor, nn
 
-from idaa_lightly.errors import require_extra
+from idaa_lightly.errors import UsageError, require_extra
 from idaa_lightly.options import Count, Positive
 from idaa_lightly_plugins.methods.recipe import LightlyRecipe
 
@@ -70,9 +70,9 @@ class CMC(LightlyRecipe):
 
     Differs from the paper: L and ab are those of two views, not of one. NT-Xent with the negatives of the batch
     replaces the contrast with a memory bank, so that lightness is contrasted with other images' lightness, too. The
-    encoders are two copies of any backbone, not halves of an AlexNet. `idaa-bench linear RUN --layer` evaluates single
-    layers, as the papers' tables do. MetAug's third encoder, of all of Lab, is
-    left out.
+    encoders are two copies of any backbone, not halves of an AlexNet. Their first convolutions are new, and start from
+    random weights even with `--weights`. MetAug's third encoder, of all of Lab, is left out. `idaa-bench linear RUN
+    --layer` evaluates single layers, as the papers' tables do.
 
     Args:
         temperature: Temperature of the loss, which divides the cosines.
@@ -117,12 +117,20 @@ class CMC(LightlyRecipe):
 
 
 def _of_channels(backbone: nn.Module, channels: int) -> nn.Module:
-    """Return a copy of a network whose first convolution of RGB images takes images with `channels` channels."""
+    """Return a copy of a network whose first convolution of RGB images takes images with `channels` channels.
+
+    Raises:
+        UsageError: That convolution is fixed.
+    """
     network = copy.deepcopy(backbone)
     for parent in list(network.modules()):
         for name, part in parent.named_children():
             if isinstance(part, nn.Conv2d) and part.in_channels == 3:
-                made = nn.Conv2d(
+                if not part.weight.requires_grad:
+                    raise UsageError(
+                        "cmc replaces the first convolution, but this backbone's is fixed: choose another --backbone"
+                    )
+                made = type(part)(
                     channels,
                     part.out_channels,
                     part.kernel_size,  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightly.loss import KoLeoLoss
 from torch import Tensor, nn
 
@@ -37,6 +38,7 @@ class DINOv2(DINO):
 
     def loss(self, anchor: Outputs, positive: Outputs, *others: Outputs) -> Tensor:
         """Return the loss of DINO plus KoLeo of the global views' features on all ranks."""
-        spread = sum(self.spread(gathered(full_precision(view[2]))) for view in (anchor, positive))
+        with torch.autocast(anchor[2].device.type, enabled=False):  # Half precision finds wrong neighbours.
+            spread = sum(self.spread(gathered(full_precision(view[2]))) for view in (anchor, positive))
         loss: Tensor = super().loss(anchor, positive, *others) + self.koleo * spread
         return loss

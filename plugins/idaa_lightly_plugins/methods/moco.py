@@ -24,7 +24,8 @@ class MoCo(MomentumRecipe):
     Source: He et al., "Momentum Contrast", CVPR 2020, Sec. 3.2; Chen et al., "Improved Baselines with Momentum
     Contrastive Learning", 2020 (projection head). The recipe is Lightly's CIFAR-10 benchmark, with its symmetric loss.
 
-    Differs from the paper: batches are not shuffled across devices before the momentum network.
+    Differs from the paper and the benchmark: nothing keeps a BatchNorm's statistics from telling a key of the same
+    batch. The paper shuffles batches across devices, and the benchmark splits each batch into eight parts as well.
 
     Args:
         temperature: Temperature of the loss, which divides the cosines.

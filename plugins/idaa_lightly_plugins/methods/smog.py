@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from idaa_lightly.distributed import gathered
+from idaa_lightly.errors import UsageError
 from idaa_lightly.options import Count, Fraction, NonNegative, Positive
 from idaa_lightly_plugins.methods.recipe import MomentumRecipe, keep_in_checkpoints
 
@@ -63,6 +64,8 @@ class SMoG(MomentumRecipe):
         projection_dim: Count = 128,
         **options: Any,
     ) -> None:
+        if bank < groups:
+            raise UsageError(f"bank is {bank}, but k-means needs one projection or more for each of {groups} groups")
         head = SMoGProjectionHead(num_features, hidden_dim, projection_dim)
         super().__init__(backbone, num_features, head, lr=lr, **options)
         self.predictor = SMoGPredictionHead(projection_dim, hidden_dim, projection_dim)

@@ -26,7 +26,9 @@ class VICReg(PairMethod):
     LARS, learning rate 0.3, 10 epochs of warm-up, a cosine schedule, 1000 epochs and batch size 256. Weight decay is
     1e-4, and 0 for biases and norms. The projection head has three layers of width 2048. Views have no blur.
 
-    Differs from solo-learn: LARS is Lightly's, with solo-learn's trust coefficient of 0.02, but without clipping.
+    Differs from solo-learn: LARS is Lightly's, with a trust coefficient of 0.02 and without clipping. A step on weights
+    w with gradient g has the rate lr · 0.02 · ‖w‖ / ‖g‖. Solo-learn's has 0.02 · ‖w‖ / ‖g‖, at most lr. The variance
+    term is half of solo-learn's, as in the paper.
 
     Args:
         lr: Learning rate of LARS.
@@ -57,8 +59,8 @@ class VICReg(PairMethod):
         """
         groups: list[dict[str, Any]] = [part if isinstance(part, dict) else {"params": [part]} for part in parameters]
         split = [
-            group | {"params": [p for p in group["params"] if (p.ndim > 1) is decayed], "weight_decay": 1e-4 * decayed}
-            for group in groups
+            group | {"params": [p for p in params if (p.ndim > 1) is decayed], "weight_decay": 1e-4 * decayed}
+            for group, params in ((group, list(group["params"])) for group in groups)
             for decayed in (True, False)
         ]
         optimizer = LARS(

@@ -32,7 +32,7 @@ class WMSE(RandomLoss, PairMethod):
     has widths 1024 and 64.
 
     Differs from the paper: views are cropped before the colour jitter, not after it, and the covariance is shrunk, so
-    that a collapsed batch can be whitened.
+    that a collapsed batch can be whitened. BatchNorm statistics are of each view, not of all views.
 
     The loss does not change if the projections are mapped linearly, so their covariance may become ill-conditioned. In
     our short runs, accuracy falls with it: watch RankMe, and stop early.
