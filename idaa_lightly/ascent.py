@@ -190,8 +190,13 @@ def gradient(value: Value, delta: Tensor) -> Tensor:
         delta: Perturbation, (N, ...).
 
     Raises:
-        UsageError: `value` does not return one number with a gradient.
+        UsageError: `value` does not return one number with a gradient, or it is called in `torch.inference_mode`.
     """
+    if torch.is_inference_mode_enabled():
+        raise UsageError(
+            "an attack needs gradients, which torch.inference_mode switches off: use torch.no_grad, as Lightning does "
+            "with Trainer(inference_mode=False)"
+        )
     with torch.enable_grad():
         delta = delta.detach().requires_grad_()
         scalar = value(delta)

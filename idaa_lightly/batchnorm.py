@@ -49,7 +49,8 @@ class DualBatchNorm(nn.Module):
     def __init__(self, norm: _BatchNorm) -> None:
         super().__init__()
         self.clean = norm
-        self.adversarial = copy.deepcopy(norm)
+        group = getattr(norm, "process_group", None)  # Shared, because it cannot be copied.
+        self.adversarial = copy.deepcopy(norm, {id(group): group})
         self.adversarial.track_running_stats = False
         self.adversarial.running_mean = None
         self.adversarial.running_var = None
@@ -217,11 +218,14 @@ class TrainingWatch:
             self.start = [(clean.clone(), adversarial.clone()) for clean, adversarial in _branches(network)]
         elif self.start and self.steps == self.check_at:
             self.check_at *= 2
+            now = list(_branches(network))
+            if len(now) != len(self.start):  # A BatchNorm was frozen or stripped, or it is another network.
+                now = self.start = []
             moved = [
-                [not torch.equal(before, now.to(before.device)) for before, now in zip(old, new, strict=True)]
-                for old, new in zip(self.start, _branches(network), strict=False)
+                [not torch.equal(before, after.to(before.device)) for before, after in zip(*pair, strict=True)]
+                for pair in zip(self.start, now, strict=True)
             ]
-            clean, adversarial = (any(branch) for branch in zip(*moved, strict=True))
+            clean, adversarial = (any(branch[side] for branch in moved) for side in (0, 1))
             if clean and not adversarial:
                 log.warning(
                     f"Warning: the adversarial branches of the BatchNorms have not changed in {self.steps} steps, but "

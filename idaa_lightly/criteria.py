@@ -83,7 +83,8 @@ class UELLoss(nn.Module):
         """
         z, compared, itself, positive = _compared((out0, out1), self.gather_distributed)
         log_p = (z @ compared.detach().T / self.temperature).masked_fill(itself, -math.inf).log_softmax(1)
-        others = torch.log1p(-log_p.exp().masked_fill(positive, 0))  # A view has P = 0 with itself.
+        p = log_p.exp().masked_fill(positive, 0).clamp(max=1 - torch.finfo(log_p.dtype).eps)  # log(1 - P) stays finite.
+        others = torch.log1p(-p)  # A view has P = 0 with itself.
         return -(log_p[positive].sum() + others.sum()) / len(z)
 
 

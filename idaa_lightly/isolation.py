@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dis
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from types import FunctionType, MethodType
+from functools import cache, partial
+from types import CodeType, FunctionType, MethodType, SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,8 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def module_of(function: Any) -> nn.Module:
     """Return the nn.Module behind a callable: itself, a bound method's owner, or the modules that a function refers to.
 
-    Functions and objects that the callable calls are followed: those in its closure, in its own file, in the attributes
-    that it uses, and in a `functools.partial`.
+    What the callable uses is followed: functions, objects, dicts and lists in its closure, in its own file, in the
+    attributes that it names, and in a `functools.partial`. Properties and `getattr` are not.
 
     Args:
         function: Any callable.
@@ -44,20 +45,34 @@ def _modules_in(value: Any, seen: set[Any]) -> Iterator[nn.Module]:
         owner, function = value.__self__, inspect.unwrap(value.__func__)
         parts = [owner] if isinstance(owner, nn.Module) else [function, *_attributes_in(function, owner)]
     elif isinstance(value, FunctionType):
-        variables = inspect.getclosurevars(value)
-        parts = list(variables.nonlocals.values())
-        for other in variables.globals.values():
-            if isinstance(other, nn.Module | partial) or getattr(other, "__module__", None) == value.__module__:
-                parts.append(other)
+        used = [value.__globals__.get(name) for name in _names(value.__code__)[0]]
+        followed = (nn.Module, partial, dict, list, tuple, SimpleNamespace)
+        parts = [
+            part for part in used if isinstance(part, followed) or getattr(part, "__module__", None) == value.__module__
+        ] + [cell.cell_contents for cell in value.__closure__ or ()]
+        owners = [part for part in parts if not isinstance(part, nn.Module | partial | FunctionType | type)]
+        parts += [attribute for owner in owners for attribute in _attributes_in(value, owner)]
+    elif isinstance(value, dict):
+        parts = list(value.values())
+    elif isinstance(value, list | tuple):
+        parts = list(value)
     elif isinstance(inspect.getattr_static(type(value), "__call__", None), FunctionType):
         parts = [value.__call__]
     for part in parts:
         yield from _modules_in(part, seen)
 
 
+@cache
+def _names(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the names of globals, and of all globals and attributes, in code and the functions that it makes."""
+    inner = [_names(part) for part in code.co_consts if isinstance(part, CodeType)]
+    loaded = frozenset(part.argval for part in dis.get_instructions(code) if part.opname == "LOAD_GLOBAL")
+    return loaded.union(*(names for names, _ in inner)), frozenset(code.co_names).union(*(names for _, names in inner))
+
+
 def _attributes_in(function: Any, owner: Any) -> Iterator[Any]:
-    """Yield the attributes of an object that a method of it names. Properties are left out, since they run code."""
-    for name in function.__code__.co_names if isinstance(function, FunctionType) else ():
+    """Yield the attributes of an object that a function names. Properties are left out, since they run code."""
+    for name in sorted(_names(function.__code__)[1]) if isinstance(function, FunctionType) else ():
         attribute = inspect.getattr_static(owner, name, None)
         yield MethodType(attribute, owner) if isinstance(attribute, FunctionType) else attribute
 

@@ -235,7 +235,6 @@ class LatentNetwork(nn.Module):
     """
 
     starts_at_input = False
-    spread: Tensor
 
     @checked
     def __init__(
@@ -245,7 +244,12 @@ class LatentNetwork(nn.Module):
         self.space, self.eps, self.noise = space, eps, Noise(seed)
         first, second = nn.Linear(2 * dim, hidden_dim), nn.Linear(hidden_dim, hidden_dim)
         self.layers = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Linear(hidden_dim, dim))
-        self.spread = torch.zeros(())  # No buffer, because buffers are restored after an attack.
+        self._spread = [torch.zeros(())]  # In a list, because tensors in buffers and attributes are restored.
+
+    @property
+    def spread(self) -> Tensor:
+        """See the class."""
+        return self._spread[0]
 
     def forward(self, x: Tensor, objective: Objective) -> Tensor:
         """Return views of `x`, (N, C, H, W), in the graph. `objective` is never evaluated."""
@@ -255,8 +259,9 @@ class LatentNetwork(nn.Module):
         """Return the perturbations (N, dim) and the views (N, C, H, W), in the graph."""
         start, render = self.space.at(x.detach())
         with torch.autocast(x.device.type, enabled=False):
-            delta = self.layers(torch.cat([start, self.noise.like(start)], 1)).tanh()
-        self.spread = delta.detach().std(0).mean()
+            known = torch.cat([start, self.noise.like(start)], 1).to(next(self.layers.parameters()))
+            delta = self.layers(known).tanh().to(start.dtype)
+        self._spread[0] = delta.detach().std(0).mean()
         return self.eps * delta, render(start + self.eps * delta)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,29 +17,30 @@ def detached(output: Any) -> Any:
     Args:
         output: Tensor, or tuple, list or dict of tensors, nested if need be. Anything else is returned unchanged.
     """
-    if isinstance(output, Tensor):
-        return output.detach()
-    if isinstance(output, dict):
-        return {key: detached(value) for key, value in output.items()}
-    if isinstance(output, tuple | list):
-        parts = [detached(value) for value in output]
-        return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
-    return output
+    return _mapped(Tensor.detach, output)
 
 
 def first_samples(output: Any, count: int) -> Any:
     """Return an output for the first samples only.
 
     Args:
-        output: Tensor, or tuple, list or dict of tensors. The first dimension is that of the samples.
+        output: Tensor, or tuple, list or dict of tensors, nested if need be. The first dimension is that of the
+            samples. Scalars and anything else are returned unchanged.
         count: Number of samples to keep.
     """
+    return _mapped(lambda part: part[:count] if part.ndim else part, output)
+
+
+def _mapped(function: Callable[[Tensor], Tensor], output: Any) -> Any:
+    """Return an output with a function applied to all tensors in it."""
     if isinstance(output, Tensor):
-        return output[:count]
+        return function(output)
     if isinstance(output, dict):
-        return {key: first_samples(value, count) for key, value in output.items()}
-    parts = [first_samples(value, count) for value in output]
-    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+        return {key: _mapped(function, value) for key, value in output.items()}
+    if isinstance(output, tuple | list):
+        parts = [_mapped(function, value) for value in output]
+        return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+    return output
 
 
 def embedding_of(output: Any) -> Tensor:

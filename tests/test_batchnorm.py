@@ -3,8 +3,10 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import threading
 from collections.abc import Callable, Iterable
 from functools import cache, partial
+from typing import Any
 
 import pytest
 import timm
@@ -312,6 +314,13 @@ def test_copies_are_equal_and_independent(case: Case, duplicate: Callable[[nn.Mo
 
 def sync_after(model: nn.Module) -> nn.Module:
     return nn.SyncBatchNorm.convert_sync_batchnorm(dual_batchnorm(model))
+
+
+def test_a_process_group_is_shared_by_both_branches() -> None:
+    """Groups cannot be copied, and neither can locks."""
+    group = threading.Lock()
+    dual: Any = dual_batchnorm(nn.SyncBatchNorm(3, process_group=group))
+    assert dual.clean.process_group is dual.adversarial.process_group is group
 
 
 def sync_before(model: nn.Module) -> nn.Module:

@@ -71,6 +71,19 @@ def test_the_attacks_start_gradient_is_not_zero(criterion: nn.Module) -> None:
     assert gradient.norm(dim=1).min() > 1e-6
 
 
+def test_uel_of_a_duplicate_is_finite() -> None:
+    """The probability of a negative that equals the anchor rounds to 1."""
+    g = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, 256, 128, generator=g)
+    first[1] = first[0]
+    out0 = first.requires_grad_()
+    loss = UELLoss(0.01)(out0, second)
+    loss.backward()
+    assert loss.isfinite()
+    assert out0.grad is not None
+    assert out0.grad.isfinite().all()
+
+
 def test_bad_arguments() -> None:
     for criterion in (InfoNCELoss, UELLoss, DebiasedLoss):
         for temperature in (0.0, -1.0, math.nan):

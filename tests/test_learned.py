@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightly.loss import NTXentLoss
 from test_bad_input import bench, done
 from torch import Tensor, nn
 
@@ -74,6 +75,31 @@ def test_the_network_of_the_bottleneck_by_hand() -> None:
         torch.testing.assert_close(views, X - vae.decode(z) + vae.decode(z + expected))
     assert delta.abs().max() < 0.3
     torch.testing.assert_close(made.spread, (expected / 0.3).std(0).mean())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_network_of_the_bottleneck_takes_other_types(dtype: torch.dtype) -> None:
+    made, _ = latent()
+    delta, views = made.search(X.to(dtype), unasked)
+    assert views.dtype == dtype
+    assert delta.abs().amax() > 0
+    assert made.to(dtype).search(X.to(dtype), unasked)[1].dtype == dtype
+
+
+def test_the_spread_is_kept_if_the_network_is_a_part_of_the_module_that_calls_the_loss() -> None:
+    """As in a LightningModule that calls `self.criterion(self, x0, x1)`."""
+
+    class Module(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.criterion = AdversarialLoss(NTXentLoss(), latent()[0])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)
+
+    module = Module()
+    module.criterion(module, X, X.flip(0))
+    assert module.criterion.generator.spread > 0  # type: ignore[operator, union-attr]
 
 
 def test_a_collapsed_network_of_the_bottleneck() -> None:

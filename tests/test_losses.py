@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -285,7 +286,15 @@ WATCHED = "not changed in 5 steps, but the clean ones have: call dual_batchnorm(
 
 
 @pytest.mark.parametrize(
-    ("order", "warned"), [("before", False), ("after", True), ("added", False), ("frozen", False), ("rarely", True)]
+    ("order", "warned"),
+    [
+        ("before", False),
+        ("after", True),
+        ("added", False),
+        ("frozen", False),
+        ("rarely", True),
+        ("frozen later", False),
+    ],
 )
 def test_adversarial_branches_that_are_not_trained(order: str, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
     model = small_model() if order != "before" else dual_batchnorm(small_model())
@@ -299,6 +308,10 @@ def test_adversarial_branches_that_are_not_trained(order: str, warned: bool, cap
                 part.requires_grad_(False)
     criterion = AdversarialLoss(NTXentLoss(), CLAE())
     for step in range(24):
+        if step == 3 and order == "frozen later":
+            for part in model.modules():
+                if isinstance(part, DualBatchNorm):
+                    part.requires_grad_(False)
         criterion(model, images(), images(seed=3)).total.backward()
         if order != "rarely" or step % 8 == 7:  # accumulated gradients
             optimizer.step()
@@ -306,6 +319,19 @@ def test_adversarial_branches_that_are_not_trained(order: str, warned: bool, cap
     assert len(caplog.messages) == warned
     text = WATCHED.replace("in 5", "in 10") if order == "rarely" else WATCHED
     assert all(text in message for message in caplog.messages)
+
+
+def test_inference_mode_is_named_as_the_reason() -> None:
+    model, criterion = dual_batchnorm(small_model()), AdversarialLoss(NTXentLoss(), CLAE())
+    with torch.no_grad():
+        criterion(model, images(), images(seed=3))
+    with (
+        torch.inference_mode(),
+        pytest.raises(
+            UsageError, match=r"torch\.inference_mode switches off: use torch\.no_grad, as Lightning does with"
+        ),
+    ):
+        criterion(model, images(), images(seed=3))
 
 
 def test_any_callable_without_batchnorm() -> None:
@@ -358,6 +384,14 @@ class Wrapper:
         return self.network(x)
 
 
+class Several:
+    def __init__(self, networks: list[nn.Module]) -> None:
+        self.networks = networks
+
+    def embed(self, x: Tensor) -> Any:
+        return self.networks[0](x)
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -370,6 +404,12 @@ class Wrapper:
         lambda network: Wrapper(network).__call__,
         lambda network: Wrapper(network).embed,
         lambda network: lambda x: Wrapper(network)(x),
+        lambda network: (lambda trainer: lambda x: trainer.network(x))(SimpleNamespace(network=network)),
+        lambda network: (lambda wrapper: lambda x: wrapper.network(x))(Wrapper(network)),
+        lambda network: (lambda wrapper: lambda x: torch.stack([wrapper.network(y) for y in [x]]))(Wrapper(network)),
+        lambda network: (lambda networks: lambda x: networks["student"](x))({"student": network, "depth": 18}),
+        lambda network: (lambda networks: lambda x: networks[0](x))([network]),
+        lambda network: Several([network]).embed,
     ],
 )
 def test_a_model_is_found_however_it_is_called(wrap: Callable[[nn.Module], Any]) -> None:
@@ -385,6 +425,12 @@ def test_a_function_in_a_file_finds_the_networks_that_it_calls_there() -> None:
     assert module_of(file["first"]) is file["network"]
     exec("def third(x): return len(x)", file)
     assert list(module_of(file["third"]).children()) == []
+    exec("def fourth(x): return [network(y) for y in x]\ndef fifth(x): return (lambda y: network(y))(x)", file)
+    assert module_of(file["fourth"]) is module_of(file["fifth"]) is file["network"]
+    file["trainer"] = SimpleNamespace(student=small_model(), network=None)
+    file["student"] = small_model()  # Only an attribute has its name.
+    exec("def sixth(x): return trainer.student(x)", file)
+    assert module_of(file["sixth"]) is file["trainer"].student
 
 
 def test_a_centre_that_the_first_call_makes_is_not_made_by_the_attack() -> None:

@@ -85,6 +85,15 @@ def test_half_of_the_batch(samples: int) -> None:
     assert [len(output) for output in half.outputs] == [3, 3, 3]
 
 
+def test_half_of_an_output_with_other_parts() -> None:
+    """Such as a scalar, and None for a part that some views lack."""
+    model, weight = network(norm=False), torch.ones(())
+    criterion = lambda a, b: nn.functional.mse_loss(a[0], b[0] + b[1])  # noqa: E731
+    output = HalfBatchLoss(criterion, CLAE(0.1))(lambda x: (model(x), weight, None), X0, X1)
+    assert [len(part[0]) for part in output.outputs] == [len(X0) // 2] * 3
+    assert [part[1:] for part in output.outputs] == [(weight, None)] * 3
+
+
 def test_shared_statistics_take_in_all_views_and_no_attack() -> None:
     model = network(norm=True)
     twin = copy.deepcopy(model)

@@ -124,7 +124,7 @@ class GeneratorAugmentation(Augmentation):
 
     Args:
         weight: Weight of the adversarial term.
-        random: Replace the search by a random direction of the same length, as a control.
+        random: Replace the search by a random direction, as long as its bound allows, as a control.
         mode: Variant of the loss, see `idaa_lightly.variants`. reused (search on the graph of the clean pass) and half
             (attack half of the batch) are cheaper approximations. shared is the ablation without an adversarial
             BatchNorm.

@@ -61,6 +61,7 @@ class HardPairLoss(CleanLoss):
         devices = [images.device] if images.is_cuda else []
         with preserved_buffers(module_of(model), norms=True), torch.random.fork_rng(devices):
             embeddings = F.normalize(embedding_of(model(images)), dim=1).view(*views.shape[:2], -1)
+        torch.clear_autocast_cache()  # Torch 2.7 would reuse these casts of the weights, which have no graph.
         return (embeddings[pairs[:, 0]] * embeddings[pairs[:, 1]]).sum(2)
 
 
