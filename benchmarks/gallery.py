@@ -3,7 +3,7 @@
 python benchmarks/gallery.py folder:data/cifar10
 
 Each augmentation trains SimCLR with a small network for a few epochs, so that the search or the generator has something
-to raise. The strip shows its views, and below them their difference to the images, amplified around grey.
+to raise. The strip shows its views, and below them their difference from the images, amplified around grey.
 """
 
 from __future__ import annotations

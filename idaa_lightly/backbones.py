@@ -81,7 +81,7 @@ def create_backbone(name: str, image_size: int, options: Mapping[str, Any] | Non
 
 
 def build_backbone(name: str, image_size: int, options: Mapping[str, Any] | None = None, **timm: Any) -> Built:
-    """Create an untrained backbone, and tell how it was made. Arguments and errors are those of `create_backbone`.
+    """Create an untrained backbone, and describe its construction. Arguments and errors are those of `create_backbone`.
 
     Args:
         name: Name of the backbone.

@@ -187,7 +187,7 @@ def locked(path: Path, timeout: float = -1) -> Iterator[None]:
 
     Args:
         path: Lock file. Its directory must exist.
-        timeout: Seconds to wait for another process. -1 waits for ever.
+        timeout: Seconds to wait for another process. -1 waits forever.
 
     Raises:
         Timeout: Another process holds the lock for longer than `timeout` seconds.

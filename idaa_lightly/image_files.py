@@ -25,7 +25,7 @@ EXTENSIONS = (*torchvision.datasets.folder.IMG_EXTENSIONS, ".gif")
 LIMITS = {"IDAA_LIGHTLY_MAX_PIXELS": 50_000_000, "IDAA_LIGHTLY_MAX_ASPECT": 50}
 """Largest number of pixels and largest ratio of the sides of an image file.
 
-A small file can hold an image that fills the memory, at the latest when it is resized. Environment variables of these
+A small file can hold an image that fills the memory when it is decoded or resized. Environment variables with these
 names change the limits.
 """
 UNREADABLE = (Image.DecompressionBombError, OSError, SyntaxError, ValueError, ZeroDivisionError)

@@ -17,8 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def module_of(function: Any) -> nn.Module:
     """Return the nn.Module behind a callable: itself, a bound method's owner, or the modules that a function refers to.
 
-    What the callable uses is followed: functions, objects, dicts and lists in its closure, in its own file, in the
-    attributes that it names, and in a `functools.partial`. Properties and `getattr` are not.
+    The search follows functions, objects, dicts and lists in the callable's closure, in its own file, in the
+    attributes that it names, and in a `functools.partial`. It does not follow properties and `getattr`.
 
     Args:
         function: Any callable.

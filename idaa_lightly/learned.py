@@ -1,7 +1,7 @@
 """View generators that are networks, trained in the method's own backward pass.
 
 Like a `ViewGenerator`, each is called as `generator(images, objective)`, but it never evaluates the objective. Its
-views stay in the graph. The gradient that flows back through them is reversed, or not, see `Direction`.
+views stay in the graph. `Direction` decides whether the gradient that flows back through them is reversed.
 """
 
 from __future__ import annotations

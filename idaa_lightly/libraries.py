@@ -69,7 +69,7 @@ class Blueprint:
 
 
 def blueprint(name: str, image_size: int, library: str) -> Blueprint:
-    """Plan a network for images of a size.
+    """Plan a network of a library for images of a given size.
 
     For images of up to 64 px, the stem of a ResNet is replaced by the CIFAR stem: a 3×3 convolution with stride 1,
     without max-pooling. Patches of up to 4 px, as in Swin and ConvNeXt, shrink until 16 fit side by side. Larger ones,

@@ -101,7 +101,7 @@ class LatentSpace:
         if not all(callable(getattr(vae, name, None)) for name in ("encode", "decode")):
             raise UsageError(
                 f"vae is a {type(vae).__name__}, but expected one with encode(x) and decode(z), such as VAE, or the "
-                "file of one"
+                "path of a VAE file"
             )
         self.vae = vae.requires_grad_(False) if isinstance(vae, nn.Module) else vae
         self.starts_at_input = decompose

@@ -227,7 +227,7 @@ class SelfSupervised(Training):
             self.log_dict({f"identity/{name}_{figure}": value for figure, value in figures.items()}, on_epoch=False)
 
     def figures(self) -> dict[str, float]:
-        """Return how many samples lost their attack (see `ViewGenerator.fallbacks`), and spreads of networks."""
+        """Return the number of samples whose attack failed, see `ViewGenerator.fallbacks`, and the network's spread."""
         found: dict[str, float] = {}
         if searches := [part for part in self.objective.modules() if isinstance(part, ViewGenerator)]:
             before, self.fallbacks = self.fallbacks, sum(search.fallbacks for search in searches)
@@ -266,7 +266,8 @@ class Evaluation(pl.Callback):
     def expected(self, finished: int) -> tuple[int, float]:
         """Return the number of evaluations to come, and the mean seconds of those during the training so far.
 
-        Before the first of them, it is the seconds of the evaluation before the training, if this process made it.
+        Before the first of them, the second value is the duration of the evaluation before training. It is 0 if this
+        process did not make that evaluation.
 
         Args:
             finished: Finished epochs.

@@ -153,9 +153,9 @@ class ReplacedOutput(NamedTuple):
 
     Attributes:
         total: Scalar to minimise, the loss of the pair (x0, x1').
-        adversarial: The same scalar, detached, under the name that it has beside a clean term.
+        adversarial: The same scalar, detached, under the name that it has in `AdversarialOutput`.
         views: Adversarial views x1', (N, C, H, W).
-        outputs: Outputs of the model for x0, none for x1, and those for x1'.
+        outputs: Outputs of the model for x0 and x1', with None for x1 between them.
     """
 
     total: Tensor

@@ -189,7 +189,7 @@ def test_a_baseline_that_is_there_several_times() -> None:
     write("c", aug="clae")
     *_, note = compare([Path("runs")]).notes
     assert note == (
-        "Warning: simclr × clae has no difference to none, because several groups of none have its options and data: "
+        "Warning: simclr × clae has no difference from none, because several groups of none have its options and data: "
         "compare fewer directories."
     )
 

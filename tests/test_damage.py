@@ -20,6 +20,11 @@ from idaa_lightly import VAE
 from idaa_lightly.backbones import create_backbone
 
 
+@pytest.fixture(autouse=True)
+def _no_plugin_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("idaa_lightly.registry._files", {})
+
+
 @pytest.fixture
 def stopped(trained: Path) -> Path:
     """Run directory of a run that was interrupted after its only epoch."""

@@ -31,8 +31,8 @@ Greatest relative differences between 2 processes with 8 samples each and 1 proc
 of the loss in three training steps, and of the gradient of all parameters in the first one.
 `python tests/test_ddp_methods.py docs/ddp.md` writes this page, and the test refuses differences above 1e-9.
 
-BatchNorm is replaced by GroupNorm, because it normalises by the statistics of each device's share. Also different by
-their mathematics, and therefore not in the table: `random`, `viewmaker`, `pinda` and the random start of `pgd`, for
+BatchNorm is replaced by GroupNorm, because it normalises by the statistics of each device's share. These also differ
+from one process by definition, and are therefore not in the table: `random`, `viewmaker`, `pinda` and the random start of `pgd`, for
 which every device draws its own noise; `--set aug.mode=half`, which attacks the first half of each device's share; and
 `--views device`, whose random numbers depend on the device. See [Several devices](runner.md#several-devices).
 

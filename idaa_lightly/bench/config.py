@@ -65,7 +65,7 @@ class RunConfig:
     data_dir: str = _option("data", "Directory of torchvision's data sets. Missing ones are downloaded into it.")
     image_size: ImageSize | None = _option(
         None,
-        "Height and width of a view, in pixels. Default: the size of the images if all are squares of one size of up "
+        "Height and width of a view, in pixels. Default: the size of the images if all are squares of the same size up "
         "to 96 px, else the largest of 32, 64, 96 and 224 not above the median of the images' shorter sides, but at "
         "least 32.",
     )
@@ -99,8 +99,8 @@ class RunConfig:
     epochs: Count | None = _option(None, "Epochs to train. Default: the method's recipe; 15 for digits.")
     save_every: Count | None = _option(
         None,
-        "Keep a checkpoint of every so many epochs, such as checkpoints/epoch-00010.ckpt, besides the last two. `knn`, "
-        "`linear`, `embed` and `export` take them. Each has the size of last.ckpt.",
+        "Number of epochs between checkpoints to keep, such as checkpoints/epoch-00010.ckpt, besides the last two. "
+        "`knn`, `linear`, `embed` and `export` accept them. Each has the size of last.ckpt.",
     )
     batch_size: Annotated[int, Ge(2)] | None = _option(
         None, "Images per batch, summed over all devices; 2 or more. Default: the method's recipe; 128 for digits."
@@ -141,7 +141,9 @@ class RunConfig:
     accumulate: Count = _option(
         1, "Batches per optimiser step. Their gradients are averaged; each batch is contrasted on its own."
     )
-    clip: Positive | None = _option(None, "Largest norm of the gradient. Larger ones are scaled down. Default: any.")
+    clip: Positive | None = _option(
+        None, "Largest norm of the gradient. Larger ones are scaled down. Default: no limit."
+    )
     views: Literal["auto", "loader", "device"] = _option(
         "auto",
         "Where views are made. loader: one image at a time, by Lightly's transform. device: whole batches on the "

@@ -37,7 +37,7 @@ PACKAGES = (
 def open_folder(folder: Path, config: RunConfig, *, resume: bool) -> Record | None:
     """Check that this configuration can be run in a directory, and delete temporary files of killed processes.
 
-    Whether a run may be resumed with another number of epochs is for `idaa_lightly.bench.run.lengthen` to decide.
+    `idaa_lightly.bench.run.lengthen` decides later whether a run may be resumed with another number of epochs.
 
     Args:
         folder: The run directory. It may be missing or empty.
@@ -50,7 +50,7 @@ def open_folder(folder: Path, config: RunConfig, *, resume: bool) -> Record | No
     Raises:
         RunFolderError: The directory holds something else, or it holds such a run and `resume` is False.
     """
-    code_commit()  # A checkout that changes during the training does not change what the record says.
+    code_commit()  # Cached now, so that the record names this commit even if the checkout changes in training.
     taken = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
     if taken:
         raise RunFolderError(f"{taken} is not a directory: choose another --out")
@@ -176,7 +176,7 @@ def unfinished_runs(folder: Path, kind: type[RunConfig] = RunConfig) -> list[Pat
 
 
 def _is_of(kind: type[RunConfig], path: Path, config_in: Callable[[Path], Any]) -> bool:
-    """Return whether a file holds a configuration of this class. Of a damaged file, its reader says what is wrong."""
+    """Return True if a file holds a configuration of this class, or is damaged, which its reader then reports."""
     try:
         config = config_in(path)
         return all((field in config) == (field in kind.names()) for field in OWN_FIELDS)
@@ -281,7 +281,7 @@ def _cpu_name() -> str:
 def code_commit() -> str | None:
     """Return the last commit that changed the code in this checkout, with "+" for uncommitted changes.
 
-    It is asked once for each process, because the code that runs is that of its start.
+    It is read once per process, because a process keeps running the code that it started with.
     """
     here = Path(__file__).resolve()
     try:

@@ -40,7 +40,7 @@ from idaa_lightly.registry import add_file
 
 
 class Terminated(KeyboardInterrupt):
-    """Another signal than Ctrl-C asks the process to end. It is handled like Ctrl-C.
+    """A signal other than Ctrl-C asks the process to end. It is handled like Ctrl-C.
 
     Args:
         number: Number of the signal.

@@ -47,8 +47,8 @@ SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 @click.option(
     "--budget",
     metavar="TIME",
-    help="Time for the remaining runs, such as 90min or 2h. As many whole rounds of seeds are run as are estimated to "
-    "fit; a round is one seed of every row.",
+    help="Time for the remaining runs, such as 90min or 2h. Runs as many whole rounds of seeds as are estimated to "
+    "fit. A round is one seed of every row.",
 )
 @job_options
 @click.option(

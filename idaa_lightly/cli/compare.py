@@ -30,16 +30,16 @@ ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex"}
 def compare(runs: tuple[Path, ...], form: str | None, against: str, plot: Path | None, out: Path | None) -> None:
     """Compare finished runs in one table.
 
-    The table shows accuracy, differences to a baseline, cost and accuracy at equal compute.
+    The table shows accuracy, differences from a baseline, cost and accuracy at equal compute.
 
     RUNS are run directories, or directories that hold runs at any depth. Runs form a group if they differ only in
     --seed, or in --workers, --data-dir, --logger and --save-every, which change no result. The table shows mean ±
     standard deviation per group. If groups differ in data, epochs, commit, plugin files or device, a column and a
     warning say so.
 
-    The baseline has --aug none and otherwise equal options. Differences to it are paired by seed. Their 95 % intervals
-    are by Student's t. `--against random` compares with IDAA's control instead, which perturbs the third view in a
-    random direction. The difference to it is the effect of the search alone.
+    The baseline has --aug none and otherwise equal options. Differences from it are paired by seed. Their 95 %
+    intervals are by Student's t. `--against random` compares with IDAA's control instead, which perturbs the third
+    view in a random direction. The difference from it is the effect of the search alone.
 
     Accuracy at equal compute is the kNN accuracy that a run had when it had used as many FLOPs as the cheapest group
     used in total. It is measured on the validation images and interpolated linearly between evaluations, at epoch =

@@ -66,7 +66,7 @@ def detect(
 
     \b
     Files of a run directory:
-      config.toml, record.json, metrics.csv, checkpoints/   as of `idaa-bench run`
+      config.toml, record.json, metrics.csv, checkpoints/   as for `idaa-bench run`
       predictions.png                                       boxes and masks, annotated and predicted
       model.pt                                              state dict of the detector
 

@@ -23,7 +23,7 @@ def embed(target: Path, out: Path, **given: Any) -> None:
     eval mode.
 
     The file holds train_features (N, D) and test_features (M, D) in float32, and train_labels (N,) and test_labels
-    (M,), in the order of the data set. The commands knn and linear accept it as a target. Of images without labels, it
+    (M,), in the order of the data set. The commands knn and linear accept it as a target. Without labels, the file
     holds train_features only.
 
     \b

@@ -19,10 +19,10 @@ import click
 def export(run: Path, out: Path, form: str | None) -> None:
     """Write a run's backbone as a plain state dict.
 
-    RUN is the directory of a finished run, a file in its checkpoints, or a directory that holds runs at any depth. Each
-    of several gets a file of its own, such as resnet18-seed-0.pth. The command also prints the Python lines that load
-    the file. A JSON file beside it, such as resnet18.pth.json, holds image size and normalisation for `knn`, `linear`
-    and `embed`.
+    RUN is the directory of a finished run, a file in its checkpoints, or a directory that holds runs at any depth. If
+    there are several, each gets its own file, such as resnet18-seed-0.pth. The command also prints the Python lines
+    that load the file. A JSON file beside it, such as resnet18.pth.json, holds image size and normalisation for `knn`,
+    `linear` and `embed`.
 
     The network has no classifier. For images of up to 64 px, it was changed: a 3×3 convolution as stem
     and no max-pooling for ResNets, smaller patches for ViT, Swin and ConvNeXt. The printed lines make these changes to

@@ -60,7 +60,7 @@ def semi(
 
     \b
     Files of a run directory:
-      config.toml, record.json, metrics.csv, checkpoints/   as of `idaa-bench run`
+      config.toml, record.json, metrics.csv, checkpoints/   as for `idaa-bench run`
       curves.png, views.png                                 accuracy by epoch, and views of some images
       model.pt                                              state dict of the averaged network
 

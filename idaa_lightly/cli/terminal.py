@@ -74,7 +74,7 @@ LOST = ("gloo", "NCCL", "TCPStore")
 
 @contextmanager
 def machine_errors() -> Iterator[None]:
-    """Turn errors of files and of the memory that no code expected into a `MachineError` of one sentence.
+    """Turn unexpected errors of files and memory into a `MachineError` with a message of one sentence.
 
     Raises:
         MachineError: The with-block raised an OSError, a MemoryError, or a RuntimeError that torch raises for them.

@@ -44,6 +44,7 @@ def embed(
             part.training = mode
     if not features:
         raise DataError(
-            "there is no batch of images to embed: the data loader is empty, or an iterator that is exhausted"
+            "there is no batch of images to embed: the data loader is empty, or is an exhausted "
+            "iterator: pass one that has batches"
         )
     return torch.cat(features), torch.cat(labels)

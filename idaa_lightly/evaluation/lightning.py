@@ -254,5 +254,5 @@ def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
     """
     if not (isinstance(batch, (tuple, list)) and len(batch) > 1 and all(isinstance(x, Tensor) for x in batch[:2])):
         got = [type(part).__name__ for part in batch] if isinstance(batch, (tuple, list)) else type(batch).__name__
-        raise DataError(f"a batch is {got}, but expected images and labels, two tensors, and what else there may be")
+        raise DataError(f"a batch is {got}, but expected images and labels, two tensors, as its first two parts")
     return batch[0], batch[1]

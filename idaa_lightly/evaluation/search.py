@@ -145,7 +145,7 @@ def faiss_index(bank: Any, description: str) -> Search:
         if empty:
             raise DataError(
                 f"the index {description!r} found no neighbour of {empty} of {len(at)} queries: let it probe more "
-                "lists (;nprobe=16), or make fewer"
+                "lists (;nprobe=16), or build it with fewer lists"
             )
         return similarities.masked_fill(at < 0, -torch.inf), torch.where(at < 0, at[:, :1], at)  # weight 0
 

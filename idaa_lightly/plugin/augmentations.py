@@ -60,7 +60,7 @@ class Augmentation(ABC):
     def controls(self, method: type[Method]) -> list[Control]:
         """Return the runs that show which part of the augmentation helps, for `idaa-bench ablate`.
 
-        The method alone, for as many epochs and for as many operations, is always compared and need not be named.
+        The method alone is always included, at equal epochs and at equal operations. Do not list it here.
 
         Args:
             method: Class of the method.
@@ -124,7 +124,7 @@ class GeneratorAugmentation(Augmentation):
 
     Args:
         weight: Weight of the adversarial term.
-        random: Replace the search by a random direction, as long as its bound allows, as a control.
+        random: Control: replace the search by a random direction of the largest length within the bound.
         mode: Variant of the loss, see `idaa_lightly.variants`. reused (search on the graph of the clean pass) and half
             (attack half of the batch) are cheaper approximations. shared is the ablation without an adversarial
             BatchNorm.
@@ -225,7 +225,7 @@ class LearnedAugmentation(Augmentation):
         self.weight, self.lr, self.direction = weight, lr, direction
 
     def controls(self, method: type[Method]) -> list[Control]:
-        """Return a third ordinary view, the unperturbed view, and the generator untrained or trained the other way."""
+        """Return a third ordinary view, the unperturbed view, and the generator untrained or trained oppositely."""
         untrained = Control("untrained generator", options={"aug": {"lr": 0.0}}, adds="untrained generator")
         name, other = {
             "ascend": ("generator that lowers the loss", "descend"),

@@ -45,7 +45,7 @@ def third_view_controls(weight: float, *, uniformity: bool, shared: bool = False
 
     Args:
         weight: Weight of the second term.
-        uniformity: True if the loss of a view with itself is a term of its own kind: for losses that compare one
+        uniformity: True if the loss of a view with itself is a uniformity term, as it is for losses that compare one
             embedding per view.
         shared: True if the adversarial view passes through the first BatchNorm.
     """
@@ -69,9 +69,9 @@ def third_view_controls(weight: float, *, uniformity: bool, shared: bool = False
 
 
 def unperturbed_second_view() -> Control:
-    """Return the control of an adversarial view that replaces the second one: that view, through the second BatchNorm.
+    """Return the control for a replaced second view: the second view unchanged, through the second BatchNorm.
 
-    Through the first BatchNorm, it is the method alone.
+    Through the first BatchNorm, the unchanged view gives the method alone.
     """
     options = {"branch": "adversarial", "place": "replace"}
     return Control("second view, second BatchNorm", "unperturbed", {"aug": options}, adds="second BatchNorm")

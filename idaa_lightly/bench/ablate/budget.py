@@ -73,7 +73,7 @@ def rounds_within(
     )
     if not count:
         raise UsageError(
-            f"--budget is {in_words(seconds)}, but one round with its trials takes about {in_words(spent)}"
+            f"--budget is {in_words(seconds)}, but one round with its trials takes about {in_words(spent)}: raise it"
         )
     return count
 

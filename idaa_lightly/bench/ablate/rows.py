@@ -23,8 +23,8 @@ from idaa_lightly.registry import load
 Kind = Literal["alone", "control", "variant", "candidate", "compute"]
 """Purpose of a row.
 
-`alone` is the method without the augmentation, `compute` the same for as many operations as the candidate. A gain must
-exceed every `control`. A `variant` is another form of the augmentation, which is only shown.
+`alone` is the method without the augmentation. `compute` is `alone`, trained for as many operations as the candidate.
+A gain must exceed every `control`. A `variant` is another form of the augmentation, which is only shown.
 """
 ALONE, COMPUTE = "method alone", "method alone, equal compute"
 
@@ -75,7 +75,7 @@ def rows_of(config: RunConfig) -> tuple[list[Row], list[str]]:
 
 
 def _has_batchnorm(config: RunConfig) -> bool:
-    """Return True if the method has a BatchNorm, in its backbone or its heads. Its weights take no memory."""
+    """Return True if the method has a BatchNorm, in its backbone or its heads. The backbone takes no memory."""
     config = resolve(config)
     with torch.device("meta"):
         network, size = create_backbone(config.backbone or "", config.image_size or 32, config.set.get("backbone"))

@@ -26,7 +26,7 @@ class Difference(NamedTuple):
 
 
 def residual_variance(values: Mapping[str, Sequence[float]]) -> tuple[float, int]:
-    """Return the variance that remains when each row and each seed has an effect of its own, and its freedom.
+    """Return the variance that remains after effects of rows and seeds are removed, and its degrees of freedom.
 
     It is the residual mean square of a randomised block design. An effect that a seed has on all rows, such as a lucky
     initialisation, does not count. For R rows and S seeds there are (R - 1)(S - 1) degrees of freedom.

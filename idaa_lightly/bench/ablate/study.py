@@ -91,7 +91,7 @@ def deciding(metric: Metric | None, config: RunConfig) -> Metric:
     """
     labelled = read_labelled(config, read_data(config, quiet=True)) is not None
     if metric in MEASURES and not labelled:
-        raise UsageError(f"--metric is {metric}, but the images have no labels: take rankme, or name --eval-data")
+        raise UsageError(f"--metric is {metric}, but the images have no labels: choose rankme, or add --eval-data")
     return metric or ("knn" if labelled else "rankme")
 
 

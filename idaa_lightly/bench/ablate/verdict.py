@@ -46,8 +46,8 @@ def in_words(contrast: ContrastResult, unit: str, *, strongest: bool) -> str:
     Args:
         contrast: The contrast.
         unit: Unit of its figures.
-        strongest: It is with the strongest of several. That one was chosen by the same figures, so an interval below it
-            is no finding.
+        strongest: True if the contrast is with the strongest of several controls. That one was chosen by the same
+            figures, so an interval below 0 is no finding.
     """
     if contrast["low"] is None or contrast["high"] is None:
         return f"{contrast['center']:+.2f}{unit} to"

@@ -1,4 +1,4 @@
-"""Groups of runs side by side: differences to a baseline, cost, and accuracy at equal compute."""
+"""Groups of runs side by side: differences from a baseline, cost, and accuracy at equal compute."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def compare(targets: Iterable[Path], *, by_commit: bool = True, against: str = B
 
     Raises:
         FileFormatError: There is no run, or a record cannot be read.
-        UsageError: A run is there twice, or none is of that augmentation.
+        UsageError: A run appears twice, or none is of that augmentation.
     """
     groups, unfinished = read_groups(targets, by_commit=by_commit)
     there = sorted({group.config.aug for group in groups})
@@ -118,7 +118,7 @@ def compare(targets: Iterable[Path], *, by_commit: bool = True, against: str = B
     shared = [f"{name} {mark}" for name in MARKS if name not in marked and (mark := groups[0].mark(name))]
     notes = [differing(name, [record for group in groups for record in group.records.values()]) for name in marked]
     notes += dict.fromkeys(
-        f"Warning: {group.config.method} × {group.config.aug} has no difference to {against}, because several groups "
+        f"Warning: {group.config.method} × {group.config.aug} has no difference from {against}, because several groups "
         f"of {against} have its options and data: compare fewer directories."
         for group in groups
         if len(_baselines(group, groups, against)) > 1
@@ -165,7 +165,7 @@ def _spread(name: str, values: list[float]) -> dict[str, float | None]:
 
 
 def difference(measure: Measure, group: Group, baseline: Group | None) -> dict[str, float | None]:
-    """Return the mean difference to the baseline in points, paired by seed, with its interval.
+    """Return the mean difference from the baseline in points, paired by seed, with its interval.
 
     All values are None for the baseline itself, and without labels.
     """
@@ -186,9 +186,9 @@ def difference(measure: Measure, group: Group, baseline: Group | None) -> dict[s
 
 
 def _options(configs: list[RunConfig]) -> list[dict[str, Any]]:
-    """Return the options of each configuration that are not the defaults, in it or in another one of its method.
+    """Return each configuration's options that differ from the defaults, in it or in another one of the same method.
 
-    An option of the augmentation must differ in a configuration of the same method and augmentation.
+    For an option of the augmentation, the other configuration must also have the same augmentation.
     """
 
     def place(config: RunConfig, key: str) -> tuple[str, str | None, str]:

@@ -34,7 +34,7 @@ class Contrast:
         points: By measure or other figure, the mean difference (in points for accuracies) and both ends of its 95 %
             interval (None for one pair).
         seeds: Number of pairs.
-        group: Number of the group that the report hides the row with, if any.
+        group: Number of the group that the row shows, if any. The report hides both together.
     """
 
     label: str

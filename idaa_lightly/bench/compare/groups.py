@@ -118,7 +118,7 @@ def read_groups(targets: Iterable[Path], *, by_commit: bool = True) -> tuple[lis
 
     Raises:
         FileFormatError: There is no run, or a record cannot be read.
-        UsageError: A run is there twice.
+        UsageError: A run appears twice.
     """
     folders: dict[Path, None] = {}
     unfinished: set[Path] = set()

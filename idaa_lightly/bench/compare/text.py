@@ -44,9 +44,9 @@ class Column:
     Attributes:
         key: Name for programs and files, such as "knn_difference".
         title: Header for people, such as "Δ kNN [95 %]".
-        text: From a row of the comparison to the text of its cell.
+        text: Function from a row of the comparison to the text of its cell.
         number: The entry of the row that the column is sorted by. Empty for columns of words.
-        measure: The measure whose difference to the baseline the column shows, if any.
+        measure: The measure whose difference from the baseline the column shows, if any.
     """
 
     key: str
@@ -92,7 +92,7 @@ def columns(comparison: Comparison, wanted: Collection[str] = ()) -> list[Column
 
 
 def fit(comparison: Comparison, width: int) -> tuple[list[list[Column]], list[str]]:
-    """Choose the columns of tables that are at most so wide. A cell with a figure is never wrapped or cut.
+    """Choose the columns of tables that fit a line width. A cell with a figure is never wrapped or cut.
 
     Words that all rows share are left out. If the rest is too wide, columns are dropped in the order of `DISPENSABLE`.
     If that does not suffice, the figures are spread over several tables, each with the words that identify its rows.

@@ -46,7 +46,8 @@ class DetectConfig(RunConfig):
     )
     weights: str | None = _option(
         None,
-        "Weights for --init imagenet: a file, or timm. Default: torchvision's IMAGENET1K_V1, downloaded as timm's are.",
+        "Weights for --init imagenet: a file, or timm. Default: torchvision's IMAGENET1K_V1. Weights of torchvision "
+        "and timm are downloaded.",
     )
     norm: Norm = _option(
         "sync",
@@ -54,7 +55,7 @@ class DetectConfig(RunConfig):
         "(as they are).",
     )
     image_size: ImageSize | None = _option(
-        800, "Shorter side of an image, in pixels. The longer one is 5/3 of it at most."
+        800, "Shorter side of an image, in pixels. The longer one is at most 5/3 of it."
     )
     steps: Count = _option(
         90_000,

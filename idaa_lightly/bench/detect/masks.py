@@ -52,7 +52,7 @@ def usable(found: Any, place: str, height: int, width: int) -> Any:
 
 
 def unpacked(text: str) -> list[int] | None:
-    """Return the counts of a compressed RLE; None for another text. pycocotools would read beyond the end of one.
+    """Return the counts of a compressed RLE. Return None if it is malformed: pycocotools would read beyond its end.
 
     Source: `rleFrString` of pycocotools. A character holds five bits, lowest first, and whether more follow. From the
     fourth count on, differences to the last but one are stored.

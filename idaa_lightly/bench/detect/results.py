@@ -41,7 +41,7 @@ def average_precision(predict: Callable[[Tensor], Target], images: CocoImages) -
             CPU.
         images: Images to measure on.
     """
-    # Only the first process measures. Another one would never answer.
+    # Only the first process measures, so synchronising with the others would wait forever.
     metric = MeanAveragePrecision(iou_type=("bbox", "segm"), sync_on_compute=False)
     metric.warn_on_many_detections = False
     step = progress("average precision", len(images))

@@ -20,9 +20,9 @@ class LayerOutputs(nn.Module):
     """Network whose features are the outputs of its layers with these names.
 
     A feature map (N, C, H, W) is averaged in squares until it has 9216 numbers or fewer for each image, as in Zhang et
-    al., "Colorful Image Colorization", ECCV 2016, App. C. Swin's are (N, H, W, C), which H = W ≠ C tells: images are
-    square. Tokens (N, T, D) are averaged over T. Several layers, such as
-    those of CMC's two encoders, are concatenated.
+    al., "Colorful Image Colorization", ECCV 2016, App. C. Swin's maps (N, H, W, C) are recognised by H = W ≠ C,
+    since images are square. Tokens (N, T, D) are averaged over T. Several layers, such as those of CMC's two encoders,
+    are concatenated.
 
     Args:
         network: Module of images (N, 3, H, W). It is used as it is.

@@ -1,7 +1,7 @@
-"""Targets that are state dicts: networks whose image size and normalisation no run directory tells.
+"""State dicts as targets. No run directory holds their image size and normalisation.
 
-`idaa-bench export` writes them to a JSON file beside the state dict. Options override it. Otherwise those of the data
-set are assumed, and a message says so.
+`idaa-bench export` writes both to a JSON file beside the state dict. Options override the file. Without either, the
+values of the data set are assumed, and a message says so.
 """
 
 from __future__ import annotations

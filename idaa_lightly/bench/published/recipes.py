@@ -215,7 +215,7 @@ def _require_same(config: RunConfig, folder: Path) -> None:
     there = resolve(config_of(read_record(folder))).canonical()  # with options that are newer than it
     wanted = replace(resolve(config), image_size=there.image_size).canonical()
     if there.to_dict() != wanted.to_dict():
-        raise FileFormatError(f"{folder} is of another configuration than its recipe: remove it, or mend the recipe")
+        raise FileFormatError(f"{folder} is of another configuration than its recipe: remove it, or correct the recipe")
 
 
 def run_missing(table: Table, runs: Path, *, minutes: float | None = None) -> int:
@@ -224,7 +224,7 @@ def run_missing(table: Table, runs: Path, *, minutes: float | None = None) -> in
     Args:
         table: The table.
         runs: Directory for the run directories. Processes that share it divide the work.
-        minutes: Begin no unit that would end later, judged by those before it. One is begun in any case.
+        minutes: Start no unit that would end after this time, judging by the longest so far. The first always starts.
 
     Returns:
         The number of units that are still missing.

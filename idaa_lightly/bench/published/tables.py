@@ -131,7 +131,7 @@ def _differences(table: Table, found: _Found) -> Iterator[Line]:
 
 
 def _starts(table: Table) -> Iterator[Line]:
-    """Yield what a table's runs had before their training: bare pixels, and the untrained network."""
+    """Yield a line with the accuracy of raw pixels, and one with those of the untrained network."""
     paths = [path for recipe in table.recipes for path in sorted(table.records(recipe).glob("*/record.json"))]
     records = [read_record(path.parent) for path in paths]
     by_seed = {record["config"]["seed"]: record["initial"] for record in records}

@@ -60,7 +60,7 @@ def write_report(targets: Sequence[Path], out: Path) -> list[str]:
 
     Raises:
         FileFormatError: There is no run, or a record cannot be read.
-        UsageError: A run is there twice.
+        UsageError: A run appears twice.
     """
     comparison = compare(targets)
     parts = blocks(read_groups(targets)[0])
@@ -121,7 +121,7 @@ def _curves(block: Block, everyone: list[Shown], missing: list[str]) -> dict[str
 def table(comparison: Comparison) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
     """Return columns {name, numeric} and rows of cells {text, key, interval} of the comparison's figures.
 
-    A key is what the cell is sorted by, None if it is empty. An interval is that of the mean difference to the
+    A key is what the cell is sorted by, None if it is empty. An interval is that of the mean difference from the
     baseline: low, center and high, in % of the width of a picture with 0 in its middle.
     """
     found = {column.key: column for column in columns(comparison)}
@@ -162,7 +162,7 @@ def verdict(contrasts: Sequence[Contrast]) -> str:
 
 
 def _differences(comparison: Comparison, parts: Sequence[Block]) -> list[tuple[str, Figure]]:
-    """Return titles and forest plots of the differences to the baseline, one for each block that has any."""
+    """Return titles and forest plots of the differences from the baseline, one for each block that has any."""
     labels = {item.index: item for block in parts for item in block.groups}
     every = contrasts_of(comparison, [labels[index].label for index in sorted(labels)])
     made = []
@@ -172,7 +172,7 @@ def _differences(comparison: Comparison, parts: Sequence[Block]) -> list[tuple[s
         if contrasts:
             members = tuple(item.group for item in contrasts if item.group is not None)
             plot = differences(contrasts, [styles[index] for index in members], f"differences{number}")
-            caption = f"Differences to {comparison.against}, with 95 % intervals"
+            caption = f"Differences from {comparison.against}, with 95 % intervals"
             made.append((block.title, Figure(plot, caption, members)))
     return made
 

@@ -1,4 +1,4 @@
-"""What a run was begun with: its images, its plugin files, and files that its options name, such as a VAE."""
+"""Inputs that a run started with: images, plugin files, and files that its options name, such as a VAE."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SameInputs(pl.Callback):
             checkpoint: Checkpoint to resume. It may be empty, or older than this callback.
 
         Raises:
-            DataError: An input is another one.
+            DataError: An input has changed.
         """
         callbacks = checkpoint.get("callbacks")
         state = callbacks.get(self.state_key) if isinstance(callbacks, dict) else None

@@ -1,6 +1,6 @@
 """Resuming a run with another number of epochs than it was begun with, as one run of the new length.
 
-It is refused if such a run would have trained the finished epochs in another way.
+A run is not resumed if a run of the new length would have trained the finished epochs in another way.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def require_same_start(found: Found, parts: Parts, out: Path) -> None:
         out: The run directory.
 
     Raises:
-        UsageError: The schedule, the fitting or the method depends on the number of epochs, or it is reached already.
+        UsageError: The schedule, the fitting or the method depends on the number of epochs, or the run has reached it.
     """
     before, after, done = found.content[EPOCHS], parts.epochs, found.content["epoch"] + 1
     if before == after:
@@ -68,7 +68,7 @@ def _difference(parts: Parts, before: int, steps: int) -> str:
     try:
         for step in (0, steps):
             copy.deepcopy(parts.method).before_step(step, cast(Any, object()), parts.steps)
-    except TypeError:  # It computes with the object, which is no number.
+    except TypeError:  # The method computes with the number of epochs, for which the object stands.
         return f"{config.method!r} prepares its steps by the number of epochs"
     return ""
 

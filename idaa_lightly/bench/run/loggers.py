@@ -162,7 +162,7 @@ def make_loggers(config: RunConfig, out: Path, resume_at: int) -> list[Logger]:
 
 @contextmanager
 def _refusals(name: str) -> Iterator[None]:
-    """Turn any exception of a logger's package into one sentence. It may raise exceptions of its own."""
+    """Turn any exception of a logger's package into one sentence. Packages define their own exceptions."""
     try:
         yield
     except (IDAAError, OSError):
@@ -170,7 +170,7 @@ def _refusals(name: str) -> Iterator[None]:
     except Exception as error:
         raise UsageError(
             f"--logger {name} does not work here ({' '.join(str(error).split())[:300]}): check its settings, or leave "
-            "it out; a run directory that exists by now needs --resume"
+            "it out, and add --resume if the run directory exists already"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Lightning's training loop in a run directory: its callbacks, its start or resumption, and what it took."""
+"""Lightning's training loop in a run directory: its callbacks, its start or resumption, and its cost."""
 
 from __future__ import annotations
 

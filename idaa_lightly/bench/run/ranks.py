@@ -40,7 +40,7 @@ class Rank:
         self.number = number
         self.connection, theirs = Pipe()
         variables = {"LOCAL_RANK": str(number), CONNECTION: str(theirs.fileno())}
-        # Ctrl-C reaches all processes. The ranks are born deaf to it, and the watching one passes it on.
+        # Ctrl-C reaches all processes. It is blocked in the ranks, and the watching process passes it on.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.process = subprocess.Popen(

@@ -119,10 +119,10 @@ def choices(config: RunConfig, trainer: pl.Trainer) -> str:
 
 
 class KeepHandler(pl.Callback):
-    """Callback that undoes Lightning's handler of SIGTERM if the process has its own, as the command line has.
+    """Callback that restores the process's own SIGTERM handler, such as the command line's, if Lightning replaces it.
 
-    Lightning's waits for a broadcast inside the handler, which never comes while another process waits in a gradient
-    reduction. Without it, the process ends as after Ctrl-C.
+    Lightning's handler waits for a broadcast, which never comes while another process waits in a gradient reduction.
+    With its own handler, the process ends as after Ctrl-C.
     """
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ from idaa_lightly.variants import ReplacingLoss
 
 
 class FixMatch(Method):
-    """FixMatch: the prediction for a weak view, where it is confident, is the label of a strong view.
+    """FixMatch: a confident prediction for the weak view is the label of the strong view.
 
     Source: Sohn et al., "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence", NeurIPS 2020,
     Sec. 2 and 4. The number of steps is that of Yang et al., ICML 2022, Table 6: 200 000.

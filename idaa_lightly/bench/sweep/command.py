@@ -28,7 +28,7 @@ class Command:
     @property
     def environment(self) -> dict[str, str]:
         """Environment of the command: that of this process without Slurm's variables, and `variables`."""
-        # From Slurm's variables, Lightning would infer a layout of processes, and wait for ones that nothing starts.
+        # Lightning would infer a process layout from Slurm's variables, and wait for processes that nothing starts.
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
         return kept | self.variables
 

@@ -37,7 +37,7 @@ class Job(Protocol):
         """Return the exit code of a command that has ended. It is None or negative if the command was killed."""
 
     def cancel(self) -> None:
-        """Interrupt the command. It says how to go on."""
+        """Interrupt the command, which then prints how to continue."""
 
 
 Submit = Callable[[Command], Job]

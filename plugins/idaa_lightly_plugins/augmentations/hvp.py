@@ -68,13 +68,14 @@ class HardPairLoss(CleanLoss):
 class HVP(Augmentation):
     """Hard view pretraining (HVP): of four ordinary views of each image, the hardest pair is trained on.
 
-    All views are embedded in one pass without gradient, in training mode and thus by the statistics of all of them, as
-    in the authors' code. The pair with the smallest cosine is the hardest. A step costs 10 / 6 of that of the method
-    alone, and about 7 / 6 if the views are compared at half resolution, plus the time to make twice as many views.
+    All views are embedded in one pass without gradient. It is in training mode, so BatchNorms use the statistics of all
+    views, as in the authors' code. The pair with the smallest cosine is the hardest. A step costs 10 / 6 of that of the
+    method alone, and about 7 / 6 if the views are compared at half resolution, plus the time to make twice as many
+    views.
 
     Source: Ferreira et al., "Beyond Random Augmentations: Pretraining with Hard Views", ICLR 2025.
 
-    Differs from the paper, which takes the loss of the method for each pair: the cosine of the embeddings decides. For
+    Differs from the paper: the cosine of the embeddings decides, not the loss of the method on each pair. For
     NT-Xent and other contrastive losses, this leaves out the negatives. For SimSiam and BYOL, predictions are compared
     with each other, not with targets. For MoCo, two queries are compared, for CMC two projections of lightness. For
     DINO and SwAV, it is the cosine of the head's outputs, not a cross-entropy, and local crops are not selected. The

@@ -15,7 +15,7 @@ class CleanOutput(NamedTuple):
 
     Attributes:
         total: Loss of the method, a scalar.
-        clean: The same loss, detached, under the name that it has beside an adversarial term.
+        clean: The same loss, detached, under the name that it has in `AdversarialOutput`.
         outputs: Detached outputs of the first two views.
     """
 

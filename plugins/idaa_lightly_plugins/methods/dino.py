@@ -25,8 +25,8 @@ class DINO(MomentumRecipe):
     local views, although its outputs for them are unused. This takes about a tenth of the time of a step.
 
     Source: Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021, Sec. 3. The recipe is
-    Lightly's CIFAR-10 benchmark, which has no temperature schedule. Local views and the three layers of the projection
-    head are as in the paper, while Lightly's benchmark has no local views, and two layers.
+    Lightly's CIFAR-10 benchmark, which has no temperature schedule. The local views and the projection head of three
+    layers are the paper's. Lightly's benchmark has no local views, and a head of two layers.
 
     Args:
         hidden_dim: Width of the projection head.

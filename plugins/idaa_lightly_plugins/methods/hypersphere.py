@@ -32,7 +32,7 @@ class Hypersphere(PairMethod):
     on each view.
 
     Differs from the paper: the projection head is SimCLR's. The authors' is the end of their AlexNet.
-    BatchNorm statistics are of each view, not of both.
+    BatchNorm statistics are computed per view, not over both.
 
     Args:
         uniformity: Weight of the uniformity term, λ in the paper.

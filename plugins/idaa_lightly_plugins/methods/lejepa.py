@@ -28,7 +28,7 @@ class LeJEPA(RandomLoss, PairMethod):
     CIFAR-10 benchmark has no LeJEPA: AdamW, one epoch of warm-up, batches of 512 images, 100 epochs, and two global and
     six local views, here without blur. The weight decay of 5e-4 is that of the authors' code for ResNets.
 
-    Differs from Lightly: BatchNorm statistics are of each view, not of all global or all local views.
+    Differs from Lightly: BatchNorm statistics are computed per view, not over all global or all local views.
 
     Args:
         regularisation: Weight λ of SIGReg, which grows in proportion to the batch size. The invariance term has the

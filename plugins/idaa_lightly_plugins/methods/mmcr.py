@@ -33,7 +33,7 @@ class MMCR(MomentumRecipe):
     Differs from the paper: the momentum network, batches of 256 images and eight views are those of Lightly's example
     (examples/pytorch/mmcr.py). The authors have one network on CIFAR-10, batches of 32 and 40 views. Embeddings have
     unit length, as in the authors' code; Lightly's loss leaves this to its user.
-    BatchNorm statistics are of each view, not of all views.
+    BatchNorm statistics are computed per view, not over all views.
 
     Args:
         local_weight: Weight of the nuclear norm of each sample's own views, λ in the paper.

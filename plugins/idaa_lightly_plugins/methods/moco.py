@@ -24,8 +24,9 @@ class MoCo(MomentumRecipe):
     Source: He et al., "Momentum Contrast", CVPR 2020, Sec. 3.2; Chen et al., "Improved Baselines with Momentum
     Contrastive Learning", 2020 (projection head). The recipe is Lightly's CIFAR-10 benchmark, with its symmetric loss.
 
-    Differs from the paper and the benchmark: nothing keeps a BatchNorm's statistics from telling a key of the same
-    batch. The paper shuffles batches across devices, and the benchmark splits each batch into eight parts as well.
+    Differs from the paper and the benchmark: nothing prevents the network from recognising keys of the same batch by
+    the BatchNorm statistics. To prevent this, the paper shuffles batches across devices, and the benchmark also
+    splits each batch into eight parts.
 
     Args:
         temperature: Temperature of the loss, which divides the cosines.

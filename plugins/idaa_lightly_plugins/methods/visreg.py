@@ -27,7 +27,7 @@ class VISReg(LeJEPA):
     0.6 is the paper's advice for small data sets; Lightly has 0.9, the paper's value for large ones. The batch size and
     the weight decay are those of `lejepa`.
 
-    Differs from Lightly: BatchNorm statistics are of each view, not of all global or all local views.
+    Differs from Lightly: BatchNorm statistics are computed per view, not over all global or all local views.
 
     Args:
         regularisation: Weight λ of the three terms. The invariance term has the weight 1 − λ.

@@ -23,8 +23,8 @@ from idaa_lightly_plugins.methods.recipe import RandomLoss, full_precision
 class WMSE(RandomLoss, PairMethod):
     """Whitening MSE (W-MSE): the mean squared distance of whitened projections, without negatives.
 
-    Both views of a batch are whitened by their own covariance. A view and itself have equal whitened projections, where
-    the loss has its minimum. Attacks that start at the view are therefore refused.
+    Each view of a batch is whitened by its own covariance. A view compared with itself has equal whitened projections,
+    so the loss is at its minimum. Attacks that start at the view are therefore refused.
 
     Source: Ermolov et al., "Whitening for Self-Supervised Representation Learning", ICML 2021, Sec. 3. The recipe is
     that of the authors' code for CIFAR-10 (W-MSE 2): Adam, weight decay 1e-6, batches of 512 images, 1000 epochs, a
@@ -32,7 +32,7 @@ class WMSE(RandomLoss, PairMethod):
     has widths 1024 and 64.
 
     Differs from the paper: views are cropped before the colour jitter, not after it, and the covariance is shrunk, so
-    that a collapsed batch can be whitened. BatchNorm statistics are of each view, not of all views.
+    that a collapsed batch can be whitened. BatchNorm statistics are computed per view, not over all views.
 
     The loss does not change if the projections are mapped linearly, so their covariance may become ill-conditioned. In
     our short runs, accuracy falls with it: watch RankMe, and stop early.
