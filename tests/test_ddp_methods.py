@@ -32,9 +32,10 @@ of the loss in three training steps, and of the gradient of all parameters in th
 `python tests/test_ddp_methods.py docs/ddp.md` writes this page, and the test refuses differences above 1e-9.
 
 BatchNorm is replaced by GroupNorm, because it normalises by the statistics of each device's share. These also differ
-from one process by definition, and are therefore not in the table: `random`, `viewmaker`, `pinda` and the random start of `pgd`, for
-which every device draws its own noise; `--set aug.mode=half`, which attacks the first half of each device's share; and
-`--views device`, whose random numbers depend on the device. See [Several devices](runner.md#several-devices).
+from one process by definition, and are therefore not in the table: `random`, `viewmaker`, `pinda` and the random
+start of `pgd`, for which every device draws its own noise; `--set aug.mode=half`, which attacks the first half of
+each device's share; and `--views device`, whose random numbers depend on the device. See [Several
+devices](runner.md#several-devices).
 
 | method | loss | gradient | loss with `idaa` | gradient with `idaa` |
 | --- | --- | --- | --- | --- |
