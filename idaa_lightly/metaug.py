@@ -143,9 +143,10 @@ class MetAugLoss(nn.Module):
             UsageError: The model's output holds no embedding (N, D) with a gradient.
         """
         omega = [part for part in self.generators.parameters() if part.requires_grad]
+        own = set(map(id, omega))  # The model may contain this loss, as a LightningModule does.
         contrast, augmented, margin = self._terms(model(x0), model(x1))
         loss = contrast + self.weights[0] * augmented
-        theta = {name: part for name, part in model.named_parameters() if part.requires_grad}
+        theta = {name: part for name, part in model.named_parameters() if part.requires_grad and id(part) not in own}
         if self.second_order:
             slopes = torch.autograd.grad(loss, list(theta.values()), create_graph=True, materialize_grads=True)
             slopes = _mean_over_ranks(slopes) if self.gather_distributed else slopes

@@ -194,6 +194,32 @@ def test_gradients_without_look_ahead(kind: str, weighted: int) -> None:
     torch.testing.assert_close(dict(model.named_buffers()), dict(twin.named_buffers()))
 
 
+@pytest.mark.parametrize("second_order", [False, True])
+def test_gradients_if_the_model_contains_the_loss(second_order: bool) -> None:
+    """As in a LightningModule that calls `self.criterion(self, x0, x1)`."""
+
+    class Module(nn.Module):
+        def __init__(self, network: nn.Module, criterion: nn.Module) -> None:
+            super().__init__()
+            self.network, self.criterion = network, criterion
+
+        def forward(self, x: Tensor) -> Any:
+            return self.network(x)
+
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    generators = [FeatureGenerator(3, 3) for _ in range(2)]
+    weights = {"feature_weight": 0.7, "margin_weight": 1.3}
+    loss = MetAugLoss(OUCLLoss(4.0), generators, **weights, inner_lr=0.9, second_order=second_order)
+    whole = copy.deepcopy(Module(network, loss))
+    views = [torch.randn(6, 4) for _ in range(2)]
+    loss(network, *views).total.backward()
+    whole.criterion(whole, *views).total.backward()  # type: ignore[operator]
+    separate = [*network.parameters(), *loss.parameters()]
+    for alone, inside in zip(separate, whole.parameters(), strict=True):
+        torch.testing.assert_close(inside.grad, alone.grad)
+
+
 def test_operations_without_look_ahead() -> None:
     """Generators of the default width cost little, and no further pass of the network is made."""
     counts = []

@@ -109,7 +109,8 @@ def _draw(axis: Any, image: Tensor, objects: Target, names: list[str]) -> None:
     ):
         axis.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, color=colour, linewidth=1.5))
         words = names[label] + ("" if score is None else f" {score:.2f}")
-        axis.text(x1, y1, words, color="white", fontsize=7, clip_on=True, bbox={"color": colour, "pad": 0.5})
+        box = {"color": colour, "pad": 0.5}
+        axis.text(x1, y1, words, color="white", fontsize=7, clip_on=True, bbox=box, parse_math=False)
 
 
 def arm_of(record: Record) -> str:
