@@ -248,7 +248,7 @@ class LatentNetwork(nn.Module):
 
     @property
     def spread(self) -> Tensor:
-        """See the class."""
+        """Standard deviation of δ / eps over the samples of the last batch, see the class."""
         return self._spread[0]
 
     def forward(self, x: Tensor, objective: Objective) -> Tensor:

@@ -63,11 +63,11 @@ def ablate(
     runs = runs_of(rows, seeds, out)
     execute(runs)
     own = [non_default(row.config) for row in rows]
-    by_row = [runs[number :: len(rows)] for number in range(len(rows))]
+    records = [read_record(run.folder) for run in runs]
+    by_row = [(runs[number :: len(rows)], records[number :: len(rows)]) for number in range(len(rows))]
     common = {key for key, value in own[0].items() if all(other.get(key) == value for other in own)}
     options = [" ".join(f"{key}={value}" for key, value in part.items() if key not in common) for part in own]
-    results = [_result(*part, metric, out) for part in zip(rows, options, by_row, strict=True)]
-    records = [read_record(run.folder) for run in runs]
+    results = [_result(row, text, *made, metric, out) for row, text, made in zip(rows, options, by_row, strict=True)]
     notes = missing + [note for mark in ("commit", "plugin files") if (note := differing(mark, records))]
     return _judged(config, metric, seeds, results, trials, notes, candidate)
 
@@ -137,8 +137,9 @@ def _value(record: Record, metric: Metric) -> float:
     return record["last"][metric] * (100 if metric in MEASURES else 1)
 
 
-def _result(row: Row, options: str, runs: Sequence[Run], metric: Metric, out: Path) -> RowResult:
-    records = [read_record(run.folder) for run in runs]
+def _result(
+    row: Row, options: str, runs: Sequence[Run], records: Sequence[Record], metric: Metric, out: Path
+) -> RowResult:
     names: tuple[Metric, ...] = (*MEASURES, "rankme")
     return RowResult(
         name=row.name,
