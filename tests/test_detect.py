@@ -6,6 +6,7 @@ import copy
 import importlib
 import importlib.util
 import json
+import re
 import shutil
 import sys
 import urllib.request
@@ -22,7 +23,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from records import a_record, interrupted
 from torch import Tensor, nn
-from torchvision.models import resnet18
+from torchvision.models import densenet121, resnet18
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from idaa_lightly.backbones import create_backbone
@@ -162,6 +163,11 @@ def test_annotations_that_are_left_out(tmp_path: Path) -> None:
         (
             {"annotations": changed(segmentation=[[1, 2, 3, 4, 5, 6, 7]])},
             "the annotation 17 has a polygon of 7 numbers, but expected pairs x, y: correct or remove it",
+        ),
+        (
+            {"annotations": changed(segmentation=[[0, 0, 1e8, 0, 1e8, 10]])},
+            "the annotation 17 has a polygon with the coordinate 1e+08, but expected one in or near its image, from "
+            "-64 to 64: correct or remove it",
         ),
         (
             {"annotations": changed(segmentation={"size": [32, 20], "counts": COUNTS})},
@@ -517,6 +523,24 @@ def test_weights_that_cannot_be_downloaded(tmp_path: Path, monkeypatch: pytest.M
     assert f"download {url} on a machine with access, and pass the file by --weights FILE" in str(error.value)
 
 
+def test_weights_of_densenets_have_old_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    torch.manual_seed(5)
+    whole = densenet121()
+    old = {  # The file is older than the counters of batches.
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name): part
+        for name, part in whole.state_dict().items()
+        if "num_batches" not in name
+    }
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    torch.save(old, tmp_path / "hub/checkpoints/densenet121-a639ec97.pth")
+    config = resolve(DetectConfig(backbone="densenet121", init="imagenet", batch_size=2, set={"method": {"width": 8}}))
+    parts = make_parts(config, read_coco(coco(tmp_path / "data")))
+    weights = "features.denseblock4.denselayer16.conv2.weight"
+    assert torch.equal(parts.detector.backbone.body.get_parameter(weights), whole.get_parameter(weights))
+    assert parts.init == {"weights": "DenseNet121_Weights.IMAGENET1K_V1", "missing": []}
+
+
 def test_weights_from_a_file(tmp_path: Path) -> None:
     torch.manual_seed(5)
     whole = resnet18()
@@ -559,6 +583,14 @@ def test_the_table() -> None:
     for seed, other in enumerate(others):
         other["fitted"]["init"] = {"sha256": str(seed) * 64}
     assert len(table(others).splitlines()) == 4  # Other weights are not another seed.
+    elsewhere = record("scratch", 1, 0.2)
+    elsewhere["data"] = elsewhere["data"] | {"fingerprint": [runs[2]["data"]["fingerprint"][0], "ffff"]}
+    assert len(table([runs[2], elsewhere]).splitlines()) == 4  # Other test images are not another seed.
+    with pytest.raises(UsageError) as error:
+        table([*runs, record("scratch", 0, 0.25)])
+    assert str(error.value) == (
+        "scratch has seed 0 more than once, but expected each seed once: move copies of a run out of the directory"
+    )
     rows = [line.split(" | ")[0] for line in table([*runs, record("scratch", 0, 0.2, norm="batch")]).splitlines()]
     assert rows[3:] == ["| scratch norm=sync", "| scratch norm=batch"]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.bench.record import finished_runs, no_run, read_record
 from idaa_lightly.bench.schema import Record
+from idaa_lightly.errors import UsageError
 
 
 def read_records(folder: Path, kind: type[RunConfig]) -> list[Record]:
@@ -27,6 +28,11 @@ def read_records(folder: Path, kind: type[RunConfig]) -> list[Record]:
     return records
 
 
+def images_of(record: Record) -> str:
+    """Return the starts of the hashes of the training and test images, which the runs of an arm share."""
+    return "/".join(part[:6] for part in record["data"]["fingerprint"])
+
+
 def arms(
     records: Iterable[Record], name_of: Callable[[Record], str], settings_of: Callable[[Record], dict[str, object]]
 ) -> dict[str, list[Record]]:
@@ -36,6 +42,9 @@ def arms(
         records: Records from `read_records`.
         name_of: Function from a record to its name in a table, such as "fixmatch × idaa".
         settings_of: Function from a record to the settings that the runs of an arm share.
+
+    Raises:
+        UsageError: An arm has a run of the same seed and labels twice.
     """
     groups: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
@@ -47,5 +56,12 @@ def arms(
         differing = [key for key in keys if len({str(settings.get(key)) for settings in every}) > 1]
         for settings, runs in zip(every, by_settings.values(), strict=True):
             named = (f"{key.rpartition('.')[2]}={settings[key]}" for key in differing if key in settings)
-            found[" ".join([name, *named])] = runs
+            arm = " ".join([name, *named])
+            seeds = Counter((run["config"]["seed"], run.get("labelled", {}).get("count")) for run in runs)
+            if twice := [seed for (seed, _), count in seeds.items() if count > 1]:
+                raise UsageError(
+                    f"{arm} has seed {twice[0]} more than once, but expected each seed once: move copies of a run out "
+                    "of the directory"
+                )
+            found[arm] = runs
     return found

@@ -19,7 +19,7 @@ class Rle(TypedDict):
 
 
 def usable(found: Any, place: str, height: int, width: int) -> Any:
-    """Return the polygons of three or more points, or the run lengths; nothing if the mask is empty.
+    """Return the polygons that have an area, or the run lengths; nothing if the mask is empty.
 
     Args:
         found: Polygons or an `Rle`, whose types have been checked.
@@ -28,14 +28,21 @@ def usable(found: Any, place: str, height: int, width: int) -> Any:
         width: Width of the image, in pixels.
 
     Raises:
-        DataError: A polygon has half a point, or run lengths do not fill the image.
+        DataError: A polygon has half a point or one far outside of the image, or run lengths do not fill the image.
     """
     if isinstance(found, list):
         if odd := [part for part in found if len(part) % 2]:
             raise DataError(
                 f"{place} has a polygon of {len(odd[0])} numbers, but expected pairs x, y: correct or remove it"
             )
-        return [np.array(part) for part in found if len(part) >= 6]  # a quarter of the memory of lists
+        parts = [np.array(part) for part in found if len(part) >= 6]  # a quarter of the memory of lists
+        most = 2 * max(height, width)
+        if far := [value for part in parts for value in part if not abs(value) <= most]:  # It may be NaN.
+            raise DataError(
+                f"{place} has a polygon with the coordinate {far[0]:g}, but expected one in or near its image, from "
+                f"{-most} to {most}: correct or remove it"
+            )
+        return [part for part in parts if _area(part)]
     if found["size"] != [height, width]:
         raise DataError(
             f"{place} has an RLE of size {found['size']}, but expected {[height, width]}, [height, width] of the "
@@ -49,6 +56,12 @@ def usable(found: Any, place: str, height: int, width: int) -> Any:
             "pixels of its image: correct or remove it"
         )
     return found if any(counts[1::2]) else None
+
+
+def _area(polygon: np.ndarray[Any, Any]) -> float:
+    """Return twice the signed area of a polygon (2N,), by the shoelace formula."""
+    x, y = polygon[::2], polygon[1::2]
+    return float(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))
 
 
 def unpacked(text: str) -> list[int] | None:

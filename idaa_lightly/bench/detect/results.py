@@ -16,7 +16,7 @@ from torchmetrics.detection import MeanAveragePrecision
 from torchvision.models.detection import MaskRCNN
 from torchvision.utils import draw_segmentation_masks
 
-from idaa_lightly.bench.arms import arms
+from idaa_lightly.bench.arms import arms, images_of
 from idaa_lightly.bench.compare.text import markdown, mean_and_std
 from idaa_lightly.bench.detect.coco import CocoImages, Target
 from idaa_lightly.bench.detect.config import DetectConfig
@@ -127,7 +127,7 @@ def settings_of(record: Record) -> dict[str, object]:
     settings = {key: value for key, value in flat.items() if key not in left_out}
     init = record["fitted"].get("init", {})
     source = init.get("key") or init.get("sha256", "")[:6]  # Runs of several seeds share a key.
-    return settings | ({"pretraining": source} if source else {}) | {"set": record["data"]["fingerprint"][0]}
+    return settings | ({"pretraining": source} if source else {}) | {"set": images_of(record)}
 
 
 def table(records: Iterable[Record]) -> str:

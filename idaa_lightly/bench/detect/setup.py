@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model_weights
+from torchvision.models import get_model, get_model_weights
 
 from idaa_lightly.backbones import build_backbone
 from idaa_lightly.bench.config import check
@@ -25,7 +25,7 @@ from idaa_lightly.errors import UsageError
 from idaa_lightly.loading import SeededDataset
 from idaa_lightly.options import parse_options
 from idaa_lightly.seeding import seeded
-from idaa_lightly.weights import load_pretrained
+from idaa_lightly.weights import load_pretrained, matched
 
 SIDE = 224  # The usual image size. The stem of a ResNet depends on it, nothing else.
 LONGEST = 1333 / 800
@@ -169,13 +169,16 @@ def _backbone(config: DetectConfig) -> tuple[nn.Module, dict[str, list[float]], 
             f"torchvision has no ImageNet weights of {name}: pass their file by --weights, or --weights timm"
         ) from error
     try:
-        network.load_state_dict(weights.get_state_dict(progress=False, check_hash=True), strict=False)
+        with torch.random.fork_rng(devices=[]):  # The detector starts as it would without these weights.
+            donor = get_model(name, weights=weights, progress=False)  # It knows the old names in files of DenseNets.
     except (OSError, RuntimeError) as error:  # No network, no such file there, or a wrong hash.
         raise UsageError(
             f"torchvision's weights of {name} cannot be downloaded ({error}): download {weights.url} on a machine with "
             "access, and pass the file by --weights FILE"
         ) from error
-    return network, normalize, {"weights": str(weights)}
+    match = matched(network, donor.state_dict())
+    network.load_state_dict(match.found, strict=False)
+    return network, normalize, {"weights": str(weights), "missing": match.missing}
 
 
 class ObjectViews(SeededDataset):

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from matplotlib.figure import Figure
 
-from idaa_lightly.bench.arms import arms
+from idaa_lightly.bench.arms import arms, images_of
 from idaa_lightly.bench.compare.comparison import interval
 from idaa_lightly.bench.compare.text import markdown, mean_and_std
 from idaa_lightly.bench.record import fit_flops, training_flops
@@ -25,7 +25,7 @@ FIXMATCH = "fixmatch × none"
 def _settings(record: Record) -> dict[str, object]:
     """Return the configuration without seed and labels, which span the table."""
     flat = SemiConfig(**cast(dict[str, Any], record["config"])).canonical().flat()
-    return {key: value for key, value in flat.items() if key not in ("seed", "labels")}
+    return {key: value for key, value in flat.items() if key not in ("seed", "labels")} | {"set": images_of(record)}
 
 
 def table(records: Iterable[Record]) -> str:
