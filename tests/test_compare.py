@@ -220,6 +220,15 @@ def test_groups_that_are_hard_to_compare_are_marked(column: str, change: dict[st
     assert none["budget_flops"] == 10**12
 
 
+@pytest.mark.parametrize(("second", "third"), [("H200", "H200"), ("cpu", "H200")])
+def test_times_on_two_devices_are_compared_if_as_many_runs_used_each(second: str, third: str) -> None:
+    for seed, (none, clae) in enumerate([("cpu", "cpu"), (second, "cpu"), ("H200", third)]):
+        write(f"none-{seed}", seed=seed, seconds=10, device=none)
+        write(f"clae-{seed}", aug="clae", seed=seed, seconds=30, device=clae)
+    ratios = {row["aug"]: row["time_relative"] for row in rows()}
+    assert ratios["clae"] == (3 if second == "cpu" else None)
+
+
 def test_the_baseline_is_of_the_same_commit_and_the_same_other_options() -> None:
     write("none", knn=0.5, batch_size=64)
     write("none-old", knn=0.1, batch_size=64, commit="decade")

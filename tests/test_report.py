@@ -300,6 +300,15 @@ def test_names_have_what_tells_groups_apart() -> None:
     ]  # fmt: skip
 
 
+def test_groups_that_differ_in_their_images_alone_are_numbered() -> None:
+    write("a", aug="clae", options={"eps": 0.1})
+    write("b", aug="clae", options={"eps": 0.1}, fingerprint=("bbbbbbbb", "bbbbbbbb"))
+    write("c", aug="clae", options={"eps": 0.2}, fingerprint=("cccccccc", "bbbbbbbb"))
+    assert sorted(item.label for item in groups()) == [
+        "simclr × clae aug.eps=0.2", "simclr × clae, group 1", "simclr × clae, group 2",
+    ]  # fmt: skip
+
+
 def test_the_cheapest_of_all_methods_is_marked() -> None:
     """The mark is at 10 of 40 s, which is a quarter of the distance between the ends of the line."""
     write("a", method="simsiam", seconds=10)
@@ -454,8 +463,16 @@ def test_what_is_missing_is_said_and_the_rest_is_there() -> None:
     (folder / "identity").mkdir()
     (folder / "identity/identity.json").write_text('{"augmentations": {"clae": {"lost": 1}}}')
     write("clae", aug="clae")
+    nothing = write("diverged", aug="pgd")
+    (nothing / "metrics.csv").write_text("step,loss/total_epoch\n1,nan\n")
+    Image.new("1", (20_000, 20_000)).save(nothing / "views.png")
+    record = json.loads((nothing / "record.json").read_text())
+    del record["best"]
+    (nothing / "record.json").write_text(json.dumps(record))
     said = " ".join(report("runs").output.split())
     for text in (
+        "diverged/views.png is too large: its picture is left out.",
+        "metrics.csv cannot be read (loss/total_epoch is nan after step 2, but expected a finite number): its losses",
         "none/views.png is no PNG: its picture is left out.",
         "clae/views.png does not exist: its picture is left out.",
         "metrics.csv cannot be read (could not convert string to float: 'broken'): its losses are left out.",

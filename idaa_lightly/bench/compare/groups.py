@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,8 +92,10 @@ class Group:
 
     @property
     def clock(self) -> tuple[str, str]:
-        """Data and device. Times of two groups can be compared if this is equal."""
-        return self.mark("data"), self.mark("device")
+        """Data and device, or devices with their number of runs. Times of groups can be compared if this is equal."""
+        counts = Counter(map(MARKS["device"], self.records.values()))
+        device = " + ".join(f"{name} ({count} runs)" for name, count in sorted(counts.items()))
+        return self.mark("data"), next(iter(counts)) if len(counts) == 1 else device
 
     @property
     def setting(self) -> str:

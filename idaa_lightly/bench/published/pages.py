@@ -22,7 +22,7 @@ from idaa_lightly.bench.compare.groups import MEASURES, Group, read_groups
 from idaa_lightly.bench.published.differences import differences_of
 from idaa_lightly.bench.published.recipes import Question, Table, read_questions, read_table, table_names
 from idaa_lightly.bench.published.tables import render
-from idaa_lightly.bench.record import config_of, read_record, training_flops
+from idaa_lightly.bench.record import config_of, fit_flops, read_record, training_flops
 from idaa_lightly.files import atomic_write
 
 SECTION = re.compile(r"(<!-- questions -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -121,16 +121,26 @@ def _results(folder: Path) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     measures = [f"{measure}, %" for measure in MEASURES]
-    names = ["recipe", "seed", "method", "aug", *measures, "kNN untrained, %", "epochs", "training, s", "FLOPs"]
-    writer.writerow([*names, "commit", "device", "torch"])
+    names = [
+        "recipe",
+        "seed",
+        "method",
+        "aug",
+        *measures,
+        "kNN untrained, %",
+        "epochs",
+        "training, s",
+        "training FLOPs",
+    ]
+    writer.writerow([*names, "fitting FLOPs", "commit", "device", "torch"])
     for path in sorted((folder / "records").rglob("record.json")):
         record = read_record(path.parent)
         config = config_of(record)
         accuracies = [_percent(record["last"].get(measure)) for measure in MEASURES]
         row = [path.parent.parent.name, config.seed, config.method, config.aug, *accuracies]
         row += [_percent(record["initial"].get("knn")), config.epochs, record["time"]["train_s"]]
-        row += [f"{training_flops(record):.4g}", record["git_commit"], record["device"]["name"]]
-        writer.writerow([*row, record["versions"].get("torch", "")])
+        row += [f"{training_flops(record):.4g}", f"{fit_flops(record):.4g}", record["git_commit"]]
+        writer.writerow([*row, record["device"]["name"], record["versions"].get("torch", "")])
     return text.getvalue()
 
 

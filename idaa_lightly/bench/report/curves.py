@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -109,7 +110,8 @@ def blocks(groups: list[Group]) -> list[Block]:
 def _names(groups: list[Group]) -> list[str]:
     """Return names of method and augmentation, with the options that differ among their groups on the same data.
 
-    A value that more than half of three or more such groups share is left out.
+    A value that more than half of three or more such groups share is left out. Groups that still have one name get
+    their number.
     """
     options = [group.config.flat() | {mark: group.mark(mark) for mark in MARKS} for group in groups]
     pairs = [(group.config.method, group.config.aug, group.config.data) for group in groups]
@@ -124,7 +126,7 @@ def _names(groups: list[Group]) -> list[str]:
         usual = {name for name, share in shares.items() if share > 0.5 and len(others) > 2}
         parts = [f"{name}={own[name]}" for name in telling if name not in usual]
         names.append(" ".join([f"{pair[0]} × {pair[1]}", *parts]) + (f" on {pair[2]}" if several else ""))
-    return names
+    return [name if names.count(name) == 1 else f"{name}, group {number}" for number, name in enumerate(names, 1)]
 
 
 def line(
@@ -286,7 +288,7 @@ def read_metrics(path: Path) -> dict[str, dict[int, float]]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        FileFormatError: It holds no losses, or values that are not numbers.
+        FileFormatError: It holds no losses, or values that are not finite numbers.
     """
     found: dict[str, dict[int, float]] = {}
     try:
@@ -295,7 +297,9 @@ def read_metrics(path: Path) -> dict[str, dict[int, float]]:
                 for column, value in row.items():
                     if value and (match := LOGGED.fullmatch(column)):
                         step = STEP.parse(row.get("step")) + 1
-                        found.setdefault(f"{match[1] or match[3]}/{match[2] or match[4]}", {})[step] = float(value)
+                        if not math.isfinite(number := float(value)):
+                            raise ValueError(f"{column} is {value} after step {step}, but expected a finite number")
+                        found.setdefault(f"{match[1] or match[3]}/{match[2] or match[4]}", {})[step] = number
         if not any(name.startswith("loss/") for name in found):
             raise ValueError("no loss/..._epoch in it")
     except FileNotFoundError:

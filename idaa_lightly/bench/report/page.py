@@ -255,8 +255,9 @@ def _picture(path: Path, caption: str, item: Shown | None, missing: list[str]) -
         with Image.open(path, formats=["PNG"]) as image:
             width, height = image.size
         data = base64.b64encode(path.read_bytes()).decode()
-    except OSError as error:
-        problem = "does not exist" if isinstance(error, FileNotFoundError) else "is no PNG"
+    except (OSError, Image.DecompressionBombError) as error:
+        problems = {FileNotFoundError: "does not exist", Image.DecompressionBombError: "is too large"}
+        problem = problems.get(type(error), "is no PNG")
         missing.append(f"{near(path)} {problem}: its picture is left out.")
         return []
     content = Markup('<img src="data:image/png;base64,{}" width="{}" height="{}" alt="{}">')
