@@ -12,6 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from idaa_lightly.errors import ModelError
 
 
 def module_of(function: Any) -> nn.Module:
@@ -75,6 +78,37 @@ def _attributes_in(function: Any, owner: Any) -> Iterator[Any]:
     for name in sorted(_names(function.__code__)[1]) if isinstance(function, FunctionType) else ():
         attribute = inspect.getattr_static(owner, name, None)
         yield MethodType(attribute, owner) if isinstance(attribute, FunctionType) else attribute
+
+
+@contextmanager
+def require_found(model: Any) -> Iterator[None]:
+    """Check that `module_of(model)` has every BatchNorm that is called inside the with-block in training mode.
+
+    Args:
+        model: Any callable. An nn.Module and its methods are not checked, since they have what they call.
+
+    Raises:
+        ModelError: A BatchNorm was called that is not among them.
+    """
+    found = module_of(model)
+    known = set(map(id, found.modules()))
+
+    def check(module: nn.Module, inputs: Any) -> None:
+        if isinstance(module, _BatchNorm) and module.training and id(module) not in known:
+            raise ModelError(
+                f"the model is {getattr(model, '__qualname__', type(model).__name__)!r}, which calls a network that "
+                "could not be found, so an attack would change its BatchNorms: pass the nn.Module or a method of one, "
+                "or a function that names it"
+            )
+
+    if found in (model, getattr(model, "__self__", None)):
+        yield
+        return
+    handle = register_module_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from idaa_lightly.batchnorm import TrainingWatch, adversarial_batchnorm, require_dual_batchnorm
-from idaa_lightly.isolation import module_of, preserved_buffers
-from idaa_lightly.outputs import detached
+from idaa_lightly.isolation import module_of, preserved_buffers, require_found
+from idaa_lightly.outputs import detached, missing_attribute
 
 
 class AdversarialOutput(NamedTuple):
@@ -50,13 +50,7 @@ class AdversarialOutput(NamedTuple):
     outputs: tuple[Any, Any, Any]
 
     def __getattr__(self, name: str) -> Any:
-        """Explain a missing attribute of a tensor, such as `backward`.
-
-        Raises:
-            AttributeError: Always.
-        """
-        hint = f": use `.total.{name}`, since the output holds several losses" if hasattr(Tensor, name) else ""
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}")
+        raise missing_attribute(self, name)
 
 
 class AdversarialLoss(nn.Module):
@@ -104,17 +98,22 @@ class AdversarialLoss(nn.Module):
             others: Further views (multi-crop). The criterion receives their outputs after the first two.
 
         Raises:
-            ModelError: The model has a BatchNorm that `dual_batchnorm` has not converted.
+            ModelError: The model has a BatchNorm that `dual_batchnorm` has not converted, or calls one that could not
+                be found.
         """
-        self._check(module_of(model))
-        anchor, positive, *rest = [model(x) for x in (x0, x1, *others)]
+        with self._checked(model):
+            anchor, positive, *rest = [model(x) for x in (x0, x1, *others)]
         return self._terms(model, anchor, positive, rest, self._attack(model, x0, detached(rest)))
 
-    def _check(self, network: nn.Module) -> None:
-        """Check that adversarial branches exist, and warn once if they are not trained."""
+    @contextmanager
+    def _checked(self, model: Callable[[Tensor], Any]) -> Iterator[None]:
+        """Check that adversarial branches exist for all that is called, and warn once if they are not trained."""
+        network = module_of(model)
         self._require(network)
         if self.weight and torch.is_grad_enabled():
             self.watch.step(network)
+        with require_found(model):
+            yield
 
     def _loss(self, *outputs: Any) -> Tensor:
         """Return the criterion as a scalar. Some of Lightly's losses, such as SwaVLoss, have the shape (1,)."""

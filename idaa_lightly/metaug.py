@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from idaa_lightly.distributed import SumOverRanks, gathered
 from idaa_lightly.isolation import preserved_buffers
 from idaa_lightly.options import Count, NonNegative, checked
-from idaa_lightly.outputs import embedding_of
+from idaa_lightly.outputs import embedding_of, missing_attribute
 
 Contrast = Callable[..., Tensor]
 """Function that maps one embedding (N, D) per view to a scalar loss."""
@@ -69,6 +69,9 @@ class MetAugOutput(NamedTuple):
     contrast: Tensor
     augmented: Tensor
     margin: Tensor
+
+    def __getattr__(self, name: str) -> Any:
+        raise missing_attribute(self, name)
 
 
 class MetAugLoss(nn.Module):

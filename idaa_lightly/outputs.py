@@ -43,6 +43,12 @@ def _mapped(function: Callable[[Tensor], Tensor], output: Any) -> Any:
     return output
 
 
+def missing_attribute(output: Any, name: str) -> AttributeError:
+    """Return the error of a missing attribute of an output that holds several losses, such as `backward`."""
+    hint = f": use `.total.{name}`, since the output holds several losses" if hasattr(Tensor, name) else ""
+    return AttributeError(f"{type(output).__name__} has no attribute {name!r}{hint}")
+
+
 def embedding_of(output: Any) -> Tensor:
     """Return the embedding in a model's output: the output itself, or the first entry of a tuple, list or dict.
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from idaa_lightly.errors import UsageError
-from idaa_lightly.isolation import module_of, preserved_buffers
+from idaa_lightly.isolation import module_of, preserved_buffers, require_found
 from idaa_lightly.losses import AdversarialLoss, AdversarialOutput
-from idaa_lightly.outputs import detached, first_samples
+from idaa_lightly.outputs import detached, first_samples, missing_attribute
 
 Mode = Literal["exact", "reused", "half", "shared"]
 """Variant of the adversarial loss.
@@ -42,11 +42,11 @@ class ReusedGraphLoss(AdversarialLoss):
         """Compute both terms. See `AdversarialLoss` for the arguments.
 
         Raises:
-            ModelError: The model has a BatchNorm that `dual_batchnorm` has not converted.
+            ModelError: See `AdversarialLoss.forward`.
             UsageError: The generator evaluates the objective twice, or does not start at the input.
         """
-        self._check(module_of(model))
-        rest = [model(x) for x in others]
+        with self._checked(model):
+            rest = [model(x) for x in others]
         anchor: Any = None
 
         def objective(images: Tensor) -> Tensor:
@@ -57,7 +57,8 @@ class ReusedGraphLoss(AdversarialLoss):
                     "the reused graph allows one evaluation of the objective, at the input: use FGSM, or mode exact"
                 )
             leaf = images.detach().requires_grad_()
-            anchor = model(leaf.view_as(leaf))  # A view, because the FLOP counter's hooks reject leaf tensors.
+            with require_found(model):
+                anchor = model(leaf.view_as(leaf))  # A view, because the FLOP counter's hooks reject leaf tensors.
             with preserved_buffers(module_of(self.criterion)):
                 loss = self._loss(detached(anchor), anchor, *detached(rest))
             (slope,) = torch.autograd.grad(loss, leaf, retain_graph=True)
@@ -163,6 +164,9 @@ class ReplacedOutput(NamedTuple):
     views: Tensor
     outputs: tuple[Any, None, Any]
 
+    def __getattr__(self, name: str) -> Any:
+        raise missing_attribute(self, name)
+
 
 class ReplacingLoss(AdversarialLoss):
     """Loss whose second view is made adversarial: L(f(x0), f_adv(x1')), without a clean term.
@@ -193,10 +197,10 @@ class ReplacingLoss(AdversarialLoss):
         """Compute the loss. See `AdversarialLoss` for the arguments.
 
         Raises:
-            ModelError: The model has a BatchNorm that `dual_batchnorm` has not converted.
+            ModelError: See `AdversarialLoss.forward`.
         """
-        self._check(module_of(model))
-        anchor, *rest = [model(x) for x in (x0, *others)]
+        with self._checked(model):
+            anchor, *rest = [model(x) for x in (x0, *others)]
         views = self._attack(model, x1, detached(rest), detached(anchor))
         with self._adversarial(model):
             output = model(views)

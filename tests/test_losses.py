@@ -36,6 +36,7 @@ from idaa_lightly import (
 from idaa_lightly.errors import ModelError, UsageError
 from idaa_lightly.isolation import module_of
 from idaa_lightly.spaces import PixelSpace
+from idaa_lightly.variants import ReplacingLoss
 
 
 def small_model(features: int = 8) -> nn.Module:
@@ -280,6 +281,9 @@ def test_total_that_is_forgotten() -> None:
         loss.backward()
     with pytest.raises(AttributeError, match=r"^AdversarialOutput has no attribute 'loss'$"):
         loss.loss  # noqa: B018
+    replaced = ReplacingLoss(NTXentLoss(), CLAE())(dual_batchnorm(small_model()), images(), images(seed=3))
+    with pytest.raises(AttributeError, match=r"^ReplacedOutput has no attribute 'item': use `.total.item`,"):
+        replaced.item()
 
 
 WATCHED = "not changed in 5 steps, but the clean ones have: call dual_batchnorm(model) before the optimiser is made, or"
@@ -417,6 +421,26 @@ def test_a_model_is_found_however_it_is_called(wrap: Callable[[nn.Module], Any])
     assert module_of(wrap(network)) is network
     with pytest.raises(ModelError, match="has no adversarial branch"):
         AdversarialLoss(NTXentLoss(), CLAE())(wrap(network), images(), images(seed=3))
+
+
+@pytest.mark.parametrize("loss", [AdversarialLoss, HalfBatchLoss, ReplacingLoss, ReusedGraphLoss])
+def test_a_model_that_cannot_be_found_is_refused(loss: type[AdversarialLoss]) -> None:
+    trainer = SimpleNamespace(student=SimpleNamespace(network=dual_batchnorm(small_model())))
+
+    def embed(x: Tensor) -> Any:
+        return getattr(trainer.student, "net" + "work")(x)
+
+    before = copy.deepcopy(trainer.student.network.state_dict())
+    with pytest.raises(ModelError) as error:
+        loss(NTXentLoss(), CLAE())(embed, images(), images(seed=3))
+    assert str(error.value) == (
+        "the model is 'test_a_model_that_cannot_be_found_is_refused.<locals>.embed', which calls a network that could "
+        "not be found, so an attack would change its BatchNorms: pass the nn.Module or a method of one, or a function "
+        "that names it"
+    )
+    after = trainer.student.network.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    loss(NTXentLoss(), CLAE())(trainer.student.network.forward, images(), images(seed=3))
 
 
 def test_a_function_in_a_file_finds_the_networks_that_it_calls_there() -> None:

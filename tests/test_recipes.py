@@ -278,7 +278,7 @@ def test_pages_and_pictures(benchmarks: Path) -> None:
         "# Does CLAE help?\n\nIt adds 11 points.\n\n![Does CLAE help?](../figures/help.svg)\n\n**A small"
     )
     rows = (benchmarks / "results.csv").read_text().splitlines()
-    assert rows[1].startswith("clae,0,simclr,clae,60.00,30.00,60.00,10.00,1,120.0,120,c0ffee,a CPU")
+    assert rows[1].startswith("clae,0,simclr,clae,60.00,30.00,60.00,10.00,1,120.0,120,0,c0ffee,a CPU")
     assert len(rows) == 5
     assert "Rendered" not in bench("small", "--render").stderr
     record("clae", 2, 0.1)
