@@ -85,7 +85,8 @@ def require_found(model: Any) -> Iterator[None]:
     """Check that `module_of(model)` has every BatchNorm that is called inside the with-block in training mode.
 
     Args:
-        model: Any callable. An nn.Module and its methods are not checked, since they have what they call.
+        model: Any callable. An nn.Module and its methods are not checked, since they have what they call. A function
+            that calls compiled modules is not either, since the hook would have them compiled again each time.
 
     Raises:
         ModelError: A BatchNorm was called that is not among them.
@@ -101,7 +102,8 @@ def require_found(model: Any) -> Iterator[None]:
                 "or a function that names it"
             )
 
-    if found in (model, getattr(model, "__self__", None)):
+    compiled = any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in found.modules())
+    if compiled or found is model or found is getattr(model, "__self__", None):
         yield
         return
     handle = register_module_forward_pre_hook(check)

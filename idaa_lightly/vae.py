@@ -25,8 +25,6 @@ from idaa_lightly.files import load_tensors, save_tensors
 from idaa_lightly.options import Count, NonNegative, checked
 
 log = logging.getLogger(__name__)
-MEAN_IMAGE = 1.0
-"""Mean squared error of the mean image, if the images are normalised."""
 
 
 class VAE(nn.Module):
@@ -45,8 +43,9 @@ class VAE(nn.Module):
 
     Attributes:
         fitted: Record of `fit_vae`: `epochs`, `seconds`, `flops` (floating-point operations of all epochs, as
-            `torch.utils.flop_counter` counts them), and the last epoch's means of `loss`, `mse` and `kl`. Up to a
-            constant and a scale, the loss is the bound −I(z;x) + β I(z;y) ≤ L_VAE of Lemma 3.2. Empty if not trained.
+            `torch.utils.flop_counter` counts them), the last epoch's means of `loss`, `mse` and `kl`, and `variance`,
+            the mean squared error of the mean image. Up to a constant and a scale, the loss is the bound
+            −I(z;x) + β I(z;y) ≤ L_VAE of Lemma 3.2. Empty if not trained.
 
     Shape:
         - Images: (N, channels, image_size, image_size), normalised.
@@ -254,7 +253,7 @@ def fit_vae(
     if isinstance(batches, Iterator):
         batches = [_images(batch) for batch in batches]
     for epoch in range(1, epochs + 1):
-        sums, count = torch.zeros(3, device=device), 0
+        sums, count, pixels = torch.zeros(4, device=device), 0, torch.zeros((), device=device)
         for images in map(_images, batches):
             counter = nullcontext() if flops else FlopCounterMode(display=False)
             with counter:
@@ -264,11 +263,14 @@ def fit_vae(
             if isinstance(counter, FlopCounterMode):  # in the first step only, because it is slow
                 flops = counter.get_total_flops() / len(images)
             optimizer.step()
-            sums += torch.stack(losses).detach() * len(images)
+            shown = images.to(device, torch.float32)
+            sums += torch.stack([*losses, shown.square().mean()]).detach() * len(images)
+            pixels = pixels + shown.sum(0)
             count += len(images)
         if not count:
             raise DataError("fit_vae got no batches: pass a list or a DataLoader, not an iterator that has ended")
-        history.append(dict(zip(("loss", "mse", "kl"), (sums / count).tolist(), strict=True)))
+        *means, square = (sums / count).tolist()
+        history.append(dict(zip(("loss", "mse", "kl"), means, strict=True)))
         if not math.isfinite(history[-1]["loss"]):
             raise NonFiniteError(f"the VAE's loss is {history[-1]['loss']} in epoch {epoch}: lower lr (now {lr})")
         scheduler.step()
@@ -277,6 +279,7 @@ def fit_vae(
     vae.eval()
     seconds = round(time.perf_counter() - begun, 2)
     vae.fitted = {"epochs": epochs, "seconds": seconds, "flops": round(flops * count * epochs), **history[-1]}
+    vae.fitted["variance"] = square - float((pixels / count).square().mean())
     if fault := worse_than_mean(vae.fitted):
         log.warning(f"Warning: {fault}.")
     return history
@@ -286,13 +289,14 @@ def worse_than_mean(fitted: dict[str, float]) -> str | None:
     """Return a warning if a VAE reconstructs no better than the mean image, else None.
 
     Args:
-        fitted: Record of `fit_vae`.
+        fitted: Record of `fit_vae`. Without `variance`, that of normalised images is taken.
     """
-    if fitted.get("mse", 0) < MEAN_IMAGE:
+    variance = fitted.get("variance", 1.0)
+    if fitted.get("mse", 0) < variance:
         return None
     return (
-        f"the VAE's mean squared error is {fitted['mse']:.2f} after epoch {fitted['epochs']}, but the mean image has "
-        f"about {MEAN_IMAGE:g}: fit it for more epochs, and check that the images are normalised"
+        f"the VAE's mean squared error is {fitted['mse']:.3g} after epoch {fitted['epochs']}, but the mean image has "
+        f"{variance:.3g}: fit it for more epochs, and check that the images are normalised"
     )
 
 

@@ -59,8 +59,13 @@ def test_warnings(entries: list[dict[str, Any]], logged: list[dict[str, Any]], w
 
 def test_a_vae_that_is_worse_than_the_mean_image() -> None:
     """The VAE may come from the cache, so every run that uses it warns."""
-    for mse, words in ((0.99, []), (1.25, ["the VAE's mean squared error is 1.25 after epoch 3, but the mean image"])):
-        found = warnings_of(history(0.2, 0.5), rows(3.0), {"vae": {"epochs": 3, "mse": mse}})
+    cases: list[tuple[float, dict[str, float], list[str]]] = [
+        (0.99, {}, []),
+        (1.25, {}, ["the VAE's mean squared error is 1.25 after epoch 3, but the mean image has 1: fit"]),
+        (0.99, {"variance": 0.98}, ["is 0.99 after epoch 3, but the mean image has 0.98: fit"]),
+    ]
+    for mse, variance, words in cases:
+        found = warnings_of(history(0.2, 0.5), rows(3.0), {"vae": {"epochs": 3, "mse": mse, **variance}})
         assert len(found) == len(words)
         assert all(word in text for word, text in zip(words, found, strict=True))
 

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -412,10 +412,14 @@ if __name__ == "__main__":
 # Without labels
 
 
-@pytest.mark.parametrize("tuples", [False, True])
-def test_figures_without_labels(tuples: bool) -> None:
+@pytest.mark.parametrize(
+    "batch_of",
+    [lambda x: x, lambda x: (x,), lambda x: ([x, x + 1], torch.zeros(len(x)), ["a.png"] * len(x))],
+    ids=["images", "tuples", "views"],
+)
+def test_figures_without_labels(batch_of: Callable[[Tensor], Any]) -> None:
     images = samples(121, 1)[0]
-    batches = [(part,) if tuples else part for part in images.split(40)]
+    batches = [batch_of(part) for part in images.split(40)]
     found: list[dict[str, float]] = []
 
     class Seen(pl.Callback):
@@ -433,3 +437,9 @@ def test_figures_without_labels(tuples: bool) -> None:
     module = fit(UnlabelledCallback(batches), Seen(), epochs=2)
     assert [set(logged) for logged in found] == [{"val_rankme", "val_uniformity", "val_spread"}] * 2
     torch.testing.assert_close(module.state_dict(), fit(epochs=2).state_dict(), rtol=0, atol=0)
+
+
+def test_batches_without_images() -> None:
+    callback = UnlabelledCallback([{"image": torch.zeros(2, 3, 4, 4)}])
+    with pytest.raises(DataError, match=r"^a batch starts with dict, but expected images, a tensor \(N, C, H, W\)$"):
+        callback.measure(nn.Flatten())

@@ -158,14 +158,18 @@ def test_the_evaluations_of_the_pages(page: str, index: int, logged: str) -> Non
     samples = TensorDataset(torch.randn(60, 3, 2, 2), torch.arange(60) % 3)
     loader = DataLoader(samples, 20)
     model = Small()
-    scope: dict[str, Any] = {"train_loader": loader, "test_loader": loader, "loader": loader, "model": model}
+    scope: dict[str, Any] = {f"{name}loader": loader for name in ("", "train_", "validation_", "test_")}
+    scope["model"] = model
     scope["backbone"] = model.backbone
-    quiet = "accelerator='cpu', logger=False, enable_checkpointing=False, enable_progress_bar=False"
+    quiet = "accelerator='cpu', logger=False, enable_progress_bar=False"
     code = page_code(index, page).replace("max_epochs=100", f"max_epochs=10, {quiet}")
     code = code.replace("Trainer(max_epochs=1)", f"Trainer(max_epochs=1, {quiet})")
     exec(code, scope)
     trainer = scope.get("classifier", model).trainer
     assert 0 < trainer.callback_metrics[logged] <= 1
+    if "best" in scope:
+        assert scope["best"].best_model_score == trainer.callback_metrics[logged]
+        assert Path(scope["best"].best_model_path).exists()
 
 
 def guide(*indices: int) -> dict[str, Any]:

@@ -130,7 +130,9 @@ def test_a_vae_that_is_worse_than_the_mean_image_is_warned_of(caplog: pytest.Log
     assert re.fullmatch(
         r"Warning: the VAE's mean squared error is [12]\.\d\d after epoch 1, .*: fit it for more .*", message
     )
-    fit_vae(VAE(16, bottleneck_dim=4, width=4), [0.1 * batches[0]], epochs=30, lr=0.1)
+    colours = batches[0][..., :1, :1].expand_as(batches[0])
+    fit_vae(vae := VAE(16, bottleneck_dim=4, width=4), [colours], epochs=60, lr=0.01)
+    assert vae.fitted["mse"] < vae.fitted["variance"]
     assert len(caplog.messages) == 1
 
 
@@ -171,6 +173,15 @@ def test_the_operations_of_fitting_are_counted() -> None:
         vae_loss(vae, torch.randn(2, 1, 16, 16), 0.1)[0].backward()
     fit_vae(vae, [torch.randn(4, 1, 16, 16), torch.randn(3, 1, 16, 16)], epochs=5)
     assert vae.fitted["flops"] == counter.get_total_flops() / 2 * 7 * 5
+
+
+def test_the_error_of_the_mean_image(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    images = 0.5 + 0.01 * torch.randn(5, 3, 16, 16)  # not normalised
+    vae = VAE(16, bottleneck_dim=3, width=4)
+    fit_vae(vae, [images[:3], images[3:]], epochs=1)
+    assert vae.fitted["variance"] == pytest.approx(float(images.var(0, correction=0).mean()), rel=1e-3)
+    assert "but the mean image has 7.78e-05: fit it for more epochs, and check that the images are" in caplog.text
 
 
 def test_a_file_that_is_no_vae(tmp_path: Path) -> None:

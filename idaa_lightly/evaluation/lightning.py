@@ -157,7 +157,8 @@ class KNNCallback(_FeatureCallback):
     """Callback that logs val_knn_top1 and val_knn_top5 of any LightningModule during training.
 
     Training is not affected: train and eval modes and the random state of the CPU are restored. With DDP, the first
-    process evaluates while the others wait. Sharded models are not supported.
+    process evaluates while the others wait. Sharded models are not supported. A `ModelCheckpoint` that monitors the
+    accuracies needs `save_on_train_epoch_end=True` and `every_n_epochs` equal to `every`.
 
     Args:
         bank: Data loader of training images without augmentation, with batches (images, labels, ...). It is read at
@@ -214,7 +215,8 @@ class UnlabelledCallback(_FeatureCallback):
     `KNNCallback`.
 
     Args:
-        images: Data loader of images without augmentation. Batches are images, or tuples that start with images.
+        images: Data loader of images without augmentation. Batches are images, or tuples or lists that start with
+            images or with several views of them, as Lightly's do. Of several views, the first is taken.
         backbone: Dotted name of the submodule that gives features. "" takes the module itself.
         every: Number of epochs between evaluations.
 
@@ -238,9 +240,26 @@ class UnlabelledCallback(_FeatureCallback):
 
     def measure(self, backbone: nn.Module) -> dict[str, float]:
         """Return effective rank, uniformity and spread."""
-        batches = (batch if isinstance(batch, Tensor) else batch[0] for batch in self.images)
+        batches = map(first_images, self.images)
         features, _ = embed(backbone, ((images, torch.zeros(len(images))) for images in batches))
         return {f"val_{name}": value for name, value in figures(features).items()}
+
+
+def first_images(batch: Any) -> Tensor:
+    """Return the images of a batch: itself, or the first tensor in nested tuples and lists.
+
+    Args:
+        batch: Images (N, C, H, W), or a tuple or list that starts with images, or with a list of views.
+
+    Raises:
+        DataError: The batch does not start with a tensor.
+    """
+    first = batch
+    while isinstance(first, (tuple, list)) and first:
+        first = first[0]
+    if not isinstance(first, Tensor):
+        raise DataError(f"a batch starts with {type(first).__name__}, but expected images, a tensor (N, C, H, W)")
+    return first
 
 
 def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
