@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from idaa_lightly.ascent import Noise
+from idaa_lightly.isolation import module_of, preserved_buffers
 from idaa_lightly.options import Count, Fraction, NonNegative, checked
 from idaa_lightly.spaces import LatentSpace, Pixels
 from idaa_lightly.views import Objective
@@ -47,7 +48,8 @@ class LearnedColor(nn.Module):
     Source: Lubana & Aldeeb, "Adversarial Augmentations for Contrastive Learning", colour mixing. The paper has eps = 1.
 
     Args:
-        represent: Function that maps images (N, 3, H, W) to representations (N, num_features).
+        represent: Function that maps images (N, 3, H, W) to representations (N, num_features) or maps (N, C, h, w) of
+            as many values. It leaves no trace in running statistics.
         num_features: Dimension of the representation.
         normalize: Keys `mean` and `std`, one value per channel of the images, as in Lightly's transforms.
         eps: Largest share of other channels in a channel.
@@ -79,8 +81,9 @@ class LearnedColor(nn.Module):
 
     def forward(self, x: Tensor, objective: Objective) -> Tensor:
         """Return views of `x`, (N, 3, H, W), in the graph. `objective` is never evaluated."""
-        with torch.no_grad():
-            features = self.represent[0](x)
+        represent = self.represent[0]
+        with torch.no_grad(), preserved_buffers(module_of(represent), norms=True):
+            features = represent(x).flatten(1)
         mixed = self.layer(features).view(-1, 3, 3).softmax(2)
         alpha = torch.lerp(torch.eye(3, device=x.device, dtype=mixed.dtype), mixed, self.eps)
         with torch.autocast(x.device.type, enabled=False):  # Half precision would round the images.

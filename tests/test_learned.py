@@ -18,7 +18,16 @@ from lightly.loss import NTXentLoss
 from test_bad_input import bench, done
 from torch import Tensor, nn
 
-from idaa_lightly import VAE, AdversarialLoss, LatentSpace, LearnedColor, LearnedNoise, Viewmaker
+from idaa_lightly import (
+    VAE,
+    AdversarialLoss,
+    LatentSpace,
+    LearnedColor,
+    LearnedNoise,
+    ReusedGraphLoss,
+    Viewmaker,
+    dual_batchnorm,
+)
 from idaa_lightly.ascent import Noise
 from idaa_lightly.errors import UsageError
 from idaa_lightly.learned import Direction, LatentNetwork, reverse_gradient
@@ -100,6 +109,19 @@ def test_the_spread_is_kept_if_the_network_is_a_part_of_the_module_that_calls_th
     module = Module()
     module.criterion(module, X, X.flip(0))
     assert module.criterion.generator.spread > 0  # type: ignore[operator, union-attr]
+
+
+def test_colour_mixing_of_feature_maps_leaves_no_trace_in_statistics() -> None:
+    """Lightly's backbones end in maps of one pixel, which its examples flatten."""
+    backbone = dual_batchnorm(nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1)))
+    generator = color(represent=backbone)
+    torch.testing.assert_close(generator(X, unasked), color(represent=lambda x: backbone(x).flatten(1))(X, unasked))
+    assert not backbone.state_dict()["0.running_mean"].any()
+    model = nn.Sequential(backbone, nn.Flatten())
+    plain = copy.deepcopy(model)
+    ReusedGraphLoss(NTXentLoss(), generator)(model, X, X.flip(0))
+    plain(X), plain(X.flip(0))
+    assert all(torch.equal(part, plain.state_dict()[name]) for name, part in model.state_dict().items())
 
 
 def test_a_collapsed_network_of_the_bottleneck() -> None:

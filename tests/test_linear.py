@@ -122,6 +122,24 @@ def test_integer_labels_of_any_type(dtype):
 
 
 @pytest.mark.parametrize("probe", PROBES, ids=["lbfgs", "paper", "sgd"])
+def test_arrays_and_inference_mode(probe):
+    case = noisy_case(8)
+    expected = probe(*case)
+    assert probe(*(part.numpy() for part in case)) == expected
+    with torch.inference_mode():
+        inside = [part.clone() for part in case]
+        assert probe(*inside) == expected
+    assert probe(*inside) == expected
+
+
+@pytest.mark.parametrize("probe", PROBES, ids=["lbfgs", "paper", "sgd"])
+def test_labels_that_are_no_class_indices(probe):
+    x, y, test_x, test_y = noisy_case(8)
+    with pytest.raises(DataError, match=r"^labels are of type torch\.float32, but expected integers: classes from 0$"):
+        probe(x, y + 0.5, test_x, test_y)
+
+
+@pytest.mark.parametrize("probe", PROBES, ids=["lbfgs", "paper", "sgd"])
 def test_twenty_are_enough_nineteen_too_few(probe):
     x, y, test_x, test_y = noisy_case(9)
     probe(x[:20], y[:20], test_x, test_y)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightly.utils.scheduler import CosineWarmupScheduler
@@ -13,6 +13,7 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler
 
 from idaa_lightly.errors import DataError, NonFiniteError
+from idaa_lightly.evaluation.knn import as_labels
 from idaa_lightly.options import Count, checked
 
 LEAST = 20  # minimum number of training features
@@ -48,11 +49,12 @@ class TrainedResult(NamedTuple):
     best_epoch: int
 
 
+@torch.inference_mode(False)
 def linear_probe(
-    train_features: Tensor,
-    train_labels: Tensor,
-    test_features: Tensor,
-    test_labels: Tensor,
+    train_features: Any,
+    train_labels: Any,
+    test_features: Any,
+    test_labels: Any,
     *,
     seed: int = 0,
 ) -> LinearResult:
@@ -64,14 +66,14 @@ def linear_probe(
     Source: Kornblith et al., "Do Better ImageNet Models Transfer Better?", CVPR 2019, App. A.
 
     Args:
-        train_features: Training features (N, D).
+        train_features: Training features (N, D), a tensor or array.
         train_labels: Class indices (N,).
         test_features: Test features (M, D).
         test_labels: Class indices (M,).
         seed: Seed of the split into fitted and held-out training features.
 
     Raises:
-        DataError: There are fewer than 20 training features, shapes do not match, or a label is negative.
+        DataError: There are fewer than 20 training features, shapes do not match, or a label is no class index.
         NonFiniteError: The features hold NaN or infinity.
 
     Example:
@@ -98,11 +100,12 @@ def linear_probe(
 
 
 @checked
+@torch.inference_mode(False)
 def paper_probe(
-    train_features: Tensor,
-    train_labels: Tensor,
-    test_features: Tensor,
-    test_labels: Tensor,
+    train_features: Any,
+    train_labels: Any,
+    test_features: Any,
+    test_labels: Any,
     *,
     epochs: Count = PAPER_EPOCHS,
     batch_size: Count = BATCH_SIZE,
@@ -121,17 +124,17 @@ def paper_probe(
     that would form an incomplete last batch are dropped. These features are drawn anew each time.
 
     Args:
-        train_features: Training features (N, D). The layer is trained on their device.
-        train_labels: Class indices (N,), on the same device.
+        train_features: Training features (N, D), a tensor or array. The layer is trained on their device.
+        train_labels: Class indices (N,).
         test_features: Test features (M, D), on the same device.
-        test_labels: Class indices (M,), on the same device.
+        test_labels: Class indices (M,).
         epochs: Number of epochs.
         batch_size: Features per batch, reduced to N if it is larger.
         seed: Seed of the initial weights and the batches.
         on_epoch: Called after each epoch with the test accuracy as text, for a progress bar.
 
     Raises:
-        DataError: There are fewer than 20 training features, shapes do not match, or a label is negative.
+        DataError: There are fewer than 20 training features, shapes do not match, or a label is no class index.
         NonFiniteError: The features, or the weights after training, hold NaN or infinity.
         UsageError: `epochs` or `batch_size` is out of range.
     """
@@ -140,11 +143,12 @@ def paper_probe(
 
 
 @checked
+@torch.inference_mode(False)
 def sgd_probe(
-    train_features: Tensor,
-    train_labels: Tensor,
-    test_features: Tensor,
-    test_labels: Tensor,
+    train_features: Any,
+    train_labels: Any,
+    test_features: Any,
+    test_labels: Any,
     *,
     epochs: Count = SGD_EPOCHS,
     batch_size: Count = BATCH_SIZE,
@@ -164,17 +168,17 @@ def sgd_probe(
     random crops and flips.
 
     Args:
-        train_features: Training features (N, D). The layer is trained on their device.
-        train_labels: Class indices (N,), on the same device.
+        train_features: Training features (N, D), a tensor or array. The layer is trained on their device.
+        train_labels: Class indices (N,).
         test_features: Test features (M, D), on the same device.
-        test_labels: Class indices (M,), on the same device.
+        test_labels: Class indices (M,).
         epochs: Number of epochs.
         batch_size: Features per batch, reduced to N if it is larger.
         seed: Seed of the initial weights and the batches.
         on_epoch: Called after each epoch with the test accuracy as text, for a progress bar.
 
     Raises:
-        DataError: There are fewer than 20 training features, shapes do not match, or a label is negative.
+        DataError: There are fewer than 20 training features, shapes do not match, or a label is no class index.
         NonFiniteError: The features, or the weights after training, hold NaN or infinity.
         UsageError: `epochs` or `batch_size` is out of range.
 
@@ -192,10 +196,13 @@ Parts = tuple[Tensor, Tensor, Tensor, Tensor, int]
 """Training features (N, D) and labels (N,), test features (M, D) and labels (M,), and the number of classes."""
 
 
-def _checked(train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor) -> Parts:
+def _checked(train_features: Any, train_labels: Any, test_features: Any, test_labels: Any) -> Parts:
     """Return features as float32, labels as int64 and the number of classes, after checking them."""
-    train, test = train_features.float(), test_features.float()
-    train_labels, test_labels = train_labels.long(), test_labels.long()
+    train, test = (torch.as_tensor(part).float() for part in (train_features, test_features))
+    train_labels, test_labels = (as_labels(part).to(train.device) for part in (train_labels, test_labels))
+    train, test, train_labels, test_labels = (  # A graph cannot keep tensors of the inference mode.
+        part.clone() if part.is_inference() else part for part in (train, test, train_labels, test_labels)
+    )
     for name, x, y in (("train", train, train_labels), ("test", test, test_labels)):
         if x.ndim != 2 or x.shape[1:] != train.shape[1:] or y.shape != x.shape[:1] or not len(x) or y.min() < 0:
             raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from lightly.utils.debug import std_of_l2_normalized
@@ -15,7 +16,7 @@ EPSILON = 1e-7  # added to each share: Garrido et al., ICML 2023, Eq. 1
 PAIRS = 4096  # embeddings whose pairs `uniformity` compares at a time
 
 
-def rankme(embeddings: Tensor) -> float:
+def rankme(embeddings: Any) -> float:
     """Compute RankMe, the effective rank of embeddings: the exponential of the entropy of their singular values.
 
     A collapsed representation has 1. The largest value is min(N, D). Compare values of the same N and D only.
@@ -27,7 +28,7 @@ def rankme(embeddings: Tensor) -> float:
     with N.
 
     Args:
-        embeddings: Embeddings (N, D), not centred.
+        embeddings: Embeddings (N, D), not centred, a tensor or array.
 
     Raises:
         DataError: The shape is not (N, D) with N and D of 1 or more, or all embeddings are zero.
@@ -46,7 +47,7 @@ def rankme(embeddings: Tensor) -> float:
     return math.exp(-(shares * shares.log()).sum().item())
 
 
-def alignment(anchors: Tensor, positives: Tensor) -> float:
+def alignment(anchors: Any, positives: Any) -> float:
     """Compute alignment: the mean squared distance of normalised embeddings of two views of a sample, 0 to 4.
 
     Source: Wang & Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
@@ -71,7 +72,7 @@ def alignment(anchors: Tensor, positives: Tensor) -> float:
     return (first - second).square().sum(1).mean().item()
 
 
-def uniformity(embeddings: Tensor) -> float:
+def uniformity(embeddings: Any) -> float:
     """Compute uniformity: the logarithm of the mean Gaussian potential of all pairs of normalised embeddings.
 
     It is 0 for a collapsed representation, and about -4 for one that is spread out evenly in many dimensions.
@@ -100,7 +101,7 @@ def uniformity(embeddings: Tensor) -> float:
     return math.log((total - len(rows)) / (len(rows) * (len(rows) - 1)))
 
 
-def spread(embeddings: Tensor) -> float:
+def spread(embeddings: Any) -> float:
     """Compute the spread: the standard deviation of normalised embeddings, relative to that of an isotropic Gaussian.
 
     1 is full spread. Near 0 the representation has collapsed to a point.
@@ -125,12 +126,13 @@ def spread(embeddings: Tensor) -> float:
     return float(std_of_l2_normalized(rows.double())) * math.sqrt(rows.shape[1])
 
 
-def figures(embeddings: Tensor) -> dict[str, float]:
+def figures(embeddings: Any) -> dict[str, float]:
     """Return `rankme`, `uniformity` and `spread` of embeddings (N, D), by name."""
     return {"rankme": rankme(embeddings), "uniformity": uniformity(embeddings), "spread": spread(embeddings)}
 
 
-def _checked(embeddings: Tensor) -> Tensor:
+def _checked(values: Any) -> Tensor:
+    embeddings: Tensor = torch.as_tensor(values)
     if embeddings.ndim != 2 or 0 in embeddings.shape:
         raise DataError(f"embeddings have shape {tuple(embeddings.shape)}, but expected (N, D), both 1 or more")
     if not embeddings.isfinite().all():
