@@ -8,7 +8,10 @@ The table shows that every pair trains, is evaluated and is exported. Its accura
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import click
@@ -23,7 +26,7 @@ HEADER = """# Smoke runs
 Methods × backbones with `--aug {aug}`, on {images} images of digits at {size} px, {epochs} epochs of {steps} steps with
 32 images each, on the CPU. A cell shows the mean loss of the first and the last epoch. Every network was then exported
 by `idaa-bench export`, and loaded by the printed lines. Accuracies after so few steps mean nothing, so they are left
-out. `{command}` writes this page. It took 146 seconds of CPU time.
+out. `{command}` writes this page. It took {seconds:.0f} seconds of CPU time.
 
 | method | {backbones} |
 | --- |{rule}
@@ -56,7 +59,7 @@ def main(methods: str, backbones: str, aug: str, images: int, epochs: int, out: 
     text = HEADER.format(
         aug=aug, images=images, epochs=epochs, steps=images // 32, size=record["data"]["image_size"],
         backbones=" | ".join(f"`{name}`" for name in names), rule=" --- |" * len(names),
-        command="python benchmarks/smoke.py --out docs/smoke.md",
+        command=f"python benchmarks/smoke.py {shlex.join(sys.argv[1:])}", seconds=time.process_time(),
     ) + "\n".join(rows) + "\n"  # fmt: skip
     if out:
         out.write_text(text)

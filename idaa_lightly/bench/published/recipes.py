@@ -234,7 +234,7 @@ def run_missing(table: Table, runs: Path, *, minutes: float | None = None) -> in
         start = time.monotonic()
         if (table.records(recipe) / f"seed-{seed}" / "record.json").exists():
             continue  # of another process
-        if minutes is not None and start - begun + longest > 60 * minutes:
+        if minutes is not None and longest and start - begun + longest > 60 * minutes:
             log.info("No time for another unit.")
             break
         folder = runs / recipe.name / f"seed-{seed}"
