@@ -101,6 +101,7 @@ class C4(Detector):
 
     Source: He et al., "Mask R-CNN", ICCV 2017, Sec. 3 and Fig. 4 (left). Table 5 of Yang et al., ICML 2022, uses it.
 
+    Differs from the paper: the heads are trained on 512 proposals per image by default, as in Detectron2, not on 64.
     Differs from MoCo's C4: no BatchNorm is added after the last stage.
     """
 

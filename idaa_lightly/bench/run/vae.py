@@ -37,7 +37,8 @@ def train_vae(config: RunConfig, out: Path) -> float:
         quiet_lightning()
         device = make_trainer(config, logger=False).strategy.root_device
     context = fit_context(parts, device)
-    log.info(f"VAE on {len(parts.views)} images of {parts.view_size} px, {quantity(parts.epochs, 'epoch')}")
+    epochs = config.set["aug"].get("vae_epochs") or parts.epochs
+    log.info(f"VAE on {len(parts.views)} images of {parts.view_size} px, {quantity(epochs, 'epoch')}")
     fit(augmentation, context, config.precision)
     vae = augmentation.generator().space.vae  # type: ignore[attr-defined]
     vae.save(out)

@@ -103,5 +103,6 @@ def save_convergence(records: Iterable[Record], path: Path) -> None:
             if curves:
                 axis.plot(list(curves), [mean(values) for values in curves.values()], marker="o", ms=3, label=name)
         axis.set(xlabel="epoch", ylabel="top-1 on validation images, %", title=f"{count} labels")
-        axis.legend()
+        if axis.lines:  # With labels for all images, none are left to validate on.
+            axis.legend()
     save_figure(figure, path)
