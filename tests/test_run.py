@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import hashlib
 import json
 import logging
 import math
@@ -188,6 +189,7 @@ def test_a_vae_alone_then_in_a_run(caplog: pytest.LogCaptureFixture, monkeypatch
     assert last.startswith("Mean squared error of the reconstruction: ")
     record = tiny("idaa", "run", "--vae", "vae.pt")
     assert record["config"]["set"]["aug"]["vae"] == "vae.pt"
+    assert record["fitted"]["vae"]["sha256"] == hashlib.sha256(Path("vae.pt").read_bytes()).hexdigest()
     again = CliRunner().invoke(main, ["vae", "--out", "vae.pt"])
     assert again.exit_code == 2
     assert "vae.pt exists: choose another --out, or add --force" in again.output

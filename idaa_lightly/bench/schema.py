@@ -251,7 +251,7 @@ class Record(Open):
         time: Cost of the run.
         warnings: Signs that the training went wrong, such as a loss that did not fall.
         fitted: Facts about the fitting before training. For IDAA: {vae: {epochs, seconds, flops, loss, mse,
-            kl}}.
+            kl, variance}}, with the sha256 of a VAE that was read from a file.
         data: Facts about the data set.
         eval_data: Facts about the data set that accuracies refer to, if it is another one.
         labelled: Images whose labels the training uses. Semi-supervised runs only.

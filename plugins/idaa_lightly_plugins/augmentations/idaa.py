@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -77,6 +79,7 @@ class IDAA(GeneratorAugmentation):
         self.file, self.beta, self.epochs = vae, beta, vae_epochs
         self.size = {"bottleneck_dim": bottleneck_dim, "width": width}
         self.vae: VAE | None = None
+        self.digest: dict[str, str] = {}
         self.eps, self.by_network, self.hidden_dim, self.lr = eps, search == "network", hidden_dim, lr
 
     def controls(self, method: type[Method]) -> list[Control]:
@@ -98,6 +101,7 @@ class IDAA(GeneratorAugmentation):
             self.vae = cached_vae(self._key(context), context.cache_dir, lambda: self._fit(context))
             return
         self.vae = VAE.load(self.file)
+        self.digest = {"sha256": hashlib.sha256(Path(self.file).read_bytes()).hexdigest()}
         for name, wanted in (("image_size", context.image_size), ("channels", context.channels)):
             if self.vae.config[name] != wanted:
                 raise UsageError(
@@ -122,8 +126,8 @@ class IDAA(GeneratorAugmentation):
         return self.vae
 
     def fitted(self) -> dict[str, Any]:
-        """Return how the VAE was trained, by this run or an earlier one."""
-        return {} if self.vae is None else {"vae": self.vae.fitted}
+        """Return how the VAE was trained, by this run or an earlier one, and the hash of its file if one was named."""
+        return {} if self.vae is None else {"vae": self.vae.fitted | self.digest}
 
     def generator(self) -> ViewGenerator:
         """Return the ascent on the bottleneck."""
