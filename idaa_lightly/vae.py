@@ -254,18 +254,18 @@ def fit_vae(
         batches = [_images(batch) for batch in batches]
     for epoch in range(1, epochs + 1):
         sums, count, pixels = torch.zeros(4, device=device), 0, torch.zeros((), device=device)
-        for images in map(_images, batches):
+        for batch in batches:
+            images = _images(batch).to(weight)
             counter = nullcontext() if flops else FlopCounterMode(display=False)
             with counter:
-                losses = vae_loss(vae, images.to(weight), beta, generator)
+                losses = vae_loss(vae, images, beta, generator)
                 optimizer.zero_grad()
                 losses[0].backward()
             if isinstance(counter, FlopCounterMode):  # in the first step only, because it is slow
                 flops = counter.get_total_flops() / len(images)
             optimizer.step()
-            shown = images.to(device, torch.float32)
-            sums += torch.stack([*losses, shown.square().mean()]).detach() * len(images)
-            pixels = pixels + shown.sum(0)
+            sums += torch.stack([*losses, images.float().square().mean()]).detach() * len(images)
+            pixels = pixels + images.sum(0, dtype=torch.float32)
             count += len(images)
         if not count:
             raise DataError("fit_vae got no batches: pass a list or a DataLoader, not an iterator that has ended")

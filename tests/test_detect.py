@@ -132,10 +132,11 @@ def test_annotations_that_are_left_out(tmp_path: Path) -> None:
                 entry(16, segmentation=[[1, 2, 3, 4]]),
                 entry(17, segmentation=nothing),
                 entry(18, segmentation=[[1, 2, 3, 4], *SQUARE]),
+                entry(21, segmentation=[[4, 4, 12, 12, 12, 4, 4, 12]]),  # an hourglass
             ],
         )
     )
-    assert len(data.train[0][1]["boxes"]) == 2
+    assert len(data.train[0][1]["boxes"]) == 3
     file = "annotations of instances_train2017.json are left out, because their"
     assert data.train.notes == (
         f"3 {file} boxes have no area, such as id 12",
@@ -166,7 +167,7 @@ def test_annotations_that_are_left_out(tmp_path: Path) -> None:
         ),
         (
             {"annotations": changed(segmentation=[[0, 0, 1e8, 0, 1e8, 10]])},
-            "the annotation 17 has a polygon with the coordinate 1e+08, but expected one in or near its image, from "
+            "the annotation 17 has a polygon with a coordinate of ±1e+08, but expected one in or near its image, from "
             "-64 to 64: correct or remove it",
         ),
         (

@@ -37,12 +37,12 @@ def usable(found: Any, place: str, height: int, width: int) -> Any:
             )
         parts = [np.array(part) for part in found if len(part) >= 6]  # a quarter of the memory of lists
         most = 2 * max(height, width)
-        if far := [value for part in parts for value in part if not abs(value) <= most]:  # It may be NaN.
+        if far := [size for part in parts if not (size := np.abs(part).max()) <= most]:  # It may be NaN.
             raise DataError(
-                f"{place} has a polygon with the coordinate {far[0]:g}, but expected one in or near its image, from "
+                f"{place} has a polygon with a coordinate of ±{far[0]:g}, but expected one in or near its image, from "
                 f"{-most} to {most}: correct or remove it"
             )
-        return [part for part in parts if _area(part)]
+        return [part for part in parts if not _straight(part)]
     if found["size"] != [height, width]:
         raise DataError(
             f"{place} has an RLE of size {found['size']}, but expected {[height, width]}, [height, width] of the "
@@ -58,10 +58,11 @@ def usable(found: Any, place: str, height: int, width: int) -> Any:
     return found if any(counts[1::2]) else None
 
 
-def _area(polygon: np.ndarray[Any, Any]) -> float:
-    """Return twice the signed area of a polygon (2N,), by the shoelace formula."""
-    x, y = polygon[::2], polygon[1::2]
-    return float(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))
+def _straight(polygon: np.ndarray[Any, Any]) -> bool:
+    """Return whether all points of a polygon (2N,) are on one line."""
+    x, y = polygon[::2] - polygon[0], polygon[1::2] - polygon[1]
+    farthest = np.argmax(np.abs(x) + np.abs(y))
+    return not np.any(x * y[farthest] - y * x[farthest])
 
 
 def unpacked(text: str) -> list[int] | None:
