@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from idaa_lightly.distributed import SumOverRanks, gathered
+from idaa_lightly.errors import UsageError
 from idaa_lightly.isolation import preserved_buffers
 from idaa_lightly.options import Count, NonNegative, checked
 from idaa_lightly.outputs import embedding_of, missing_attribute
@@ -143,8 +144,13 @@ class MetAugLoss(nn.Module):
             x1: Second view of the samples, (N, C, H, W).
 
         Raises:
-            UsageError: The model's output holds no embedding (N, D) with a gradient.
+            UsageError: The model is no nn.Module, or its output holds no embedding (N, D) with a gradient.
         """
+        if not isinstance(model, nn.Module):
+            raise UsageError(
+                f"the model is {getattr(model, '__qualname__', type(model).__name__)!r}, but MetAugLoss needs the "
+                "parameters of an nn.Module: pass the module itself"
+            )
         omega = [part for part in self.generators.parameters() if part.requires_grad]
         own = set(map(id, omega))  # The model may contain this loss, as a LightningModule does.
         contrast, augmented, margin = self._terms(model(x0), model(x1))

@@ -177,7 +177,11 @@ def checked(function: F) -> F:
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         limited = _limited(call)
-        for name, value in signature.bind(*args, **kwargs).arguments.items() if limited else ():
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:  # The call below raises it with the name of the function.
+            given = {}
+        for name, value in given.items():
             if name in limited:
                 # .item() converts scalars of NumPy and torch.
                 limited[name].check(value.item() if hasattr(value, "item") else value)

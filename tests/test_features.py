@@ -356,6 +356,18 @@ def test_outputs_that_are_no_embeddings(output: Any, text: str) -> None:
         embedding_of(output)
 
 
+def test_a_function_as_the_model() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    criterion = MetAugLoss(OUCLLoss(), [FeatureGenerator(4)] * 2, feature_weight=1, margin_weight=1)
+    text = (
+        "the model is 'Module._wrapped_call_impl', but MetAugLoss needs the parameters of an nn.Module: pass the module"
+    )
+    with pytest.raises(UsageError, match=rf"^{re.escape(text)} itself$"):
+        criterion(network.__call__, *torch.randn(2, 4, 3, 2, 2))
+    with pytest.raises(TypeError, match=r"FeatureGenerator.__init__\(\) missing 1 required positional argument: 'dim'"):
+        FeatureGenerator()  # type: ignore[call-arg]
+
+
 def test_an_embedding_is_the_first_of_several() -> None:
     z = torch.ones(2, 3, requires_grad=True)
     assert all(embedding_of(output) is z for output in (z, (z, None), [z], {"z": z, "other": None}))
