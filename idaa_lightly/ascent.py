@@ -222,7 +222,8 @@ def direction(gradient: Tensor, norm: Norm) -> Tensor:
     """
     if norm == "linf":
         return gradient.sign() + 0 * gradient
-    return gradient / lengths(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
+    wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))  # Half precision has no such small lengths.
+    return (wide / lengths(wide).clamp_min(torch.finfo(wide.dtype).tiny)).to(gradient.dtype)
 
 
 def project(delta: Tensor, eps: float, norm: Norm) -> Tensor:

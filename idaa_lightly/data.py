@@ -33,6 +33,8 @@ IN_MEMORY = 96  # largest image size, in pixels, at which all images are decoded
 MEMORY = 2 * 10**9  # largest size of the decoded images, in bytes
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 NAMES = ("digits", *SETS)
+TRAINING, TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")
+"""Names of the folders of a split, in any case. The first that exists is taken."""
 AT_TOP = "."  # stands for the class of images that are in no class folder
 Progress = Callable[[str, int], Callable[[str], None]]
 """Function of a title and a number of steps that starts a progress bar.
@@ -148,10 +150,10 @@ def load_data(
 
     Args:
         name: One of `NAMES`, "folder:PATH", "images:PATH" or "wds:SHARDS". For "folder", PATH holds train/ and test/
-            (or val/), with one folder per class in each. Images are split if PATH has no test/ or val/, or has one
-            folder per class itself. With one class, or with images at the top, the images have no labels. For "images",
-            they never have labels. PATH is a folder with images at any depth, or a .txt file with one path per line,
-            relative to it. For "wds", see `idaa_lightly.shards.read_shards`. Shards with classes are split.
+            (or val/, see `TEST`), with one folder per class in each. Images are split if PATH has no test/ or val/, or
+            has one folder per class itself. With one class, or with images at the top, the images have no labels. For
+            "images", they never have labels. PATH is a folder with images at any depth, or a .txt file with one path
+            per line, relative to it. For "wds", see `idaa_lightly.shards.read_shards`. Shards with classes are split.
         data_dir: Folder with torchvision's data sets. Missing ones are downloaded to it.
         image_size: Height and width of the views, in pixels. None keeps the size of images in memory, and of image
             files that are all the same square of up to 96 px. For other files, None takes the largest of 32, 64, 96
@@ -246,10 +248,16 @@ def _digits() -> tuple[Images, Images, tuple[str, ...]]:
 def _folder(root: Path, test_fraction: float) -> Source:
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; expected train/ and test/ or val/ below it, or a folder per class")
-    parts = [root / part for part in ("train", "test", "val") if (root / part).is_dir()]
-    if parts and root / "train" not in parts:
-        raise DataError(f"{root} has {parts[0].name}/, but no train/ beside it")
-    place, *others = parts or [root]
+    below = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir() and path.name[0] != "."}
+    splits = [[below.pop(name) for name in names if name in below] for names in (TRAINING, TEST)]
+    if splits[1] and not splits[0]:
+        raise DataError(f"{root} has {splits[1][0].name}/, but no train/ beside it: add it, or rename the class")
+    if splits[0] and (other := next((path for path in below.values() if list_images(path)), None)):
+        raise DataError(
+            f"{root} has {splits[0][0].name}/ and images in {other.name}/, but expected train/ with test/ or val/, or "
+            f"a folder per class: move {other.name}/ away, or rename the class {splits[0][0].name}"
+        )
+    place, *others = [*splits[0][:1], *splits[1]] or [root]
     images, classes = _class_folders(place)
     if len(classes) < 2 or AT_TOP in classes:
         found = "images at its top" if AT_TOP in classes else f"images of only one class, {classes[0]}"
@@ -259,6 +267,11 @@ def _folder(root: Path, test_fraction: float) -> Source:
         train, test = map(images.take, split(images.labels, test_fraction))
         return train, test, classes
     test, test_classes = _class_folders(others[0])
+    if AT_TOP in test_classes:
+        raise DataError(
+            f"{others[0]} has images without a class folder, but expected the classes of {place}: move it away, so "
+            "that the training images are split"
+        )
     if set(test_classes) != set(classes):
         odd = sorted(set(classes) ^ set(test_classes))
         raise DataError(f"{place} and {others[0]} have different classes, such as {odd[0]!r}")

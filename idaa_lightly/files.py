@@ -258,7 +258,7 @@ def _alive(pid: int) -> bool:
 
 def _sync(path: Path) -> None:
     """Flush a file or a directory to disk."""
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows flushes no file that it only reads.
     try:
         os.fsync(handle)
     finally:

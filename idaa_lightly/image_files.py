@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 import os
+import struct
 import warnings
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,7 +30,10 @@ LIMITS = {"IDAA_LIGHTLY_MAX_PIXELS": 50_000_000, "IDAA_LIGHTLY_MAX_ASPECT": 50}
 A small file can hold an image that fills the memory when it is decoded or resized. Environment variables with these
 names change the limits.
 """
-UNREADABLE = (Image.DecompressionBombError, OSError, SyntaxError, ValueError, ZeroDivisionError)
+UNREADABLE = (
+    Image.DecompressionBombError, EOFError, LookupError, OSError, SyntaxError, ValueError, ZeroDivisionError,
+    struct.error,
+)  # fmt: skip
 ORIENTATION = 0x0112  # EXIF tag
 
 
@@ -134,9 +139,15 @@ def read_list(path: Path) -> ImageFiles:
     """Read the names of image files from a text file with one path per line, relative to its folder.
 
     Args:
-        path: The text file. Empty lines are skipped.
+        path: The text file, in UTF-8. Empty lines are skipped.
+
+    Raises:
+        DataError: The file is in UTF-16, as Windows' PowerShell writes it.
     """
-    return ImageFiles(path.parent, filter(None, (line.strip() for line in path.read_bytes().splitlines())))
+    text = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    if b"\0" in text:
+        raise DataError(f"{path} is not in UTF-8, but expected one path per line in UTF-8: save it as UTF-8")
+    return ImageFiles(path.parent, filter(None, (line.strip() for line in text.splitlines())))
 
 
 def _below(folder: bytes, prefix: bytes, above: tuple[tuple[int, int], ...]) -> Iterator[bytes]:
@@ -207,16 +218,18 @@ def opened(path: Path | Member) -> Iterator[Image.Image]:
         FileFormatError: The path is a FIFO or a device, which could block forever.
     """
     require_file(path.shard if isinstance(path, Member) else path, "an image")
+    limits = {name: Option(name, Positive).parse(os.environ.get(name, usual)) for name, usual in LIMITS.items()}
+    if Image.MAX_IMAGE_PIXELS is not None:  # Pillow's own limit, which is for twice as many pixels.
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, math.ceil(limits["IDAA_LIGHTLY_MAX_PIXELS"]))
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")  # It reads EXIF, and warns of damaged ones.
             with Image.open(path.read() if isinstance(path, Member) else path) as image:
                 width, height = image.size
                 pixels, aspect = width * height, max(width, height) / min(width, height)
-                for name, what, value in zip(
-                    LIMITS, ("a number of pixels", "an aspect ratio"), (pixels, aspect), strict=True
+                for (name, limit), what, value in zip(
+                    limits.items(), ("a number of pixels", "an aspect ratio"), (pixels, aspect), strict=True
                 ):
-                    limit = Option(name, Positive).parse(os.environ.get(name, LIMITS[name]))
                     if value > limit:
                         raise DataError(
                             f"the image {path} has {width} × {height} px, but expected {what} of {limit:g} or less: "

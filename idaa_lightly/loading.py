@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from enum import Enum
 from functools import partial
@@ -159,8 +160,9 @@ def require_labelled(data: DataSet) -> None:
 def describe(transform: Any, within: tuple[Any, ...] = ()) -> Any:  # noqa: PLR0911 - one return per type
     """Describe a transform as JSON values that distinguish it from others, for a cache key.
 
-    The values are class names and public attributes, recursively. A function is described by its bytecode, since all
-    lambdas have the same name, and by the names, constants, defaults and enclosed variables that it uses.
+    The values are class names and attributes, recursively, and the tensors of a module. A function is described by its
+    bytecode, since all lambdas have the same name, and by the names, constants, defaults and enclosed variables that it
+    uses.
 
     Args:
         transform: Transform, or a part of one.
@@ -190,7 +192,9 @@ def describe(transform: Any, within: tuple[Any, ...] = ()) -> Any:  # noqa: PLR0
     if isinstance(transform, partial):
         return ["partial", inner([transform.func, transform.args, transform.keywords])]
     if isinstance(transform, type | Enum) or not hasattr(transform, "__dict__"):
-        return str(transform)
-    attributes = {name: value for name, value in vars(transform).items() if not name.startswith("_")}
-    children = dict(transform.named_children()) if isinstance(transform, nn.Module) else {}
-    return [type(transform).__qualname__, inner(attributes | children)]
+        return re.sub(" at 0x[0-9a-f]+", "", str(transform))  # An address differs in each process.
+    own = vars(transform)
+    if isinstance(transform, nn.Module):
+        own = {name: value for name, value in own.items() if name not in vars(nn.Module())}
+        own |= {"training": transform.training, **transform._modules, **transform._parameters, **transform._buffers}
+    return [type(transform).__qualname__, inner(own)]

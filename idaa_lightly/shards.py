@@ -92,7 +92,7 @@ def _index(path: Path) -> tuple[dict[str, tuple[str, int, int]], dict[str, int]]
                 if member.name.lower().endswith(EXTENSIONS):
                     _require_new(member, key, images, path)
                     images[key] = member.name, member.offset_data, member.size
-                elif extension == "cls":
+                elif extension.lower() == "cls":
                     _require_new(member, key, classes, path)
                     file.seek(member.offset_data)
                     classes[key] = _class(file.read(min(member.size, 16)), f"{member.name} of {path}")

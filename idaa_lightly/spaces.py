@@ -109,7 +109,7 @@ class LatentSpace:
     def at(self, x: Tensor) -> tuple[Tensor, Render]:
         """Return E(x) and a function that decodes a bottleneck, plus R(x) if `decompose` is True."""
         if isinstance(self.vae, nn.Module):
-            self.vae.eval().to(x.device)
+            self.vae.eval().requires_grad_(False).to(x.device)
         with torch.no_grad():
             mean, _ = self.vae.encode(x.to(self._type(x)))
             start = mean.to(torch.promote_types(mean.dtype, torch.float32))  # Half precision must not round z + δ.
@@ -290,13 +290,15 @@ class JitterSpace:
         """Return zeros, (N, 4), and a function that jitters `x` by given changes."""
         from kornia import enhance
 
-        pixels = self.pixels.from_normalized(x)
+        wide = torch.promote_types(x.dtype, torch.float32)  # Half precision would round the images.
+        pixels = self.pixels.from_normalized(x.to(wide))
 
         def render(point: Tensor) -> Tensor:
+            point = point.to(wide)
             brightness, contrast, saturation, hue = (point * point.new_tensor(self.bounds)).unbind(1)
             image = enhance.adjust_brightness_accumulative(pixels, 1 + brightness)
             image = enhance.adjust_contrast_with_mean_subtraction(image, 1 + contrast)
             image = enhance.adjust_saturation_with_gray_subtraction(image, 1 + saturation)
-            return self.pixels.normalized(enhance.adjust_hue(image, 2 * math.pi * hue))
+            return self.pixels.normalized(enhance.adjust_hue(image, 2 * math.pi * hue)).to(x.dtype)
 
         return x.new_zeros(len(x), 4), render

@@ -96,7 +96,7 @@ class ViewGenerator(nn.Module):
         lost = ~(usable.flatten() & finite(views).flatten())
         self._fallbacks = [sum(self._fallbacks, lost.sum())]
         clean = lost | ~delta.flatten(1).any(1) if self.space.starts_at_input else lost
-        return delta, torch.where(clean.view(-1, 1, 1, 1), x, views)
+        return delta, torch.where(clean.view(-1, *[1] * (x.ndim - 1)), x, views)
 
 
 def _described(part: object) -> str:

@@ -86,6 +86,9 @@ def test_folder_with_train_and_test(folder: Path) -> None:
         ({"train": 3, "val": 2}, (9, 6)),
         ({"train": 3, "test": 1, "val": 2}, (9, 3)),
         ({"train": 5}, (12, 3)),
+        ({"Train": 3, "Test": 1}, (9, 3)),
+        ({"training": 3, "validation": 2}, (9, 6)),
+        ({"train": 3, "valid": 2}, (9, 6)),
     ],
 )
 def test_splits_of_a_folder(make_folder: Folder, counts: dict[str, int], sizes: tuple[int, int]) -> None:
@@ -97,6 +100,32 @@ def test_splits_of_a_folder(make_folder: Folder, counts: dict[str, int], sizes: 
 def test_test_and_val_without_train_are_no_classes(make_folder: Folder) -> None:
     root = make_folder(Path("images"), counts={"test": 2, "val": 2})
     with pytest.raises(DataError, match="train"):
+        read(root)
+
+
+def test_a_class_of_the_name_of_a_split(make_folder: Folder) -> None:
+    root = make_folder(Path("images"), counts={"train": 3, "cars": 2})
+    (root / ".cache").mkdir()
+    with pytest.raises(DataError) as error:
+        read(root)
+    assert str(error.value) == (
+        "images has train/ and images in cars/, but expected train/ with test/ or val/, or a folder per class: move "
+        "cars/ away, or rename the class train"
+    )
+    shutil.rmtree(root / "cars")
+    Image.new("RGB", (8, 8)).save(root / "notes.png")
+    (root / "annotations").mkdir()
+    assert len(read(root).train) > 0
+
+
+def test_test_images_without_classes(make_folder: Folder) -> None:
+    root = make_folder(Path("images"), counts={"train": 3})
+    (root / "test").mkdir()
+    Image.new("RGB", (8, 8)).save(root / "test/1.png")
+    text = (
+        "images/test has images without a class folder, but expected the classes of images/train: move it away, so that"
+    )
+    with pytest.raises(DataError, match=f"^{text} the training images are split$"):
         read(root)
 
 
@@ -770,6 +799,17 @@ class Owner:
         return image + 1
 
 
+class Private:
+    def __init__(self, value: int) -> None:
+        self._value, self._noise = value, torch.Generator()
+
+
+def moved() -> torch.nn.Module:
+    norm = torch.nn.BatchNorm1d(2)
+    norm(torch.ones(2, 2))
+    return norm
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [
@@ -779,8 +819,10 @@ class Owner:
         (lambda image: [k + 1 for k in image], lambda image: [k + 2 for k in image]),
         (Owner(1).one, Owner(1).other),
         (Owner(1).one, Owner(2).one),
+        (Private(1), Private(2)),
+        (torch.nn.BatchNorm1d(2), moved()),
     ],
-    ids=["names", "enclosed", "defaults", "inner code", "methods", "owners"],
+    ids=["names", "enclosed", "defaults", "inner code", "methods", "owners", "private", "buffers"],
 )
 def test_description_tells_what_a_function_uses(first: Any, second: Any) -> None:
     assert describe(first) != describe(second)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,17 @@ def test_a_list_is_relative_to_its_folder() -> None:
     touch("in/a.png")
     Path("in/list.txt").write_bytes(b"a.png\r\n\n../up.png \n/abs/\xff.png")
     assert list(read_list(Path("in/list.txt"))) == [Path("in/a.png"), Path("in/../up.png"), Path("/abs/\udcff.png")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lists_of_windows(encoding: str) -> None:
+    Path("list.txt").write_bytes("a.png\r\nb.png\r\n".encode(encoding))
+    if encoding == "utf-8-sig":
+        assert list(read_list(Path("list.txt"))) == [Path("a.png"), Path("b.png")]
+    else:
+        text = "^list.txt is not in UTF-8, but expected one path per line in UTF-8: save it as UTF-8$"
+        with pytest.raises(DataError, match=text):
+            read_list(Path("list.txt"))
 
 
 # decode
@@ -184,6 +196,26 @@ def test_damaged_metadata_does_not_matter() -> None:
         Path("a.jpg").write_bytes(whole[:place] + bytes([whole[place] ^ 0xB5]) + whole[place + 1 :])
         pixels, _ = decode(Path("a.jpg"))
         assert any(np.array_equal(pixels, turn(plain)) for turn in TURNS.values())
+
+
+def test_truncated_animations() -> None:
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    frames[0].save("whole.gif", save_all=True, append_images=frames[1:])
+    content = Path("whole.gif").read_bytes()
+    for length in range(0, len(content), 7):
+        Path("a.gif").write_bytes(content[:length])
+        with suppress(DataError):  # The first frame may be whole.
+            decode(Path("a.gif"))
+
+
+def test_a_limit_above_that_of_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    Image.new("L", (10, 10)).save("a.png")
+    monkeypatch.setenv("IDAA_LIGHTLY_MAX_PIXELS", "40")
+    with pytest.raises(DataError, match=r"IDAA_LIGHTLY_MAX_PIXELS=100|could be decompression bomb"):
+        decode(Path("a.png"))
+    monkeypatch.setenv("IDAA_LIGHTLY_MAX_PIXELS", "100")
+    assert decode(Path("a.png"))[0].shape == (10, 10, 3)
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.tif", "a.png"])

@@ -58,6 +58,15 @@ def test_the_start_is_rendered_as_the_input_and_every_gradient_is_finite(space: 
             assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@all_spaces
+def test_the_start_is_the_input_in_half_precision(space: Space, dtype: torch.dtype) -> None:
+    x = smooth().to(dtype)
+    start, render = space.at(x)
+    assert render(start).dtype == dtype
+    torch.testing.assert_close(render(start), x, rtol=2 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
+
+
 @all_spaces
 def test_autocast_changes_nothing(space: Space) -> None:
     start, render = space.at(smooth().float())

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from idaa_lightly import CLAE, FGSM, IDAA, PGD, VAE, LatentSpace, PixelSpace, RandomDirection, ViewGenerator
+from idaa_lightly import CLAE, FGSM, IDAA, PGD, VAE, LatentSpace, PixelSpace, RandomDirection, ViewGenerator, fit_vae
 from idaa_lightly.ascent import Ascent, Noise, Norm, lengths, project
 from idaa_lightly.errors import FileFormatError, UsageError
 
@@ -195,6 +195,24 @@ def test_other_bad_arguments() -> None:
 def test_extreme_gradients_stay_in_the_l2_ball(scale: float) -> None:
     views = ViewGenerator(PixelSpace(), FGSM(1.0, "l2"))(X, lambda images: scale * (images * X).sum())
     torch.testing.assert_close((views - X).flatten(1).norm(dim=1), torch.ones(len(X)), rtol=1e-5, atol=0)
+
+
+def test_small_gradients_of_half_precision_give_whole_steps() -> None:
+    x = X.half()
+    delta, _ = ViewGenerator(PixelSpace(), FGSM(1.0, "l2")).search(x, lambda images: 1e-6 * images.square().sum())
+    torch.testing.assert_close(lengths(delta.float()).flatten(), torch.ones(4), rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(4, 10), (4, 3, 16)])
+def test_inputs_that_are_no_images_keep_their_shape(shape: tuple[int, ...]) -> None:
+    assert CLAE()(torch.zeros(shape), torch.sum).shape == shape
+
+
+def test_a_vae_that_is_fitted_again_stays_frozen() -> None:
+    space = LatentSpace(made := vae())
+    fit_vae(made, [X], epochs=1)
+    space.at(X)
+    assert not any(part.requires_grad for part in made.parameters())
 
 
 def test_a_bad_step_size() -> None:
