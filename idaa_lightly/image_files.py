@@ -31,8 +31,8 @@ A small file can hold an image that fills the memory when it is decoded or resiz
 names change the limits.
 """
 UNREADABLE = (
-    Image.DecompressionBombError, EOFError, LookupError, OSError, SyntaxError, ValueError, ZeroDivisionError,
-    struct.error,
+    Image.DecompressionBombError, EOFError, LookupError, OSError, SyntaxError, TypeError, ValueError,
+    ZeroDivisionError, struct.error,
 )  # fmt: skip
 ORIENTATION = 0x0112  # EXIF tag
 

@@ -235,14 +235,16 @@ class AffineSpace:
 
         height, width = x.shape[-2:]
         degrees, translate, scale = self.bounds
-        center = x.new_tensor([(width - 1) / 2, (height - 1) / 2]).expand(len(x), 2)
-        reach = x.new_tensor([translate * width, translate * height])
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # Half precision is too coarse for coordinates.
+        center = wide.new_tensor([(width - 1) / 2, (height - 1) / 2]).expand(len(x), 2)
+        reach = wide.new_tensor([translate * width, translate * height])
 
         def render(point: Tensor) -> Tensor:
+            point = point.to(wide.dtype)
             size = (1 + scale * point[:, 3:]).expand(-1, 2)
-            with torch.autocast(x.device.type, enabled=False):  # Half precision is too coarse for coordinates.
+            with torch.autocast(x.device.type, enabled=False):
                 matrix = get_affine_matrix2d(point[:, 1:3] * reach, center, size, degrees * point[:, 0])
-                return warp_affine(x, matrix[:, :2], (height, width), padding_mode="reflection")
+                return warp_affine(wide, matrix[:, :2], (height, width), padding_mode="reflection").to(x.dtype)
 
         return x.new_zeros(len(x), 4), render
 
