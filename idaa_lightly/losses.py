@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from idaa_lightly.batchnorm import TrainingWatch, adversarial_batchnorm, require_dual_batchnorm
+from idaa_lightly.errors import UsageError
 from idaa_lightly.isolation import module_of, preserved_buffers, require_found
+from idaa_lightly.options import NonNegative, checked
 from idaa_lightly.outputs import detached, missing_attribute
 
 
@@ -69,6 +71,9 @@ class AdversarialLoss(nn.Module):
             `starts_at_input` is True, it must evaluate the objective at `images` first.
         weight: Weight of the adversarial term, α in the paper.
 
+    Raises:
+        UsageError: `criterion` or `generator` is a class or no function, or `weight` is below 0.
+
     Example:
         >>> layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten()
         >>> model = dual_batchnorm(nn.Sequential(*layers))
@@ -82,8 +87,18 @@ class AdversarialLoss(nn.Module):
 
     _require = staticmethod(require_dual_batchnorm)
 
-    def __init__(self, criterion: Callable[..., Tensor], generator: Callable[..., Tensor], weight: float = 1.0) -> None:
+    @checked
+    def __init__(
+        self, criterion: Callable[..., Tensor], generator: Callable[..., Tensor], weight: NonNegative = 1.0
+    ) -> None:
         super().__init__()
+        for name, part in (("criterion", criterion), ("generator", generator)):
+            if isinstance(part, type) or not callable(part) or hasattr(part, "decode"):
+                got = repr(part) if isinstance(part, str | type) else type(part).__name__
+                raise UsageError(
+                    f"{name} is {got}, but expected an object to call: write NTXentLoss() for the criterion, for "
+                    "example, and IDAA(vae) for the generator"
+                )
         self.criterion, self.generator, self.weight = criterion, generator, weight
         self.watch = TrainingWatch()
 

@@ -222,9 +222,9 @@ def _range(metadata: tuple[Any, ...]) -> str:
     if len(bounds) == 1:
         return next(_BOUNDS[name].format(value) for name, value in bounds.items())
     low, high = bounds.values()
-    if "le" in bounds:
-        return f"{low} to {high}"
-    return f"{low} to below {high}" if "ge" in bounds else f"between {low} and {high}"
+    if "ge" in bounds:
+        return f"{low} to {high}" if "le" in bounds else f"{low} to below {high}"
+    return f"above {low} to {high}" if "le" in bounds else f"between {low} and {high}"
 
 
 def _described(plugin: type, name: str) -> str:

@@ -18,8 +18,12 @@ from idaa_lightly.files import require_file
 
 Kind = Literal["method", "augmentation", "backbone"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+OWN = "idaa-lightly"
+"""Distribution whose code a record names by its commit or version."""
 _files: dict[Path, tuple[str, dict[Kind, list[Entry]]]] = {}
 """Hash and plugins of the files that `add_file` has imported."""
+_modules: dict[str, str] = {}
+"""Hashes of the modules that `load` has imported from other distributions, by distribution, version and module."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,11 @@ def added_files() -> dict[Path, str]:
     return {path: digest for path, (digest, _) in _files.items()}
 
 
+def sources() -> dict[str, str]:
+    """Return the SHA-256 of the code of plugins that are not ours: added files, and modules that `load` imported."""
+    return {path.name: digest for path, digest in added_files().items()} | _modules
+
+
 def _hyphenated(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()
 
@@ -146,12 +155,22 @@ def load(kind: Kind, name: str) -> Any:
         base = bases[kind]
         if not (isinstance(plugin, type) and issubclass(plugin, base)):
             raise TypeError(f"expected a subclass of idaa_lightly.plugin.{base.__name__}, but got {plugin!r}")
+        _note_module(entry)
         return plugin
     except (Exception, SystemExit) as error:  # A third-party module may raise anything.
         raise PluginError(
             f"{kind} {name!r} of {entry.distribution} {entry.version} cannot be imported from {entry.target}: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def _note_module(entry: Entry) -> None:
+    """Keep the hash of the module of an entry point, unless it is ours or from an added file."""
+    module = entry.target.partition(":")[0]
+    file = getattr(sys.modules[module], "__file__", None)
+    if file and entry.distribution not in (OWN, *(path.name for path in added_files())):
+        digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        _modules.setdefault(f"{entry.distribution} {entry.version}, {module}", digest)
 
 
 def refusals() -> tuple[dict[tuple[str, str], str], list[str]]:

@@ -163,6 +163,13 @@ class SelfSupervised(Training):
         if own := list(self.objective.parameters()):
             groups.append({"params": own} | ({} if self.objective_lr is None else {"lr": self.objective_lr}))
         optimizer, scheduler = self.method.optimizer(groups, *self.schedule)
+        trained = {id(part) for group in optimizer.param_groups for part in group["params"]}
+        if any(part.requires_grad and id(part) not in trained for part in own):
+            raise ModelError(
+                f"the optimizer of {type(self.method).__name__} leaves out parameters of "
+                f"{type(self.objective).__name__}, but expected all groups that optimizer(parameters, ...) was given: "
+                "pass them on"
+            )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def losses(self, *views: Tensor) -> Any:
@@ -207,9 +214,18 @@ class SelfSupervised(Training):
         """Check once, after the first backward pass, that there is something to learn.
 
         Raises:
+            ModelError: No parameter of the backbone has a gradient.
             UsageError: The gradient of every parameter is exactly zero.
         """
-        if not self.gradient_seen and not any(p.grad is not None and p.grad.any() for p in self.method.parameters()):
+        if self.gradient_seen:
+            return
+        backbone = [part for part in self.method.backbone.parameters() if part.requires_grad]
+        if backbone and all(part.grad is None for part in backbone):
+            raise ModelError(
+                f"no parameter of the backbone has a gradient, but expected {type(self.method).__name__} to train it: "
+                "compute the embeddings from self.backbone(images)"
+            )
+        if not any(part.grad is not None and part.grad.any() for part in self.method.parameters()):
             raise UsageError(
                 "the gradient of the first step is exactly zero, so the run would train nothing: usual causes are a "
                 "batch without negatives (a batch size of 1 per device), a temperature too large or too small, a "

@@ -151,7 +151,8 @@ class VAE(nn.Module):
         """
         state = load_tensors(Path(path), "a VAE written by VAE.save or `idaa-bench vae`")
         try:
-            vae = cls(**state["idaa_lightly.VAE"])
+            with torch.random.fork_rng(devices=[]):  # A loop draws the same batches as without this VAE.
+                vae = cls(**state["idaa_lightly.VAE"])
             vae.load_state_dict(state["state"])
             vae.fitted = state.get("fitted", {})
         except (KeyError, TypeError, RuntimeError, UsageError) as error:

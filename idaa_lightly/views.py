@@ -60,7 +60,7 @@ class ViewGenerator(nn.Module):
     @property
     def starts_at_input(self) -> bool:
         """Return True if the objective is first evaluated at the input itself."""
-        return self.space.starts_at_input and not self.ascent.random_start
+        return getattr(self.space, "starts_at_input", False) and not self.ascent.random_start
 
     def control(self) -> ViewGenerator:
         """Return a control generator that takes a random direction of equal length in this space, without a search."""
@@ -95,7 +95,7 @@ class ViewGenerator(nn.Module):
         views = render(start + delta)
         lost = ~(usable.flatten() & finite(views).flatten())
         self._fallbacks = [sum(self._fallbacks, lost.sum())]
-        clean = lost | ~delta.flatten(1).any(1) if self.space.starts_at_input else lost
+        clean = lost | ~delta.flatten(1).any(1) if getattr(self.space, "starts_at_input", False) else lost
         return delta, torch.where(clean.view(-1, *[1] * (x.ndim - 1)), x, views)
 
 

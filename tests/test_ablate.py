@@ -151,6 +151,16 @@ def test_rows_of_a_plugin_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     }  # fmt: skip
 
 
+def test_a_control_with_an_unknown_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_files", {})
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "plugins/README.md").read_text(), re.DOTALL)
+    Path("views.py").write_text(code[0] + code[1].replace('"eps"', '"epss"'))
+    result = bench("ablate", "--plugin", "views.py", "--aug", "compared-brightness", "--dry-run", "--out", "study")
+    assert "Error: control 'half as strong' of 'compared-brightness': 'compared-brightness' has no option 'epss'" in (
+        " ".join(result.stderr.split())
+    )
+
+
 def test_rounds_within_a_budget() -> None:
     assert rounds_within(1e6, TINY, Path("study"), range(3), {}, 1) == 3
     with pytest.raises(UsageError, match=r"--budget is 10 s, but one round with its trials takes about \d+ (s|min)"):

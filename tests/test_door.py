@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +19,9 @@ from PIL import Image
 from test_bad_input import SMALL_VAE, TINY, arrays, bench, done, refused, run
 from torch import Tensor, nn
 
-from idaa_lightly.errors import DataError, ModelError, UsageError
+from idaa_lightly import AdversarialLoss, Viewmaker
+from idaa_lightly.bench.run.fitting import fit
+from idaa_lightly.errors import DataError, ModelError, PluginError, UsageError
 from idaa_lightly.image_files import decode
 from idaa_lightly.plugin import PairMethod
 from idaa_lightly.training import SelfSupervised
@@ -89,6 +94,48 @@ def test_a_loss_without_a_gradient_is_refused() -> None:
     module = SelfSupervised(method, NoAugmentation(), epochs=1, steps_per_epoch=1, seed=0)
     with pytest.raises(ModelError, match=r"^the loss of Detached with \w+ has no gradient, but expected one"):
         module.losses(torch.rand(3, 3, 2, 2), torch.rand(3, 3, 2, 2))
+
+
+class Wayward(PairMethod):
+    """Method that trains a network of its own, by an optimiser of its own."""
+
+    def __init__(self, backbone: nn.Module, num_features: int) -> None:
+        super().__init__(backbone, num_features)
+        self.head, self.criterion = nn.Identity(), nn.MSELoss()
+        self.other = copy.deepcopy(backbone)
+
+    def embed(self, images: Tensor) -> Tensor:
+        return self.other(images)
+
+    def optimizer(self, parameters: Any, epochs: int, steps_per_epoch: int) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1), None
+
+    transform = None  # type: ignore[assignment]
+
+
+def test_a_method_that_does_not_train_what_it_should_is_refused() -> None:
+    method = Wayward(nn.Sequential(nn.Flatten(), nn.Linear(768, 4)), 4)
+    normalize = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    module = SelfSupervised(method, NoAugmentation(), epochs=1, steps_per_epoch=1, seed=0)
+    module.objective = AdversarialLoss(method.loss, Viewmaker(normalize))
+    text = "the optimizer of Wayward leaves out parameters of AdversarialLoss, but expected all groups that"
+    with pytest.raises(ModelError, match=f"^{re.escape(text)}"):
+        module.configure_optimizers()
+    module.losses(*torch.rand(2, 3, 3, 16, 16)).total.backward()
+    with pytest.raises(
+        ModelError, match=r"^no parameter of the backbone has a gradient, but expected Wayward to train"
+    ):
+        module.on_after_backward()
+
+
+@pytest.mark.parametrize("facts", [{"mean": {"value": torch.tensor(3.0)}}, {"flops": 10}])
+def test_facts_of_the_fitting_are_checked_before_the_training(facts: Any) -> None:
+    class Fitted(NoAugmentation):
+        def fitted(self) -> dict[str, Any]:
+            return facts
+
+    with pytest.raises(PluginError, match=r"^fitted\(\) of Fitted returned .*, but expected a dict of dicts of JSON"):
+        fit(Fitted(), SimpleNamespace(device=torch.device("cpu")), "32-true")  # type: ignore[arg-type]
 
 
 # Values that only the construction refuses, seeds and sizes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -284,6 +285,23 @@ def test_total_that_is_forgotten() -> None:
     replaced = ReplacingLoss(NTXentLoss(), CLAE())(dual_batchnorm(small_model()), images(), images(seed=3))
     with pytest.raises(AttributeError, match=r"^ReplacedOutput has no attribute 'item': use `.total.item`,"):
         replaced.item()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (
+            (NTXentLoss, CLAE()),
+            "criterion is <class 'lightly.loss.ntx_ent_loss.NTXentLoss'>, but expected an",
+        ),
+        ((NTXentLoss(), small_vae()), "generator is VAE, but expected an object to call: write NTXentLoss() for the"),
+        ((NTXentLoss(), "vae.pt"), "generator is 'vae.pt', but expected an object to call"),
+        ((NTXentLoss(), CLAE(), -1.0), "weight is -1.0, but expected float, 0 or more"),
+    ],
+)
+def test_arguments_of_another_kind(arguments: tuple[Any, ...], text: str) -> None:
+    with pytest.raises(UsageError, match=f"^{re.escape(text)}"):
+        AdversarialLoss(*arguments)
 
 
 WATCHED = "not changed in 5 steps, but the clean ones have: call dual_batchnorm(model) before the optimiser is made, or"

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Literal, Optional, Union
+from typing import Annotated, Any, Literal, Optional, Union
 
 import pytest
+from annotated_types import Interval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -224,6 +225,9 @@ def test_values_survive_as_they_are_and_as_text(values):
     [
         (int, ["int"]),
         (Literal["a", "b"], ["a or b"]),
+        (Annotated[float, Interval(gt=0, le=0.5)], ["above 0 to 0.5"]),
+        (Annotated[float, Interval(ge=0, lt=0.5)], ["0 to below 0.5"]),
+        (Annotated[float, Interval(gt=0, lt=0.5)], ["between 0 and 0.5"]),
         (float | None, ["float | None"]),
         (Optional[float], ["float", "None"]),  # noqa: UP045
         (Union[int, str], ["int", "str"]),  # noqa: UP007

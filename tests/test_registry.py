@@ -8,9 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from idaa_lightly import registry
+from idaa_lightly.bench.config import RunConfig
+from idaa_lightly.bench.record import environment
+from idaa_lightly.bench.run.inputs import SameInputs
 from idaa_lightly.cli import main
 from idaa_lightly.errors import IDAAError, PluginError
 from idaa_lightly.plugin import Augmentation, Method
@@ -252,6 +256,21 @@ def test_a_refused_pair_is_refused_in_a_sentence(install):
     done = CliRunner().invoke(main, ["run", "--method", "simclr", "--aug", "picky"])
     assert done.exit_code == 2
     assert done.output == "Error: 'picky' does not go with 'simclr': it wants batches of at least 512\n"
+
+
+def test_the_code_of_an_installed_plugin_is_known_by_its_hash(install, monkeypatch):
+    monkeypatch.setattr(registry, "_modules", {})
+    text = "from idaa_lightly_plugins.augmentations.clae import CLAE\nclass Noise(CLAE): pass\n"
+    install("noisy", [("augmentation", "noisy", "noisy_views:Noise")], {"noisy_views": text})
+    registry.load("augmentation", "clae")
+    registry.load("augmentation", "noisy")
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    assert registry.sources()["noisy 1.0, noisy_views"] == digest
+    assert not any("clae" in name for name in registry.sources())
+    inputs = SameInputs(RunConfig(method="simclr", aug="noisy"), "digits", "a").inputs
+    assert inputs["the plugin noisy 1.0, noisy_views"] == digest
+    versions = environment(torch.device("cpu"), 1)["versions"]
+    assert versions["plugin noisy 1.0, noisy_views"] == f"sha256 {digest}"
 
 
 @pytest.fixture

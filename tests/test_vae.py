@@ -167,6 +167,13 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["vae.pt"]
 
 
+def test_loading_leaves_the_global_random_stream_alone(tmp_path: Path) -> None:
+    VAE(16, width=4).save(tmp_path / "vae.pt")
+    before = torch.get_rng_state()
+    VAE.load(tmp_path / "vae.pt")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_operations_of_fitting_are_counted() -> None:
     vae = VAE(16, 1, bottleneck_dim=3, width=4)
     with FlopCounterMode(display=False) as counter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -213,6 +214,25 @@ def test_a_vae_that_is_fitted_again_stays_frozen() -> None:
     fit_vae(made, [X], epochs=1)
     space.at(X)
     assert not any(part.requires_grad for part in made.parameters())
+
+
+def test_a_space_without_the_flag_and_one_without_a_gradient() -> None:
+    class Half:
+        def at(self, x: Tensor) -> Any:
+            return torch.zeros_like(x), lambda point: x / 2 + (point.detach() if self.detached else point)
+
+        detached = False
+
+    generator = ViewGenerator(Half(), FGSM(0.1))  # type: ignore[arg-type]
+    assert not generator.starts_at_input
+    torch.testing.assert_close(generator(X, rising), X / 2 + 0.1 * X.sign())
+    Half.detached = True
+    text = (
+        r"^the view does not depend on the point that is searched, but an attack needs its gradient: compute the view"
+    )
+    weight = torch.ones((), requires_grad=True)
+    with pytest.raises(UsageError, match=text):
+        generator(X, lambda images: weight * rising(images))
 
 
 def test_a_bad_step_size() -> None:

@@ -22,7 +22,7 @@ from idaa_lightly.bench.ranks import is_first_process
 from idaa_lightly.bench.schema import Record, read_json
 from idaa_lightly.errors import FileFormatError, RunFolderError, UsageError
 from idaa_lightly.files import atomic_write, claim, clear_leftovers, is_temporary, require_file
-from idaa_lightly.registry import added_files
+from idaa_lightly.registry import sources
 
 log = logging.getLogger(__name__)
 SCHEMA = 3
@@ -255,7 +255,7 @@ def environment(device: torch.device, count: int) -> dict[str, Any]:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    versions |= {f"plugin {path.name}": f"sha256 {digest}" for path, digest in added_files().items()}
+    versions |= {f"plugin {name}": f"sha256 {digest}" for name, digest in sources().items()}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return {
         "versions": versions,

@@ -70,7 +70,12 @@ def rows_of(config: RunConfig) -> tuple[list[Row], list[str]]:
             continue
         kind: Kind = "control" if control.judged else "variant"
         fixed = tuple(control.options.get("method", ()))
-        rows.append(Row(control.name, kind, _controlled(config, control), control.adds, fixed))
+        own = _controlled(config, control)
+        try:
+            resolve(own)
+        except UsageError as error:
+            raise UsageError(f"control {control.name!r} of {config.aug!r}: {error}") from error
+        rows.append(Row(control.name, kind, own, control.adds, fixed))
     return [*rows, Row(config.aug, "candidate", config, augmentation.adds)], missing
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from idaa_lightly.bench.progress import progress
 from idaa_lightly.bench.run.setup import Parts
-from idaa_lightly.errors import UsageError
+from idaa_lightly.errors import PluginError, UsageError
 from idaa_lightly.loading import ViewDataset, describe
 from idaa_lightly.plugin import Augmentation, FitContext
 
@@ -32,6 +33,14 @@ def fit(augmentation: Augmentation, context: FitContext, precision: str) -> None
     # The cache of autocast is off, because it would keep the weights of the first step.
     with torch.autocast(context.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
         augmentation.fit(context)
+    facts: Any = augmentation.fitted()
+    try:  # The record, which is written at the end, holds them.
+        json.dumps({name: dict(part) for name, part in facts.items()})
+    except (AttributeError, TypeError, ValueError) as error:
+        raise PluginError(
+            f"fitted() of {type(augmentation).__name__} returned {facts!r:.200}, but expected a dict of dicts of JSON "
+            'values, such as {"vae": {"epochs": 3}}'
+        ) from error
 
 
 def fit_context(parts: Parts, device: torch.device) -> FitContext:

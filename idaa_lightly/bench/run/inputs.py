@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 
 from idaa_lightly.bench.config import RunConfig
 from idaa_lightly.errors import DataError
-from idaa_lightly.registry import KINDS, added_files, entries
+from idaa_lightly.registry import KINDS, added_files, entries, sources
 
 
 class SameInputs(pl.Callback):
@@ -56,11 +56,14 @@ def _files(config: RunConfig) -> dict[str, str]:
     added = {path.name for path in added_files()}
     plugins = zip(KINDS, (config.method, config.aug, config.backbone or ""), strict=True)
     used = [entry for kind, name in plugins for entry in entries(kind, name) if entry.distribution in added]
-    sources = [Path(options[name]) for name in ("weights", "run") if name in options]
+    named = [Path(options[name]) for name in ("weights", "run") if name in options]
     values = [Path(value) for part in config.set.values() for value in part.values() if isinstance(value, str)]
-    paths = [path / "backbone.pt" if path.is_dir() else path for path in sources] + [
+    paths = [path / "backbone.pt" if path.is_dir() else path for path in named] + [
         path for path in values if path.suffix
     ]
-    return {f"the plugin file {entry.distribution}": entry.version for entry in used} | {
-        str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()
-    }
+    modules = {f"the plugin {name}": digest for name, digest in sources().items() if name not in added}
+    return (
+        modules
+        | {f"the plugin file {entry.distribution}": entry.version for entry in used}
+        | {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
+    )
