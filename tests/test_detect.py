@@ -665,7 +665,7 @@ def test_a_run_its_files_and_resuming_to_the_bit(tmp_path: Path) -> None:
     for name, value in one.items():
         assert torch.equal(value, other[name]), name
     assert Path("whole/metrics.csv").read_bytes() == Path("part/metrics.csv").read_bytes()
-    shown = CliRunner().invoke(main, ["detect", "--table", "."])
+    shown = CliRunner().invoke(main, ["detect", "--table", "whole"])
     assert shown.exit_code == 0
     assert "| scratch | " in shown.stdout
 

@@ -296,7 +296,9 @@ def test_a_run_its_files_and_resuming_to_the_bit(folder: Path) -> None:
     for name, value in one["state_dict"].items():
         assert torch.equal(value, other["state_dict"][name]), name
     assert Path("whole/metrics.csv").read_bytes() == Path("part/metrics.csv").read_bytes()
-    shown = CliRunner().invoke(main, ["semi", "--table", ".", "--plot", "plot.svg"])
+    twice = CliRunner().invoke(main, ["semi", "--table", "."])
+    assert "fixmatch × clae has seed 0 more than once, but expected each seed once" in " ".join(twice.stderr.split())
+    shown = CliRunner().invoke(main, ["semi", "--table", "whole", "--plot", "plot.svg"])
     assert shown.exit_code == 0
     assert "fixmatch × clae" in shown.stdout
     assert Path("plot.svg").exists()
