@@ -121,18 +121,8 @@ def _results(folder: Path) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     measures = [f"{measure}, %" for measure in MEASURES]
-    names = [
-        "recipe",
-        "seed",
-        "method",
-        "aug",
-        *measures,
-        "kNN untrained, %",
-        "epochs",
-        "training, s",
-        "training FLOPs",
-    ]
-    writer.writerow([*names, "fitting FLOPs", "commit", "device", "torch"])
+    names = ["recipe", "seed", "method", "aug", *measures, "kNN untrained, %", "epochs", "training, s"]
+    writer.writerow([*names, "training FLOPs", "fitting FLOPs", "commit", "device", "torch"])
     for path in sorted((folder / "records").rglob("record.json")):
         record = read_record(path.parent)
         config = config_of(record)
