@@ -207,14 +207,13 @@ def gradient(value: Value, delta: Tensor) -> Tensor:
                 "depends on the images: reduce it to a scalar, without detach() or no_grad(); in a method's "
                 "loss(anchor, positive), the images enter through `positive`"
             )
-        (result,) = torch.autograd.grad(scalar, delta, allow_unused=True)
-    if result is None:
+        found: Tensor | None = torch.autograd.grad(scalar, delta, allow_unused=True)[0]
+    if found is None:
         raise UsageError(
             "the view does not depend on the point that is searched, but an attack needs its gradient: compute the "
             "view without detach() or no_grad()"
         )
-    gradient: Tensor = result
-    return gradient
+    return found
 
 
 def direction(gradient: Tensor, norm: Norm) -> Tensor:

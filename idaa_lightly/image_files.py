@@ -219,7 +219,7 @@ def opened(path: Path | Member) -> Iterator[Image.Image]:
     """
     require_file(path.shard if isinstance(path, Member) else path, "an image")
     limits = {name: Option(name, Positive).parse(os.environ.get(name, usual)) for name, usual in LIMITS.items()}
-    if Image.MAX_IMAGE_PIXELS is not None:  # Pillow's own limit, which is for twice as many pixels.
+    if Image.MAX_IMAGE_PIXELS is not None:  # Pillow refuses twice as many pixels.
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, math.ceil(limits["IDAA_LIGHTLY_MAX_PIXELS"]))
     try:
         with warnings.catch_warnings():

@@ -93,7 +93,7 @@ class AdversarialLoss(nn.Module):
     ) -> None:
         super().__init__()
         for name, part in (("criterion", criterion), ("generator", generator)):
-            if isinstance(part, type) or not callable(part) or hasattr(part, "decode"):
+            if isinstance(part, type) or not callable(part) or getattr(type(part), "forward", 0) is nn.Module.forward:
                 got = repr(part) if isinstance(part, str | type) else type(part).__name__
                 raise UsageError(
                     f"{name} is {got}, but expected an object to call: write NTXentLoss() for the criterion, for "

@@ -1,4 +1,4 @@
-"""Model outputs: a tensor, or a tuple, list or dict of tensors."""
+"""Model outputs and batches: a tensor, or a tuple, list or dict of tensors."""
 
 from __future__ import annotations
 
@@ -41,6 +41,13 @@ def _mapped(function: Callable[[Tensor], Tensor], output: Any) -> Any:
         parts = [_mapped(function, value) for value in output]
         return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
     return output
+
+
+def first_of(batch: Any) -> Any:
+    """Return the first entry of nested tuples and lists, or `batch` itself if it is none."""
+    while isinstance(batch, tuple | list) and batch:
+        batch = batch[0]
+    return batch
 
 
 def missing_attribute(output: Any, name: str) -> AttributeError:

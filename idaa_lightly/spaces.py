@@ -292,11 +292,11 @@ class JitterSpace:
         """Return zeros, (N, 4), and a function that jitters `x` by given changes."""
         from kornia import enhance
 
-        wide = torch.promote_types(x.dtype, torch.float32)  # Half precision would round the images.
-        pixels = self.pixels.from_normalized(x.to(wide))
+        dtype = torch.promote_types(x.dtype, torch.float32)  # Half precision would round the images.
+        pixels = self.pixels.from_normalized(x.to(dtype))
 
         def render(point: Tensor) -> Tensor:
-            point = point.to(wide)
+            point = point.to(dtype)
             brightness, contrast, saturation, hue = (point * point.new_tensor(self.bounds)).unbind(1)
             image = enhance.adjust_brightness_accumulative(pixels, 1 + brightness)
             image = enhance.adjust_contrast_with_mean_subtraction(image, 1 + contrast)

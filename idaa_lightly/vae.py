@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from idaa_lightly.errors import DataError, FileFormatError, NonFiniteError, UsageError
 from idaa_lightly.files import load_tensors, save_tensors
 from idaa_lightly.options import Count, NonNegative, checked
+from idaa_lightly.outputs import first_of
 
 log = logging.getLogger(__name__)
 
@@ -307,9 +308,7 @@ def _images(batch: Any) -> Tensor:
     Raises:
         DataError: The batch holds no images (N, C, H, W) of floats.
     """
-    first = batch
-    while isinstance(first, (tuple, list)) and first:
-        first = first[0]
+    first = first_of(batch)
     if isinstance(first, Tensor) and first.ndim == 4 and first.is_floating_point():
         return first
     got = f"{first.dtype} of shape {tuple(first.shape)}" if isinstance(first, Tensor) else type(first).__name__

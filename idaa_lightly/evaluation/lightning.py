@@ -16,6 +16,7 @@ from idaa_lightly.evaluation.embed import embed
 from idaa_lightly.evaluation.knn import knn_places, neighbours_that_vote
 from idaa_lightly.evaluation.search import prepared
 from idaa_lightly.evaluation.unlabelled import figures
+from idaa_lightly.outputs import first_of
 
 
 class FaissKNNClassifier(KNNClassifier):  # type: ignore[misc]
@@ -221,6 +222,7 @@ class UnlabelledCallback(_FeatureCallback):
         every: Number of epochs between evaluations.
 
     Raises:
+        DataError: A batch does not start with images. Raised at the first evaluation.
         ModelError: The module has no submodule `backbone`. Raised at the first evaluation.
         UsageError: `every` is out of range.
 
@@ -240,23 +242,14 @@ class UnlabelledCallback(_FeatureCallback):
 
     def measure(self, backbone: nn.Module) -> dict[str, float]:
         """Return effective rank, uniformity and spread."""
-        batches = map(first_images, self.images)
+        batches = map(_first_images, self.images)
         features, _ = embed(backbone, ((images, torch.zeros(len(images))) for images in batches))
         return {f"val_{name}": value for name, value in figures(features).items()}
 
 
-def first_images(batch: Any) -> Tensor:
-    """Return the images of a batch: itself, or the first tensor in nested tuples and lists.
-
-    Args:
-        batch: Images (N, C, H, W), or a tuple or list that starts with images, or with a list of views.
-
-    Raises:
-        DataError: The batch does not start with a tensor.
-    """
-    first = batch
-    while isinstance(first, (tuple, list)) and first:
-        first = first[0]
+def _first_images(batch: Any) -> Tensor:
+    """Return the images of a batch, or the first views in it."""
+    first = first_of(batch)
     if not isinstance(first, Tensor):
         raise DataError(f"a batch starts with {type(first).__name__}, but expected images, a tensor (N, C, H, W)")
     return first

@@ -2,8 +2,7 @@
 
 Each part takes images (N, 3, H, W) in [0, 1] and a CPU generator of random numbers. It may change the images in place.
 Random parameters have the distribution of torchvision's or Lightly's part, independently for each image. The result
-equals PIL's up to rounding to 8 bits. Bicubic crops differ from it by up to 13 of 255 at edges, where PIL clips
-between its passes.
+equals PIL's up to rounding to 8 bits. Bicubic crops can differ more at edges, where PIL clips between its passes.
 """
 
 from __future__ import annotations
